@@ -1,0 +1,1 @@
+"""Metrics, pictures and the report: what a person reads to judge a model. Imports core only."""

@@ -1,0 +1,270 @@
+"""How far predictions lie from the truth: errors per case and landmark, and the figures made of them.
+
+Definitions: the radial error is the distance in mm between prediction and truth. MRE, SD (n - 1), median and 95th
+percentile pool landmark-case pairs and look at located ones; their number and the failures stand beside them. SDR at
+t is the share of all annotated pairs with an error of at most t, so an undetected landmark is a failure. A case's
+error is the mean over its located landmarks. Confidence intervals are percentile bootstraps over **cases**.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anatomark.core.grid import Array
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.shape import mean_shape, procrustes
+from anatomark.errors import InputError
+
+THRESHOLDS_MM = (2.0, 2.5, 3.0, 4.0)
+BOOTSTRAP = 2000
+_TIE_MM = 1e-9  # coordinates are decimal, so an error of exactly 2 mm must not fail by rounding
+
+
+class Outcome(StrEnum):
+    """What became of one landmark in one case."""
+
+    LOCATED = "located"  # annotated and predicted: has an error
+    MISSED = "missed"  # annotated, but no prediction: a failure
+    FALSE_PRESENCE = "false presence"  # known to be absent, but predicted
+    ABSENT = "correctly absent"
+    UNSCORED = "not annotated"  # nothing known of the truth: no metric
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Predictions against truth for M cases and N landmarks in D dimensions.
+
+    ``offset`` (M, N, D) prediction minus truth in mm, NaN unless located; ``outcome`` (M, N) of :class:`Outcome`;
+    ``score`` (M, N) in 0..1 and ``radius90`` (M, N) mm as predicted, NaN where not given.
+    """
+
+    cases: tuple[str, ...]
+    names: tuple[str, ...]
+    offset: Array
+    outcome: NDArray[Any]
+    score: Array
+    radius90: Array
+
+    @cached_property
+    def error(self) -> Array:
+        """(M, N) radial error in mm, NaN unless located."""
+        return np.asarray(np.sqrt((self.offset**2).sum(-1)))
+
+    @cached_property
+    def annotated(self) -> NDArray[np.bool_]:
+        """(M, N) True where the truth is defined: the pairs that count."""
+        return (self.outcome == Outcome.LOCATED) | (self.outcome == Outcome.MISSED)
+
+    @property
+    def case_error(self) -> Array:
+        """(M,) mean error in mm over each case's located landmarks; NaN where there is none."""
+        located = np.isfinite(self.error)
+        total = np.where(located, self.error, 0).sum(1)
+        return np.asarray(np.where(located.any(1), total / np.maximum(located.sum(1), 1), np.nan))
+
+    def failures(self, case: int) -> int:
+        """How many annotated landmarks of a case have no prediction."""
+        return int((self.outcome[case] == Outcome.MISSED).sum())
+
+    def ranking(self) -> list[int]:
+        """Cases with annotated landmarks from best to worst: fewest failures first, then the smallest case error."""
+        error = self.case_error
+        scored = [m for m in range(len(self.cases)) if self.annotated[m].any()]
+        return sorted(scored, key=lambda m: (self.failures(m), error[m] if np.isfinite(error[m]) else np.inf))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The tidy table: one row per case and landmark."""
+        axes = [f"d{a}_mm" for a in "xyz"[: self.offset.shape[2]]]
+        return [
+            {
+                "case": case,
+                "label": name,
+                "outcome": str(self.outcome[m, n]),
+                "error_mm": _number(self.error[m, n]),
+                **{axis: _number(v) for axis, v in zip(axes, self.offset[m, n], strict=True)},
+                "score": _number(self.score[m, n]),
+                "radius90_mm": _number(self.radius90[m, n]),
+            }
+            for m, case in enumerate(self.cases)
+            for n, name in enumerate(self.names)
+        ]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures over a set of landmark-case pairs; lengths in mm, None where there is nothing to compute them from.
+
+    ``pairs`` annotated, ``located`` of them with a prediction, ``failures`` without. ``mre_ci95`` and ``sdr_ci95`` are
+    None for fewer than two cases. ``covered90`` is the share of located points within their predicted 90 % radius.
+    """
+
+    pairs: int
+    located: int
+    failures: int
+    false_presences: int
+    mre: float | None
+    mre_ci95: tuple[float, float] | None
+    sd: float | None
+    median: float | None
+    p95: float | None
+    largest: float | None
+    sdr: dict[float, float]
+    sdr_ci95: dict[float, tuple[float, float]]
+    covered90: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, units in the keys; SDR keyed by its threshold in mm."""
+        return {
+            "pairs": self.pairs,
+            "located": self.located,
+            "failures": self.failures,
+            "false_presences": self.false_presences,
+            "mre_mm": self.mre,
+            "mre_ci95_mm": self.mre_ci95,
+            "sd_mm": self.sd,
+            "median_mm": self.median,
+            "p95_mm": self.p95,
+            "max_mm": self.largest,
+            "sdr": {f"{t:g}": v for t, v in self.sdr.items()},
+            "sdr_ci95": {f"{t:g}": v for t, v in self.sdr_ci95.items()},
+            "covered90": self.covered90,
+        }
+
+
+def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | None], names: Sequence[str]) -> Errors:
+    """Errors of ``predicted`` against ``truth``, both by case, for the landmarks ``names``.
+
+    A case without prediction, and a landmark that a prediction does not define, is missed where the truth has it; an
+    unannotated truth gives no metric. Raises InputError where a prediction has another dimension than its truth.
+    """
+    d = next(iter(truth.values())).ndim if truth else 3
+    shape = (len(truth), len(names))
+    offset = np.full((*shape, d), np.nan)
+    outcome = np.full(shape, Outcome.UNSCORED, dtype=object)
+    score, radius = np.full(shape, np.nan), np.full(shape, np.nan)
+    for m, (case, points) in enumerate(truth.items()):
+        guess = predicted.get(case)
+        for which, given in (("truth", points), ("prediction", guess)):
+            if given is not None and given.ndim != d:
+                raise InputError(f"case {case}: the {which} is {given.ndim}D, expected {d}D landmarks")
+        true = points.select(names)
+        absent = np.array([s is Status.ABSENT for s in true.status], dtype=bool)
+        located = np.zeros(len(names), dtype=bool)
+        if guess is not None:
+            guess = guess.select(names)
+            located = guess.defined
+            offset[m] = guess.points - true.points
+            score[m] = np.nan if guess.score is None else guess.score
+            radius[m] = np.nan if guess.radius90 is None else guess.radius90
+        outcome[m, true.defined] = Outcome.MISSED
+        outcome[m, true.defined & located] = Outcome.LOCATED
+        outcome[m, absent] = Outcome.ABSENT
+        outcome[m, absent & located] = Outcome.FALSE_PRESENCE
+    return Errors(tuple(truth), tuple(names), offset, outcome, score, radius)
+
+
+def statistics(
+    errors: Errors,
+    names: Sequence[str] | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS_MM,
+    samples: int = BOOTSTRAP,
+    seed: int = 0,
+) -> Statistics:
+    """Figures over all landmarks, or over ``names``; ``samples`` bootstrap draws over cases, the same for one seed."""
+    columns = [errors.names.index(n) for n in (errors.names if names is None else names)]
+    error, annotated, outcome = errors.error[:, columns], errors.annotated[:, columns], errors.outcome[:, columns]
+    located = np.isfinite(error) & annotated
+    pool = error[located]
+    hits = {float(t): located & (error <= t + _TIE_MM) for t in thresholds}
+    pairs = int(annotated.sum())
+    with_radius = located & np.isfinite(errors.radius90[:, columns])
+    within = error[with_radius] <= errors.radius90[:, columns][with_radius]
+    # a case without annotated pair says nothing, so it is not drawn
+    seen = annotated.any(1)
+    draws = _draws(int(seen.sum()), samples, seed)
+    total = np.where(located, error, 0.0)[seen].sum(1)
+    intervals = {t: _interval(draws, h[seen].sum(1), annotated[seen].sum(1)) for t, h in hits.items()}
+    return Statistics(
+        pairs=pairs,
+        located=pool.size,
+        failures=pairs - pool.size,
+        false_presences=int((outcome == Outcome.FALSE_PRESENCE).sum()),
+        mre=float(pool.mean()) if pool.size else None,
+        mre_ci95=_interval(draws, total, located[seen].sum(1)),
+        sd=float(pool.std(ddof=1)) if pool.size > 1 else None,
+        median=float(np.median(pool)) if pool.size else None,
+        p95=float(np.percentile(pool, 95)) if pool.size else None,
+        largest=float(pool.max()) if pool.size else None,
+        sdr={t: float(h.sum() / pairs) for t, h in hits.items()} if pairs else {},
+        sdr_ci95={t: i for t, i in intervals.items() if i is not None},
+        covered90=float(within.mean()) if within.size else None,
+    )
+
+
+def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmarks]) -> dict[str, dict[str, Landmarks]]:
+    """What knowing the mean of the training landmarks alone would give, by name of the baseline and case.
+
+    ``mean position``: the mean of the training points in world mm, the same in every case. ``mean shape, perfect rigid
+    pose`` and ``mean shape, perfect similarity``: the Procrustes mean laid onto the case's own truth (least squares):
+    what a flawless pose without any further look at the image leaves. Empty without training landmarks.
+    """
+    names = tuple(dict.fromkeys(n for one in train for n, known in zip(one.names, one.defined, strict=True) if known))
+    if not names:
+        return {}
+    # a case without any point says nothing of the shape
+    shapes = np.stack([s for s in (one.select(names).points for one in train) if np.isfinite(s).any()])
+    seen = np.isfinite(shapes)
+    mean = np.where(seen, shapes, 0).sum(0) / seen.sum(0)
+    baselines = {"mean position": {case: Landmarks(names, mean) for case in truth}}
+    for label, scale in (("mean shape, perfect rigid pose", False), ("mean shape, perfect similarity", True)):
+        shape, _ = mean_shape(shapes, scale=scale)
+        baselines[label] = {
+            case: Landmarks(names, procrustes(shape, points.select(names).points, scale=scale).apply(shape))
+            for case, points in truth.items()
+        }
+    return baselines
+
+
+def between_observers(observers: Mapping[str, Mapping[str, Landmarks]], names: Sequence[str]) -> dict[str, Errors]:
+    """Distances between every two observers who marked the same cases, as ``{"senior - junior": errors}``.
+
+    ``observers``: by case, then by observer's name. A point that only one of the two marked is left out.
+    """
+    people = tuple(dict.fromkeys(person for marks in observers.values() for person in marks))
+    found = {}
+    for one, other in combinations(people, 2):
+        both = {case: marks for case, marks in observers.items() if one in marks and other in marks}
+        if both:
+            errors = compare({c: m[one] for c, m in both.items()}, {c: m[other] for c, m in both.items()}, names)
+            errors.outcome[errors.outcome != Outcome.LOCATED] = Outcome.UNSCORED
+            found[f"{one} - {other}"] = errors
+    return found
+
+
+def _draws(cases: int, samples: int, seed: int) -> NDArray[np.int64] | None:
+    """(samples, cases) how often each case is drawn; None for fewer than two cases."""
+    if cases < 2:
+        return None
+    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=samples)
+
+
+def _interval(draws: NDArray[np.int64] | None, total: Array, count: Array) -> tuple[float, float] | None:
+    """2.5th and 97.5th percentile of sum(total) / sum(count) over the draws."""
+    if draws is None:
+        return None
+    drawn = draws @ count
+    ratio = (draws @ total)[drawn > 0] / drawn[drawn > 0]
+    return (float(np.percentile(ratio, 2.5)), float(np.percentile(ratio, 97.5))) if ratio.size else None
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

@@ -1,0 +1,310 @@
+"""Images with landmarks drawn in: slices through the worst points of a case, and overlays of predictions."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from anatomark.core.grid import Array
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.errors import InputError
+
+TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
+INK, PAPER = "#e8eaed", "#101418"
+HALO = "#101418"
+LEGIBLE = [withStroke(linewidth=1.8, foreground=HALO, alpha=0.7)]  # light text over a bright image
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """How a canonical array (z, y, x) or (y, x) is laid on the screen; ``edges``: left, right, top, bottom letter."""
+
+    title: str
+    fixed: int | None
+    row: int
+    column: int
+    up: bool  # rows run from bottom to top
+    edges: str
+
+
+AXIAL = _Plane("axial", 0, 1, 2, False, "RLAP")
+CORONAL = _Plane("coronal", 1, 0, 2, True, "RLSI")
+SAGITTAL = _Plane("sagittal", 2, 0, 1, True, "APSI")
+FLAT = _Plane("", None, 0, 1, False, "")
+
+
+class _View:
+    """An image in canonical orientation with a grey window; a panel of it is drawn in mm, so its aspect is true."""
+
+    def __init__(self, image: Image):
+        self.image = image.canonical()
+        self.grid = self.image.grid
+        values = image.subsample()
+        values = values[np.isfinite(values)]
+        # the background often fills most of a volume and would take the whole window
+        inside = values[values > values.min()] if values.size and values.min() < values.max() else values
+        low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
+        self.low, self.high = float(min(low, values.min() if image.ndim == 3 else low)), float(high)
+        self.colour = image.ndim == 2 and image.array.shape[0] == 3
+
+    @property
+    def extent(self) -> float:
+        """Longest side in mm."""
+        return float(self.grid.extent_mm.max())
+
+    def locate(self, plane: _Plane, points: Array) -> Array:
+        """(..., 2) screen position (right, down or up) in mm of world points (..., D)."""
+        scaled = self.grid.to_index(points) * self.grid.spacing
+        return np.asarray(scaled[..., [plane.column, plane.row]])
+
+    def draw(self, ax: Axes, plane: _Plane, centre: Array, half: float | None = None) -> None:
+        """The slice through the world point ``centre``; with ``half`` only this many mm around it."""
+        shape, spacing = self.grid.shape, self.grid.spacing
+        pixels: NDArray[Any] = self.image.array
+        if plane.fixed is not None:
+            at = int(np.clip(np.rint(self.grid.to_index(centre)[plane.fixed]), 0, shape[plane.fixed] - 1))
+            pixels = pixels.take(at, axis=plane.fixed + 1)
+        middle = self.locate(plane, centre)
+        lows, highs = [], []
+        for axis, where in ((plane.column, middle[0]), (plane.row, middle[1])):
+            size = shape[axis] if half is None else half / spacing[axis]
+            at = where / spacing[axis]
+            first, last = (0, shape[axis]) if half is None else (int(at - size) - 1, int(at + size) + 3)
+            lows.append(int(np.clip(first, 0, shape[axis] - 1)))
+            highs.append(int(np.clip(last, 1, shape[axis])))
+        pixels = pixels[:, lows[1] : highs[1], lows[0] : highs[0]].astype(np.float32)
+        pixels = np.clip((pixels - self.low) / max(self.high - self.low, 1e-12), 0, 1)
+        sx, sy = spacing[plane.column], spacing[plane.row]
+        edges = [(lows[0] - 0.5) * sx, (highs[0] - 0.5) * sx, (highs[1] - 0.5) * sy, (lows[1] - 0.5) * sy]
+        ax.imshow(
+            pixels.transpose(1, 2, 0) if self.colour else pixels[0],
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+            extent=(edges[0], edges[1], edges[2], edges[3]),
+            interpolation="auto" if half is None else "bilinear",
+        )
+        left, right, bottom, top = edges
+        if half is None and plane.fixed is not None:  # slices stand in rows, so they are framed as squares
+            middle = np.array([(left + right) / 2, (bottom + top) / 2])
+            half = max(abs(right - left), abs(bottom - top)) / 2
+        if half is not None:
+            left, right, bottom, top = middle[0] - half, middle[0] + half, middle[1] + half, middle[1] - half
+        ax.set(xlim=(left, right), ylim=(top, bottom) if plane.up else (bottom, top), xticks=[], yticks=[])
+        ax.set_facecolor("black")
+        for side in ax.spines.values():
+            side.set_visible(False)
+
+
+def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, names: Sequence[str]) -> bytes:
+    """PNG of one case for the report: the landmarks ``names`` (worst first) with truth and prediction marked.
+
+    3D: a row per landmark, an overview and the three orthogonal slices through its true position. 2D: the whole image
+    with every landmark, and a zoom on each of ``names``.
+    """
+    view = _View(image)
+    truth = truth.select([n for n, known in zip(truth.names, truth.defined, strict=True) if known])
+    found = truth.with_points(np.full_like(truth.points, np.nan)) if predicted is None else predicted
+    found = found.select(truth.names)
+    names = [n for n in names if n in truth.names]
+    figure = _rows_3d(view, found, truth, names) if image.ndim == 3 else _zooms_2d(view, found, truth, names)
+    return png(figure)
+
+
+def overlay(image: Image, predicted: Landmarks, truth: Landmarks | None, path: str | os.PathLike[str]) -> None:
+    """Write a PNG of predicted landmarks, labelled, with 90 % circles where known; ``truth`` beside them if given.
+
+    2D: the whole image. 3D: a contact sheet, axial, coronal and sagittal slices through each landmark. Raises
+    InputError where the file cannot be written.
+    """
+    view = _View(image)
+    data = png(_sheet_3d(view, predicted, truth) if image.ndim == 3 else _whole_2d(view, predicted, truth), dpi=110)
+    path = Path(path)
+    draft = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG."""
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return memory.getvalue()
+
+
+def caption(name: str, description: str = "") -> str:
+    """A landmark's label with its description, ``1 AC``; the description alone adds nothing where both are one."""
+    return f"{name} {description}" if description and description != name else name
+
+
+def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
+    # truth is a ring, so that what lies under it stays visible; a prediction is a cross
+    style: dict[str, Any] = {"marker": "o", "mfc": "none"} if colour == TRUTH else {"marker": "x"}
+    for width, ink in ((size / 2.6, HALO), (size / 6, colour)):
+        ax.plot(*spot, linestyle="none", ms=size, mec=ink, mew=width, clip_on=True, **style)
+
+
+def _pair(
+    ax: Axes, view: _View, plane: _Plane, found: Landmarks, truth: Landmarks | None, name: str, *, size: float
+) -> None:
+    """Truth, prediction, the line between them and the 90 % circle of one landmark on one panel."""
+    at = found.names.index(name)
+    true = view.locate(plane, truth[name]) if truth is not None and name in truth.names else np.full(2, np.nan)
+    spot = view.locate(plane, found.points[at])
+    if np.isfinite(true).all() and np.isfinite(spot).all():
+        ax.plot([true[0], spot[0]], [true[1], spot[1]], color=PREDICTION, lw=0.8, alpha=0.9)
+    radius = np.nan if found.radius90 is None else float(found.radius90[at])
+    if np.isfinite(spot).all() and np.isfinite(radius):
+        ax.add_patch(Circle((float(spot[0]), float(spot[1])), radius, fill=False, ec=PREDICTION, lw=0.7, alpha=0.7))
+    for position, colour in ((true, TRUTH), (spot, PREDICTION)):
+        if np.isfinite(position).all():
+            _mark(ax, position, colour, size)
+
+
+def _letters(ax: Axes, plane: _Plane, size: float = 8) -> None:
+    spots = [(0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"), (0.5, 0.97, "center", "top")]
+    spots.append((0.5, 0.03, "center", "bottom"))
+    for letter, (x, y, ha, va) in zip(plane.edges, spots, strict=False):
+        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=INK, fontsize=size, path_effects=LEGIBLE)
+
+
+def _scale_bar(ax: Axes, half: float) -> None:
+    power = 10 ** np.floor(np.log10(half * 0.8))
+    length = max(m * power for m in (1, 2, 5) if m * power <= half * 0.8)
+    x, y = 0.04, 0.05
+    bar = [x, x + length / (2 * half)], [y, y]
+    ax.plot(*bar, transform=ax.transAxes, color=INK, lw=2, solid_capstyle="butt", path_effects=LEGIBLE)
+    text = f"{length:g} mm"
+    ax.text(x, y + 0.025, text, transform=ax.transAxes, color=INK, fontsize=7, va="bottom", path_effects=LEGIBLE)
+
+
+def _key(figure: Figure, x: float, y: float) -> None:
+    box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 3}
+    for text, colour, align in (("○ truth ", TRUTH, "right"), (" × prediction", PREDICTION, "left")):
+        figure.text(x, y, text, color=colour, fontsize=10, ha=align, va="center", weight="bold", bbox=box)
+
+
+def _error_text(found: Landmarks, truth: Landmarks, name: str) -> str:
+    step = found.points[found.names.index(name)] - truth[name]
+    return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else "not found"
+
+
+def _half(view: _View, found: Landmarks, truth: Landmarks, name: str) -> float:
+    error = float(np.linalg.norm(found.points[found.names.index(name)] - truth[name]))
+    wanted = max(0.07 * view.extent, 1.6 * error if np.isfinite(error) else 0)
+    return min(wanted, 0.5 * view.extent)
+
+
+def _rows_3d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+    rows, side, head, gap = len(names), 2.6, 0.42, 0.07
+    width, row = 4 * side + 3 * gap, side + head
+    height = rows * row + 0.1
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    for r, name in enumerate(names):
+        half, bottom = _half(view, found, truth, name), height - (r + 1) * row
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
+        for c, plane in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
+            ax = figure.add_axes(
+                (c * (side + gap) / width, bottom / height, side / width, side / height), facecolor="black"
+            )
+            view.draw(ax, plane, truth[name], half if c else None)
+            if c:
+                _pair(ax, view, plane, found, truth, name, size=10)
+                _scale_bar(ax, half)
+            else:
+                corner = view.locate(plane, truth[name]) - half
+                box = (float(corner[0]), float(corner[1]))
+                ax.add_patch(Rectangle(box, 2 * half, 2 * half, fill=False, ec=TRUTH, lw=1))
+            ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=8)
+            _letters(ax, plane)
+    _key(figure, 0.86, 1 - 0.5 * head / height)
+    return figure
+
+
+def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+    size = view.grid.extent_mm
+    tall = 6.3
+    wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
+    columns = -(-len(names) // 2)
+    side, head, gap = (tall - 2 * 0.35) / 2, 0.35, 0.1
+    width = wide + columns * (side + gap)
+    figure = Figure(figsize=(width, tall), facecolor=PAPER)
+    ax = figure.add_axes((0, 0, wide / width, 1))
+    view.draw(ax, FLAT, view.grid.centre)
+    for name in truth.names:
+        _pair(ax, view, FLAT, found, truth, name, size=5)
+    for i, name in enumerate(names):
+        left, bottom = wide + gap + (i % columns) * (side + gap), tall - (i // columns + 1) * (side + head)
+        zoom = figure.add_axes((left / width, bottom / tall, side / width, side / tall))
+        half = _half(view, found, truth, name)
+        view.draw(zoom, FLAT, truth[name], half)
+        _pair(zoom, view, FLAT, found, truth, name, size=11)
+        _scale_bar(zoom, half)
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
+    _key(figure, 0.45 * wide / width, 1 - 0.25 / tall)
+    return figure
+
+
+def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
+    size = view.grid.extent_mm
+    figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
+    ax = figure.add_axes((0, 0, 1, 1))
+    view.draw(ax, FLAT, view.grid.centre)
+    for name, description in zip(found.names, found.descriptions, strict=True):
+        _pair(ax, view, FLAT, found, truth, name, size=7)
+        spot = view.locate(FLAT, found[name])
+        if np.isfinite(spot).all():
+            right = spot[0] > 0.8 * size[1]  # a label must not leave the picture
+            ax.annotate(
+                caption(name, description), (float(spot[0]), float(spot[1])), (-6 if right else 6, 4),
+                textcoords="offset points", color=INK, fontsize=8, ha="right" if right else "left",
+            ).set_bbox({"facecolor": HALO, "alpha": 0.45, "edgecolor": "none", "pad": 1})  # fmt: skip
+    return figure
+
+
+def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
+    names = [n for n, known in zip(found.names, found.defined, strict=True) if known]
+    blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
+    rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
+    block = 3 * side + gap
+    width, height = blocks * block - gap, rows * (side + head)
+    figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
+    for i, name in enumerate(names):
+        at = found.names.index(name)
+        left, bottom = (i // rows) * block, height - (i % rows + 1) * (side + head)
+        text = caption(name, found.descriptions[at])
+        if found.score is not None and np.isfinite(found.score[at]):
+            text += f"   p={found.score[at]:.2f}"
+        if found.radius90 is not None and np.isfinite(found.radius90[at]):
+            text += f"   r90={found.radius90[at]:.1f} mm"
+        x, y = (left + 0.05) / width, (bottom + side + 0.07) / height
+        figure.text(x, y, text, color=INK, fontsize=8.5, weight="bold")
+        for c, plane in enumerate((AXIAL, CORONAL, SAGITTAL)):
+            ax = figure.add_axes(((left + c * side) / width, bottom / height, side / width * 0.985, side / height))
+            view.draw(ax, plane, found[name], half)
+            _pair(ax, view, plane, found, truth, name, size=7)
+            if i % rows == 0:
+                _letters(ax, plane, 7)
+                ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
+    if not names:
+        figure.text(0.5, 0.5, "no landmark found", color=INK, ha="center", va="center")
+    return figure

@@ -1,0 +1,1 @@
+"""Geometry, images, landmarks, resampling, shape models: numpy and torch only."""

@@ -1,0 +1,263 @@
+"""Shapes: Procrustes alignment, similarity poses, principal components with missing points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anatomark.core.grid import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """A similarity ``x -> scale * rotation @ x + translation`` from a model's frame (mm) to world mm.
+
+    ``rotation`` (D, D) proper, ``translation`` (D,) mm.
+    """
+
+    rotation: Array
+    translation: Array
+    scale: float = 1.0
+
+    @property
+    def ndim(self) -> int:
+        """D, 2 or 3."""
+        return len(self.translation)
+
+    def apply(self, points: ArrayLike) -> Array:
+        """World points (..., D) of model points (..., D)."""
+        return self.scale * (np.asarray(points, dtype=np.float64) @ self.rotation.T) + self.translation
+
+    def invert(self, points: ArrayLike) -> Array:
+        """Model points (..., D) of world points (..., D)."""
+        return (np.asarray(points, dtype=np.float64) - self.translation) @ self.rotation / self.scale
+
+    def then(self, other: Pose) -> Pose:
+        """First this pose, then ``other``."""
+        return Pose(
+            other.rotation @ self.rotation,
+            other.scale * (other.rotation @ self.translation) + other.translation,
+            self.scale * other.scale,
+        )
+
+    @classmethod
+    def identity(cls, ndim: int) -> Pose:
+        """The pose that moves nothing."""
+        return cls(np.eye(ndim), np.zeros(ndim))
+
+
+def procrustes(source: Array, target: Array, weights: Array | None = None, *, scale: bool = True) -> Pose:
+    """The similarity (or, without ``scale``, rigid motion) that takes ``source`` (N, D) closest to ``target`` (N, D).
+
+    Weighted least squares in closed form (Umeyama 1991), never a reflection. Rows with NaN on either side have no
+    weight. With fewer than two usable rows rotation is the identity, with none the pose is.
+    """
+    d = source.shape[1]
+    usable = np.asarray(np.isfinite(source).all(1) & np.isfinite(target).all(1))
+    w = np.where(usable, 1.0 if weights is None else weights, 0.0)
+    if w.sum() <= 0:
+        return Pose.identity(d)
+    w = w / w.sum()
+    a, b = np.where(usable[:, None], source, 0.0), np.where(usable[:, None], target, 0.0)
+    mean_a, mean_b = w @ a, w @ b
+    a, b = (a - mean_a) * usable[:, None], (b - mean_b) * usable[:, None]
+    u, s, vt = np.linalg.svd((b * w[:, None]).T @ a)
+    sign = np.ones(d)
+    sign[-1] = np.sign(np.linalg.det(u @ vt)) or 1.0
+    rotation = (u * sign) @ vt
+    variance = float(w @ (a**2).sum(1))
+    size = float((s * sign).sum() / variance) if scale and variance > 0 else 1.0
+    size = size if size > 0 else 1.0
+    return Pose(rotation, mean_b - size * rotation @ mean_a, size)
+
+
+def mean_shape(shapes: Array, *, scale: bool = True, rounds: int = 10) -> tuple[Array, list[Pose]]:
+    """Generalised Procrustes: the mean of ``shapes`` (M, N, D), NaN = missing, and each shape's pose on it.
+
+    The mean (N, D) is centred at the origin, has the shapes' mean size in mm and the orientation whose rotation to the
+    shapes is smallest on average. A point missing everywhere is NaN.
+    """
+    reference = shapes[int(np.isfinite(shapes).all(2).sum(1).argmax())]
+    mean = reference - np.nanmean(reference, 0)
+    size = _mean_size(shapes)
+    for _ in range(rounds):
+        aligned = []
+        for shape in shapes:
+            aligned.append(procrustes(mean, shape, scale=scale).invert(shape))
+        mean = _nanmean(np.stack(aligned))
+        mean = mean - np.nanmean(mean, 0)
+        mean = mean * (size / max(_size(mean), 1e-12))
+    poses = [procrustes(mean, shape, scale=scale) for shape in shapes]
+    turn = mean_rotation([p.rotation for p in poses])
+    mean = mean @ turn.T
+    return mean, [procrustes(mean, shape, scale=scale) for shape in shapes]
+
+
+def mean_rotation(rotations: Sequence[Array]) -> Array:
+    """The rotation (D, D) closest to all of them (chordal mean)."""
+    u, _, vt = np.linalg.svd(np.sum(rotations, axis=0))
+    sign = np.ones(len(u))
+    sign[-1] = np.sign(np.linalg.det(u @ vt)) or 1.0
+    return np.asarray((u * sign) @ vt)
+
+
+def rotation_angle(rotation: Array) -> float:
+    """Angle in degrees of a rotation matrix (D, D)."""
+    d = len(rotation)
+    cosine = (np.trace(rotation) - (d - 2)) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def rotation_from_vector(vector: ArrayLike) -> Array:
+    """Rotation matrix from a rotation vector in radians: (3,) axis times angle in 3D, (1,) angle in 2D."""
+    v = np.asarray(vector, dtype=np.float64)
+    if v.size == 1:
+        c, s = np.cos(v[0]), np.sin(v[0])
+        return np.array([[c, -s], [s, c]])
+    angle = float(np.linalg.norm(v))
+    x, y, z = v
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    if angle < 1e-12:
+        return np.eye(3) + cross
+    return np.asarray(np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross)
+
+
+def vector_from_rotation(rotation: Array) -> Array:
+    """The inverse of :func:`rotation_from_vector`: (3,) or (1,) radians, angle at most pi."""
+    if len(rotation) == 2:
+        return np.array([np.arctan2(rotation[1, 0], rotation[0, 0])])
+    angle = np.radians(rotation_angle(rotation))
+    skew = np.array(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
+    if angle < 1e-7:
+        return np.asarray(skew / 2)
+    if np.pi - angle < 1e-4:
+        axis = np.sqrt(np.clip((np.diag(rotation) + 1) / 2, 0, None))
+        k = int(axis.argmax())
+        axis = np.where(np.arange(3) == k, axis, np.sign(rotation[k] + rotation[:, k]) * axis)
+        axis = axis if skew @ axis >= 0 else -axis
+        return np.asarray(angle * axis / np.linalg.norm(axis))
+    return np.asarray(angle / (2 * np.sin(angle)) * skew)
+
+
+def random_rotation(rng: np.random.Generator, ndim: int, most_degrees: float = 180.0) -> Array:
+    """A random rotation (D, D): uniform over all rotations at 180 degrees, else an angle uniform up to the limit about
+    a uniform axis."""
+    if ndim == 2:
+        return rotation_from_vector([np.radians(rng.uniform(-most_degrees, most_degrees))])
+    if most_degrees >= 180:
+        q = rng.normal(size=4)
+        w, x, y, z = q / np.linalg.norm(q)
+        return np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+    axis = rng.normal(size=3)
+    return rotation_from_vector(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, most_degrees)))
+
+
+@dataclass(frozen=True, eq=False)
+class PCAShape:
+    """Linear shape model (Li et al. 2018, eq. 3-4): ``x = mean + W b``, ``b = W^T (x - mean)``.
+
+    ``mean`` (P,), ``modes`` W (P, K) orthonormal columns, ``sd`` (K,) standard deviations of b, for vectors of P = N*D
+    coordinates in whatever unit and frame the training vectors had.
+    """
+
+    mean: Array
+    modes: Array
+    sd: Array
+
+    @classmethod
+    def fit(cls, vectors: Array, *, variance: float = 0.995, most: int | None = None) -> PCAShape:
+        """From training vectors (M, P); NaN = missing, filled by EM (Roweis 1998) in the model's own subspace.
+
+        Keeps the first K modes that explain ``variance``, at most ``most`` and M - 1.
+        """
+        given = np.array(vectors, dtype=np.float64)
+        missing = ~np.isfinite(given)
+        mean = _nanmean(given)
+        if not np.isfinite(mean).all():
+            raise ValueError("a coordinate is missing in every training shape")
+        x = np.where(missing, mean, given)
+        limit = min(len(x) - 1, x.shape[1]) if most is None else min(most, len(x) - 1, x.shape[1])
+        for _ in range(20 if missing.any() else 1):
+            mean = x.mean(0)
+            _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
+            power = s**2
+            total = power.sum()
+            k = int(np.searchsorted(np.cumsum(power) / total, variance - 1e-12) + 1) if total > 0 else 0
+            k = max(0, min(k, limit))
+            modes = vt[:k].T
+            if not missing.any():
+                break
+            # a missing coordinate is what the row's known ones make most probable; modes that a fill has made must not
+            # confirm it, so the prior's noise is what the lesser half of the modes carry
+            lesser = power[min(k, max(1, len(x) // 2)) :].sum()
+            noise = float(np.sqrt(max(lesser, 1e-6 * total) / (len(x) * x.shape[1])))
+            model = cls(mean, modes, s[:k] / np.sqrt(max(1, len(x) - 1)))
+            for row in np.flatnonzero(missing.any(1)):
+                fitted = model.decode(model.encode_partial(given[row], noise))
+                x[row, missing[row]] = fitted[missing[row]]
+        return cls(mean, modes, s[:k] / np.sqrt(max(1, len(x) - 1)))
+
+    @property
+    def size(self) -> int:
+        """K, the number of modes."""
+        return int(self.modes.shape[1])
+
+    def encode(self, x: Array) -> Array:
+        """b (..., K) of vectors (..., P)."""
+        return np.asarray((x - self.mean) @ self.modes)
+
+    def decode(self, b: Array) -> Array:
+        """Vectors (..., P) of b (..., K)."""
+        return np.asarray(self.mean + b @ self.modes.T)
+
+    def encode_partial(self, x: Array, noise: float) -> Array:
+        """b (K,) most probable for a vector (P,) with NaN = missing, under the model's Gaussian prior and independent
+        noise of standard deviation ``noise`` on each coordinate."""
+        seen = np.isfinite(x)
+        if self.size == 0 or not seen.any():
+            return np.zeros(self.size)
+        w = self.modes[seen]
+        prior = np.diag(noise**2 / np.maximum(self.sd, 1e-9) ** 2)
+        return np.asarray(np.linalg.solve(w.T @ w + prior, w.T @ (x[seen] - self.mean[seen])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, for ``plan.json``."""
+        return {"mean": self.mean.tolist(), "modes": self.modes.tolist(), "sd": self.sd.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PCAShape:
+        """The inverse of :meth:`to_json`."""
+        mean = np.asarray(data["mean"], dtype=np.float64)
+        modes = np.asarray(data["modes"], dtype=np.float64).reshape(len(mean), -1)
+        return cls(mean, modes, np.asarray(data["sd"], dtype=np.float64))
+
+
+def _nanmean(stack: Array) -> Array:
+    seen = np.isfinite(stack)
+    count = seen.sum(0)
+    total = np.where(seen, stack, 0).sum(0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _size(shape: Array) -> float:
+    centred = shape - np.nanmean(shape, 0)
+    return float(np.sqrt(np.nanmean((centred**2).sum(1))))
+
+
+def _mean_size(shapes: Array) -> float:
+    # over complete shapes where there are any: a shape that lacks its outer points is smaller by construction
+    complete: NDArray[np.bool_] = np.asarray(np.isfinite(shapes).all((1, 2)))
+    chosen = shapes[complete] if complete.any() else shapes
+    return float(np.mean([_size(s) for s in chosen]))

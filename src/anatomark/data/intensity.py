@@ -1,0 +1,88 @@
+"""Intensity rules: what modality an image is, and how its values become comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anatomark.core.image import Image
+
+MODALITIES = ("ct", "mr", "xray")
+CT_WINDOW_HU = (-300.0, 1200.0)
+PERCENTILES = {"mr": (1.0, 99.5), "xray": (1.0, 99.0)}
+
+
+def guess_modality(images: Sequence[Image]) -> str:
+    """``xray`` for 2D, ``ct`` where most images have signed values with air near -1000, else ``mr`` (any 3D image
+    whose scale of values means nothing)."""
+    if images[0].ndim == 2:
+        return "xray"
+    air = [np.percentile(i.subsample(), 2) < -500 for i in images]
+    return "ct" if np.mean(air) > 0.5 else "mr"
+
+
+def intensity_rule(modality: str, images: Sequence[Image]) -> dict[str, Any]:
+    """The rule that :func:`normalise` applies, for ``plan.json``: a fixed window in HU for CT, robust percentiles of
+    each image otherwise; X-rays carry the polarity (is the border darker than the middle?) of the training images."""
+    if modality == "ct":
+        return {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]}
+    low, high = PERCENTILES["xray" if modality == "xray" else "mr"]
+    return {"kind": "percentiles", "low": low, "high": high, "skip_zero": modality == "mr"}
+
+
+def normalise(image: Image, rule: Mapping[str, Any]) -> Image:
+    """One channel (1, *shape) float32, about 0 ... 1 between the rule's bounds, clipped to -0.5 ... 1.5.
+
+    Colour becomes its mean.
+    """
+    array = image.array
+    low, high = bounds(image, rule)
+    scale = np.float32(1 / max(high - low, 1e-6))
+    out = array.mean(0, keepdims=True, dtype=np.float32) if array.shape[0] > 1 else array.astype(np.float32)
+    out -= np.float32(low)
+    out *= scale
+    np.clip(out, -0.5, 1.5, out=out)
+    return Image(out, image.grid, image.meta)
+
+
+def bounds(image: Image, rule: Mapping[str, Any]) -> tuple[float, float]:
+    """The two values of this image that become 0 and 1."""
+    if rule["kind"] == "window":
+        return float(rule["low"]), float(rule["high"])
+    values = image.subsample()
+    if rule.get("skip_zero") and values.min() >= 0 and (values == 0).mean() > 0.05:
+        values = values[values > 0]  # an emptied background says nothing of the scan's scale
+        return 0.0, float(np.percentile(values, rule["high"]))
+    low, high = np.percentile(values, [rule["low"], rule["high"]])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def foreground_centre(image: Image) -> np.ndarray:
+    """World mm (D,) of the centre of mass of what is brighter than Otsu's threshold; the middle where nothing is.
+
+    ``image``: normalised, coarse is enough.
+    """
+    x = np.asarray(image.array[0], dtype=np.float32)
+    mask = x > otsu(x)
+    if not mask.any():
+        return image.grid.centre
+    index = np.array([np.average(np.arange(n), weights=mask.sum(_others(a, x.ndim))) for a, n in enumerate(x.shape)])
+    return image.grid.to_world(index)
+
+
+def otsu(values: np.ndarray) -> float:
+    """Otsu's threshold (1979) of an array, from a histogram of 128 bins."""
+    counts, edges = np.histogram(values, bins=128)
+    p = counts / counts.sum()
+    middle = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(p)
+    mean_below = np.cumsum(p * middle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mean_below[-1] * below - mean_below) ** 2 / (below * (1 - below))
+    return float(edges[1:][int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
+
+
+def _others(axis: int, ndim: int) -> tuple[int, ...]:
+    return tuple(a for a in range(ndim) if a != axis)

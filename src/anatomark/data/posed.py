@@ -1,0 +1,97 @@
+"""Reading images in the frame of a pose: 2.5D patches at landmarks, and one coarse block around everything."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from anatomark.core.grid import Array, Grid
+from anatomark.core.image import Image
+
+WarpFunction = Callable[[Array], Array]
+_WARP_NODES = 5  # a warp is smooth: it is evaluated on this many points along a patch, linear in between
+
+
+def planes(ndim: int) -> list[tuple[int, int]]:
+    """The pairs of model axes that span the orthogonal planes, in the channel order yz, xz, xy (2D: xy)."""
+    return [(0, 1)] if ndim == 2 else [(1, 2), (0, 2), (0, 1)]
+
+
+def plane_offsets(ndim: int, nodes: int) -> Array:
+    """(P, nodes, nodes, D) offsets from a patch's centre, in half widths (-1 ... 1): rows run along the plane's second
+    axis, columns along its first."""
+    steps = np.linspace(-1, 1, nodes)
+    out = np.zeros((len(planes(ndim)), nodes, nodes, ndim))
+    for p, (u, v) in enumerate(planes(ndim)):
+        out[p, :, :, u] = steps[None, :]
+        out[p, :, :, v] = steps[:, None]
+    return out
+
+
+def read_patches(
+    images: Sequence[Image], centres: Array, axes: Array, px: int, spacings: Sequence[float], warp: WarpFunction | None
+) -> torch.Tensor:
+    """2.5D patches (M, N, S * P, px, px) float32 around ``centres`` (M, N, D) world mm.
+
+    ``axes`` (M, D, D): each state's rotation times scale; the patch of scale s has pixels ``spacings[s]`` mm apart in
+    the model's frame and is read from ``images[s]`` (normalised, low-passed for that spacing). ``warp`` maps output
+    world to input world. Outside the image: 0.
+    """
+    m, n, d = centres.shape
+    nodes = 2 if warp is None else _WARP_NODES
+    unit = plane_offsets(d, nodes)
+    out = []
+    for image, spacing in zip(images, spacings, strict=True):
+        half = (px - 1) / 2 * spacing
+        offsets = np.einsum("mij,phwj->mphwi", axes * half, unit)
+        world = centres[:, :, None, None, None, :] + offsets[:, None]
+        if warp is not None:
+            world = warp(world)
+        out.append(_read_nodes(image, world.reshape(m * n, -1, nodes, nodes, d), px))
+    return torch.cat(out, 1).view(m, n, -1, px, px)
+
+
+def _read_nodes(image: Image, world: Array, px: int) -> torch.Tensor:
+    """(B, P, px, px) values on patches given by their nodes (B, P, k, k, D) in world mm."""
+    b, p, k, _, d = world.shape
+    unit = unit_coordinates(image.grid, world)
+    flat = unit.reshape(b * p, k, k, d).permute(0, 3, 1, 2)
+    fine = F.interpolate(flat, size=(px, px), mode="bilinear", align_corners=True)
+    fine = fine.permute(0, 2, 3, 1).reshape(b, p * px, px, d) if d == 2 else _to_5d(fine, b, p, px)
+    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(b, -1, *image.grid.shape)
+    values = F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return values.view(b, p, px, px)
+
+
+def _to_5d(fine: torch.Tensor, b: int, p: int, px: int) -> torch.Tensor:
+    return fine.permute(0, 2, 3, 1).reshape(b, p, px, px, 3)
+
+
+def unit_coordinates(grid: Grid, world: Array) -> torch.Tensor:
+    """World mm (..., D) as torch's sampling coordinates: -1 ... 1 between the outer borders, fastest axis first."""
+    index = grid.to_index(world)
+    unit = (index + 0.5) * (2 / np.asarray(grid.shape)) - 1
+    return torch.from_numpy(np.ascontiguousarray(unit[..., ::-1], dtype=np.float32))
+
+
+def read_block(
+    image: Image, centres: Array, axes: Array, px: int, spacing: float, warp: WarpFunction | None = None
+) -> torch.Tensor:
+    """(M, 1, px, ..., px) float32: one D-dimensional block per state, ``px`` voxels ``spacing`` mm apart along each model
+    axis, centred at ``centres`` (M, D) world mm and turned by ``axes`` (M, D, D). Array axes follow the model's axes
+    slowest = last (z, y, x). Outside: 0."""
+    m, d = centres.shape
+    nodes = 2 if warp is None else _WARP_NODES
+    steps = np.linspace(-1, 1, nodes) * (px - 1) / 2 * spacing
+    lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((nodes,) * d + (d,))
+    world = centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice)
+    if warp is not None:
+        world = warp(world)
+    unit = unit_coordinates(image.grid, world).movedim(-1, 1)
+    fine = F.interpolate(unit, size=(px,) * d, mode="bilinear" if d == 2 else "trilinear", align_corners=True)
+    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(m, -1, *image.grid.shape)
+    return F.grid_sample(array, fine.movedim(1, -1), mode="bilinear", padding_mode="zeros", align_corners=False)

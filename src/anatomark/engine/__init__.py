@@ -1,0 +1,1 @@
+"""Training, prediction, evaluation: what the commands do, composed of methods, data and files."""

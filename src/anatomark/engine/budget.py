@@ -1,0 +1,67 @@
+"""Turning ``--minutes`` into numbers of steps."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from anatomark.engine.optimise import make_optimizer, set_modes, weights_of
+from anatomark.engine.progress import Reporter
+from anatomark.engine.state import State
+from anatomark.engine.steps import optimiser_step, sources
+
+VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
+VALIDATION_SHARE = 0.1  # of a time budget
+
+
+def fix_steps(state: State) -> None:
+    """Measure a stage's throughput on a copy of the method, and write its number of steps into the config."""
+    assert state.config.minutes is not None
+    shares = [s.share for s in state.stages[state.at :]]
+    left = state.config.minutes * 60 - state.seconds
+    budget = max(0.0, left) * state.stage.share / max(1e-9, sum(shares))
+    began = time.monotonic()
+    per_validation = _time_validation(state)
+    per_step = _time_step(state, min(20.0, 0.05 * budget))
+    budget -= time.monotonic() - began + per_validation  # one more makes the evidence for the next stage
+    validations = int(np.clip(VALIDATION_SHARE * budget / max(1e-9, per_validation), 1, VALIDATIONS))
+    steps = max(1, int((budget - validations * per_validation) / per_step))
+    state.stages[state.at] = replace(state.stage, steps=steps)
+    state.config.stage_steps[state.stage.name] = steps
+    state.config.validate_every[state.stage.name] = max(1, -(-steps // validations))
+    state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {steps} steps")
+
+
+def _time_step(state: State, seconds: float) -> float:
+    probe = copy.copy(state)
+    probe.method = copy.deepcopy(state.method)
+    probe.wrapped, probe.report = probe.method, Reporter(quiet=True)
+    set_modes(probe.method, probe.stage)
+    probe.optimizer = state.fabric.setup_optimizers(make_optimizer(probe.method, probe.stage))
+    probe.ema = weights_of(probe.method) if "ema" in probe.stage.options else None
+    probe.stages = [replace(s, steps=10**4) for s in state.stages]
+    marks = [time.monotonic()]
+    for batch, _ in sources(probe, 0):
+        optimiser_step(probe, batch)
+        if state.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.monotonic())
+        enough = seconds if len(marks) > 12 else 3 * seconds
+        if len(marks) > 3 and marks[-1] - marks[0] > enough:
+            break
+    times = np.diff(marks)
+    steady = times[min(3, len(times) - 1) :]  # the first steps allocate and compile
+    return float(steady.mean())
+
+
+def _time_validation(state: State) -> float:
+    """Seconds that one validation takes, from up to two cases."""
+    if not len(state.validation):
+        return 0.0
+    began = time.monotonic()
+    done = len(state.validation.run(state.method, 2).cases)
+    return (time.monotonic() - began) / done * len(state.validation.chosen(state.config.validation_cases))

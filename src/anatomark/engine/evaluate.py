@@ -1,0 +1,318 @@
+"""Evaluation: a model, or a folder of predictions, against a manifest's truth; tables and the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import anatomark
+from anatomark.analysis.metrics import THRESHOLDS_MM, between_observers, compare, mean_shape_baselines
+from anatomark.analysis.result import EvaluationResult
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks, Status, common_names
+from anatomark.engine.progress import Reporter
+from anatomark.errors import InputError, nearest
+from anatomark.io.atomic import write_json, write_text
+from anatomark.io.jsonfile import write_json_landmarks
+from anatomark.io.landmarks import read_landmarks, write_landmarks
+from anatomark.io.manifest import Case, Manifest, read_manifest
+from anatomark.io.tables import MEAN, mean_of
+
+PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
+SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
+AS_GIVEN = "landmark files"
+
+
+class Predictor(Protocol):
+    """What is evaluated: anything that finds landmarks in an image, world mm."""
+
+    def predict(self, image: Image) -> Landmarks:
+        """The landmarks of one image."""
+        ...
+
+
+@dataclass
+class _Predictions:
+    """Predictions by case, None where there is none, and what is known of how they came about."""
+
+    found: dict[str, Landmarks | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    peak_gb: float | None = None
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Predictor,
+    manifest_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    truth: str | None = None,
+    thresholds: Sequence[float] = THRESHOLDS_MM,
+    overwrite: bool = False,
+    progress: Reporter | None = None,
+) -> EvaluationResult:
+    """Measure ``model`` on a split of a manifest and write everything into the folder ``out``.
+
+    ``model``: a run folder, the name of a zoo model, an object with ``predict(image)``, or a folder of predictions
+    named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv). ``split``: by default test, else val. ``truth``:
+    which observer (``mean``: of all), by default what the manifest names. ``thresholds`` in mm, for the SDR.
+
+    Writes errors.csv, per_landmark.csv, per_case.csv, summary.json, report.html and, for a model, predictions/. Raises
+    InputError where ``out`` holds an evaluation already (without ``overwrite``), for an unknown observer or an empty
+    split, and where predictions and truth share no case or no label.
+    """
+    out, reporter = Path(out), progress or Reporter(quiet=True)
+    _check(out, thresholds, overwrite)
+    manifest = read_manifest(manifest_path)
+    split = split or ("test" if manifest.has_split("test") else "val")
+    cases = manifest.split(split)
+    true = {case.id: read_truth(case, truth) for case in cases}
+    folder = _prediction_folder(model)
+    if folder is not None:
+        name, made = folder.resolve().name, _read_predictions(folder, cases, true)
+        expected: Sequence[str] = common_names(p for p in made.found.values() if p is not None)
+    else:
+        name, predictor = _predictor(model)
+        made = _predict(predictor, cases, reporter)
+        expected = _names(predictor, made)
+    names, notes = _scored(expected, true, manifest)
+    missing = [case for case, found in made.found.items() if found is None]
+    if missing:
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        notes.append(
+            f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
+        )
+    result = _measured(manifest, cases, true, made, names, truth)
+    result = replace(result, model=name, split=split, thresholds=tuple(thresholds), notes=notes)
+    if folder is None:
+        _write_predictions(out / "predictions", name, cases, made)
+    _write(result, out, cases, true, made)
+    return result
+
+
+def read_truth(case: Case, observer: str | None = None) -> Landmarks:
+    """The case's landmarks, of ``observer`` where given (``mean``: of all). Raises InputError for an unknown one."""
+    if observer is None:
+        return case.read_landmarks()
+    marks = case.observers()
+    if observer in marks:
+        return marks[observer]
+    if observer == MEAN and len(marks) > 1:
+        return mean_of(marks)
+    known = [m for m in marks if m]
+    there = f"it has {', '.join(known)}" if known else "its landmark file names no observers"
+    raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, known)}; {there}")
+
+
+def peak_memory_gb() -> float | None:
+    """Largest resident memory of this process so far in GB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
+    """Everything that can be refused before any work."""
+    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
+        raise InputError(f"thresholds {list(thresholds)}: give one or more positive distances in mm, such as 2 2.5 3 4")
+    if (out / "summary.json").exists() and not overwrite:
+        raise InputError(f"{out}: holds an evaluation already; choose another folder or give --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder: {error.strerror or error}") from error
+
+
+def _prediction_folder(model: Any) -> Path | None:
+    """The folder, if that is what ``model`` names and no trained model lies in it."""
+    if not isinstance(model, str | os.PathLike):
+        return None
+    path = Path(model)
+    trained = any((path / part).exists() for part in ("config.yaml", "plan.json", "weights.safetensors"))
+    return path if path.is_dir() and not trained else None
+
+
+def _predictor(model: Any) -> tuple[str, Predictor]:
+    if isinstance(model, str | os.PathLike):
+        from anatomark.engine.predict import load
+
+        return Path(model).resolve().name if Path(model).exists() else str(model), load(os.fspath(model))
+    return str(getattr(model, "name", type(model).__name__)), model
+
+
+def _predict(model: Predictor, cases: Sequence[Case], reporter: Reporter) -> _Predictions:
+    """Predict every case. One that cannot be read or predicted is a failure with its reason; InputError if all are."""
+    made = _Predictions()
+    with reporter.bar("evaluate", len(cases)) as bar:
+        for i, case in enumerate(cases):
+            try:
+                image = case.read_image()
+                start = time.perf_counter()
+                found = model.predict(image)
+                made.seconds[case.id] = time.perf_counter() - start
+                made.found[case.id] = found
+                if found.meta.get("flags"):
+                    made.flags[case.id] = [str(flag) for flag in found.meta["flags"]]
+            except InputError as error:
+                made.found[case.id], made.flags[case.id] = None, [str(error)]
+            bar.update(i + 1, case.id)
+    if not made.seconds:
+        raise InputError(f"no case could be predicted; the first one: {made.flags[cases[0].id][0]}")
+    made.peak_gb = peak_memory_gb()
+    return made
+
+
+def _read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, Landmarks]) -> _Predictions:
+    made = _Predictions()
+    for case in cases:
+        stems = dict.fromkeys((case.id, image_stem(case.image)))
+        files = (folder / (stem + ending) for stem in stems for ending in PREDICTION_ENDINGS)
+        file = next((f for f in files if f.is_file()), None)
+        if file is None:
+            made.found[case.id] = None
+            continue
+        found = read_landmarks(file, case=case.id if file.suffix == ".csv" else None, spacing=case.spacing)
+        made.found[case.id] = _flat(found) if truth[case.id].ndim == 2 else found
+        facts = found.meta.get("json", {})
+        if isinstance(facts.get("seconds"), int | float):
+            made.seconds[case.id] = float(facts["seconds"])
+        if isinstance(facts.get("flags"), list) and facts["flags"]:
+            made.flags[case.id] = [str(flag) for flag in facts["flags"]]
+    if all(found is None for found in made.found.values()):
+        first = cases[0].id
+        raise InputError(f"{folder}: holds no trained model and no prediction of any case, such as {first}.mrk.json")
+    return made
+
+
+def image_stem(path: Path) -> str:
+    """The image's file name without its ending (``.nii.gz`` is one); of a DICOM series, the folder's name."""
+    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+
+
+def _flat(landmarks: Landmarks) -> Landmarks:
+    # 3D Slicer knows no 2D points: ours are written there with z = 0
+    if landmarks.ndim == 3 and not landmarks.points[landmarks.defined, 2].any():
+        return replace(landmarks, points=landmarks.points[:, :2], covariance=None)
+    return landmarks
+
+
+def _names(predictor: Predictor, made: _Predictions) -> Sequence[str]:
+    own = getattr(predictor, "names", None)
+    return tuple(own) if own else common_names(p for p in made.found.values() if p is not None)
+
+
+def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: Manifest) -> tuple[list[str], list[str]]:
+    """The labels that are scored, and lines on those that are not."""
+    annotated = {
+        n for t in truth.values() for n, s in zip(t.names, t.status, strict=True) if s is not Status.UNANNOTATED
+    }
+    there = [n for n in common_names(truth.values()) if n in annotated]
+    names, wanted = [n for n in there if n in set(expected)], set(there)
+    if not names:
+        raise InputError(
+            f"{manifest.path}: no label in common: predicted are {_some(expected)}, the truth has {_some(there)}"
+        )
+    notes = []
+    if left := [n for n in there if n not in set(expected)]:
+        notes.append(f"Not scored, because no prediction names them: {_some(left, 12)}.")
+    if left := [n for n in expected if n not in wanted]:
+        notes.append(f"Not scored, because the truth lacks them: {_some(left, 12)}.")
+    return names, notes
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _measured(
+    manifest: Manifest,
+    cases: Sequence[Case],
+    true: Mapping[str, Landmarks],
+    made: _Predictions,
+    names: Sequence[str],
+    truth: str | None,
+) -> EvaluationResult:
+    """Errors, and everything beside them, without the names of model and split."""
+    marks = {case.id: {o: m for o, m in case.observers().items() if o} for case in cases}
+    marks = {case: found for case, found in marks.items() if len(found) > 1}
+    variant = truth or _variant(cases)
+    people = list(dict.fromkeys(o for found in marks.values() for o in found))
+    others = {o: {c: m[o] for c, m in marks.items() if o in m} for o in people if o != variant}
+    if marks and variant != MEAN:
+        others[MEAN] = {case: mean_of(found) for case, found in marks.items()}
+    train = [case.read_landmarks() for case in manifest.cases if case.split == "train"]
+    baselines = mean_shape_baselines(train, true) if train else {}
+    described = {n: d for t in true.values() for n, d in zip(t.names, t.descriptions, strict=True) if d}
+    return EvaluationResult(
+        model="",
+        manifest=manifest.path.name,
+        split="",
+        truth=variant,
+        errors=compare(true, made.found, names),
+        descriptions=described,
+        baselines={label: compare(true, points, names) for label, points in baselines.items()},
+        observers=between_observers(marks, names),
+        against={other: compare(points, made.found, names) for other, points in others.items()},
+        seconds=made.seconds,
+        peak_gb=made.peak_gb,
+        flags=made.flags,
+    )
+
+
+def _variant(cases: Sequence[Case]) -> str:
+    """The observer that the manifest's rows name after #, if they agree on one."""
+    chosen = {str(c.landmarks).rpartition("#")[2] if "#" in Path(str(c.landmarks)).name else "" for c in cases}
+    return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
+
+
+def _write_predictions(folder: Path, model: str, cases: Sequence[Case], made: _Predictions) -> None:
+    for case in cases:
+        found = made.found[case.id]
+        if found is None:
+            continue
+        facts = {"case": case.id, "model": model, "image": str(case.image), "seconds": made.seconds[case.id]}
+        write_json_landmarks(found, folder / f"{case.id}.json", {**facts, "flags": made.flags.get(case.id, [])})
+        write_landmarks(found, folder / f"{case.id}.mrk.json")
+
+
+def _write(
+    result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks], made: _Predictions
+) -> None:
+    """Tables and report; ``summary.json`` last, so that its presence means a complete evaluation."""
+    from anatomark.analysis.pictures import case_picture
+    from anatomark.analysis.report import CasePicture, render
+
+    tables = {"errors": result.error_rows(), "per_landmark": result.landmark_rows(), "per_case": result.case_rows()}
+    for name, rows in tables.items():
+        write_text(out / f"{name}.csv", _csv(rows))
+    pictures = []
+    for word, m in result.highlights():
+        case = cases[m]
+        try:
+            image = case.read_image()
+        except InputError:  # the case failed for this reason already, and the table says so
+            continue
+        shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
+        pictures.append(CasePicture(word, m, case_picture(image, made.found[case.id], true[case.id], shown), shown))
+    write_text(out / "report.html", render(result, pictures, version=anatomark.__version__))
+    write_json(out / "summary.json", result.summary())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()

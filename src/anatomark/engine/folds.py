@@ -1,0 +1,124 @@
+"""K-fold cross-validation within the training cases: every case is predicted by a model that did not see it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anatomark.engine.cases import Division, Source, divided
+from anatomark.engine.checkpoint import load_run
+from anatomark.engine.config import RunConfig, read_config
+from anatomark.engine.progress import Reporter
+from anatomark.engine.validate import Residuals
+from anatomark.errors import InputError
+from anatomark.io.atomic import write_json, write_text
+
+
+def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
+    """``folds`` lists of case numbers, seeded, of sizes that differ by at most one. Raises InputError."""
+    if folds < 2:
+        raise InputError(f"--folds {folds}: give 2 or more")
+    if folds > count:
+        raise InputError(f"--folds {folds}: there are only {count} training cases; give at most {count}")
+    order = np.random.default_rng([seed, 22]).permutation(count)
+    return [sorted(order[k::folds].tolist()) for k in range(folds)]
+
+
+def cross_validate(
+    train: Callable[..., Any],
+    division: Division,
+    run: Path,
+    config: RunConfig,
+    folds: int,
+    *,
+    init: str | os.PathLike[str] | None = None,
+    report: Reporter | None = None,
+) -> Residuals:
+    """Train one model per fold in ``run/folds/<k>`` and predict its fold; pooled errors go to ``run/folds``.
+
+    ``train`` is ``train.fit_division``. All training cases take part, those held out for validation too. With a
+    time budget the first fold's number of steps serves all. Finished folds are kept, so a killed run goes on. Raises InputError.
+    """
+    report = report or Reporter()
+    fixed = division.how == "val split"
+    cases = [*division.train, *(() if fixed else division.val)]
+    parts = split_folds(len(cases), folds, config.seed)
+    results: list[tuple[int, Residuals]] = []
+    cache = Path(config.cache) if config.cache else run / "folds" / "cache"
+    for k, part in enumerate(parts):
+        report.say(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}")
+        rest = [c for i, c in enumerate(cases) if i not in part]
+        inner = divided(rest, division.val if fixed else (), division.names, config)
+        folder = run / "folds" / str(k + 1)
+        if not (folder / "weights.safetensors").exists():
+            source = load_run(init) if init is not None else None
+            own = config.model_copy(update={"cache": str(cache)}, deep=True)
+            train(inner, folder, _settled(folder, own), init=source, report=report)
+        if config.minutes is not None:
+            steps = read_config(folder / "config.yaml")
+            update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
+            config = config.model_copy(update=update, deep=True)
+        results.append((k + 1, _predict(folder, [cases[i] for i in part])))
+    if config.cache is None:
+        shutil.rmtree(cache, ignore_errors=True)
+    pooled = Residuals(
+        tuple(c for _, r in results for c in r.cases),
+        tuple(p for _, r in results for p in r.predictions),
+        tuple(t for _, r in results for t in r.truths),
+    )
+    _write(run / "folds", pooled, results, division.names)
+    report.say(f"out-of-fold: {summary(pooled)}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
+    return pooled
+
+
+def _settled(folder: Path, config: RunConfig) -> RunConfig:
+    """The settings of a fold that was begun already, else ``config``."""
+    return read_config(folder / "config.yaml") if (folder / "config.yaml").exists() else config
+
+
+def _predict(folder: Path, sources: Sequence[Source]) -> Residuals:
+    method = load_run(folder).method()
+    predictions = tuple(method.locate(s.image()) for s in sources)
+    return Residuals(tuple(s.id for s in sources), predictions, tuple(s.landmarks for s in sources))
+
+
+def summary(residuals: Residuals) -> str:
+    """Pooled errors in one line."""
+    e = residuals.errors[np.isfinite(residuals.errors)]
+    if not len(e):
+        return f"nothing located, {residuals.missed} missed"
+    figures = f"mean {e.mean():.3f} mm, median {np.median(e):.3f}, 95th percentile {np.percentile(e, 95):.3f}"
+    return f"{figures} ({len(e)} landmarks, {residuals.missed} missed)"
+
+
+def _rows(results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> Iterator[dict[str, object]]:
+    for fold, residuals in results:
+        for case, found, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
+            errors = truth.select(names).errors_to(found)
+            points = found.select(names).points
+            for name, point, error, known in zip(names, points, errors, truth.select(names).defined, strict=True):
+                xyz = {a: f"{v:.4f}" if np.isfinite(v) else "" for a, v in zip("xyz", point, strict=False)}
+                state = "unannotated" if not known else "missed" if not np.isfinite(error) else "located"
+                text = f"{error:.4f}" if np.isfinite(error) else ""
+                yield {"fold": fold, "case": case, "label": name, **xyz, "error_mm": text, "outcome": state}
+
+
+def _write(folder: Path, pooled: Residuals, results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> None:
+    rows = list(_rows(results, names))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "out_of_fold.csv", text.getvalue())
+    e = pooled.errors[np.isfinite(pooled.errors)]
+    figures = {"mean_mm": e.mean(), "sd_mm": e.std(ddof=1), "median_mm": np.median(e), "p95_mm": np.percentile(e, 95)}
+    found = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}
+    counts = {"located": len(e), "missed": pooled.missed, "folds": len(results)}
+    write_json(folder / "out_of_fold.json", {**found, **counts})

@@ -1,0 +1,55 @@
+"""Optimiser, learning rate, what is trained, weight averaging."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from anatomark.methods.base import Method, Stage
+
+
+def rate_factor(stage: Stage, step: int) -> float:
+    """Learning rate at ``step`` as a share of ``stage.lr``."""
+    warmup = min(stage.warmup, stage.steps // 5)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if stage.schedule == "constant":
+        return 1.0
+    if stage.schedule != "cosine":
+        raise ValueError(f"stage {stage.name}: schedule {stage.schedule!r} is neither 'constant' nor 'cosine'")
+    return float(0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, stage.steps - warmup))))
+
+
+def _trained(method: Method, stage: Stage) -> list[nn.Module]:
+    return [method.get_submodule(name) for name in stage.modules] if stage.modules else [method]
+
+
+def set_modes(method: Method, stage: Stage) -> None:
+    """Train mode and gradients for the stage's modules, eval mode and none for all others."""
+    method.eval().requires_grad_(False)
+    for module in _trained(method, stage):
+        module.train().requires_grad_(True)
+
+
+def make_optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
+    """Adam (AdamW where the stage decays weights) over the parameters of the stage's modules."""
+    parameters = list(dict.fromkeys(p for m in _trained(method, stage) for p in m.parameters()))
+    kind = torch.optim.AdamW if stage.weight_decay else torch.optim.Adam
+    return kind(parameters, lr=stage.lr, weight_decay=stage.weight_decay, amsgrad=stage.amsgrad, fused=True)
+
+
+def weights_of(method: Method) -> dict[str, torch.Tensor]:
+    """A copy of the method's state, on its device."""
+    return {k: v.detach().clone() for k, v in method.state_dict().items()}
+
+
+def average(ema: dict[str, torch.Tensor], method: Method, decay: float, step: int) -> None:
+    """Exponential moving average, quicker at the start; buffers of whole numbers are copied."""
+    weight = 1 - min(decay, (step + 1) / (step + 10))
+    now = method.state_dict()
+    for k, mean in ema.items():
+        if mean.is_floating_point():
+            mean.lerp_(now[k].detach(), weight)
+        else:
+            mean.copy_(now[k])

@@ -1,0 +1,223 @@
+"""Prediction: from images on disk to landmark files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import anatomark
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.data.dataset import fingerprint_of
+from anatomark.engine.checkpoint import load_run
+from anatomark.engine.pipeline import Model, image_stem
+from anatomark.engine.progress import Reporter
+from anatomark.errors import InputError, nearest
+from anatomark.io.atomic import read_json
+from anatomark.io.images import find_images, read_image
+from anatomark.io.jsonfile import write_json_landmarks
+from anatomark.io.landmarks import write_landmarks
+from anatomark.io.manifest import read_manifest
+
+FORMATS = ("mrk.json", "fcsv", "csv")
+Spacing = Sequence[float] | float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to predict: ``stem`` names its files; ``key`` changes with the image."""
+
+    stem: str
+    path: Path
+    key: str
+    read: Callable[[], Image]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: ``state`` is ``written``, ``skipped`` (finished before) or ``failed`` (``reason``)."""
+
+    stem: str
+    image: Path
+    state: str
+    seconds: float = 0.0
+    files: tuple[Path, ...] = ()
+    reason: str = ""
+    flags: tuple[str, ...] = ()
+
+
+def load(path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> Model:
+    """A trained model from a run folder or by its zoo name. ``device``: ``cpu`` (default), ``cuda``, ``cuda:0``, ``mps``;
+    ``threads``: of torch on the CPU. Raises InputError where the folder is missing, incomplete or damaged."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Model(load_run(path), device)
+
+
+def predict_paths(
+    model: Model,
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    spacing: Spacing = None,
+    pictures: bool = False,
+    format: str = "mrk.json",
+    overwrite: bool = False,
+    report: Reporter | None = None,
+) -> list[Outcome]:
+    """Predict images, folders of images, or the cases of manifests (``.csv``), and write the files into ``out``.
+
+    Per image: ``<stem>.<format>``, ``<stem>.json``, in 2D ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished ones
+    of the same model and image are skipped. One that cannot be read or predicted is reported, the others go on. Raises
+    InputError before any work: two images with one stem, results of another model (without ``overwrite``), no image.
+    """
+    out, report = Path(out), report or Reporter(quiet=True)
+    if format not in FORMATS:
+        raise InputError(f"--format {format!r} is unknown{nearest(format, FORMATS)}; it is {', '.join(FORMATS)}")
+    jobs = find_jobs(paths, spacing)
+    done = _finished(jobs, out, model, _endings(model.ndim, format, pictures), overwrite)
+    _writable(out)
+    outcomes = []
+    with report.bar("predict", len(jobs)) as bar:
+        for i, job in enumerate(jobs):
+            if job.stem in done:
+                outcome = Outcome(job.stem, job.path, "skipped")
+            else:
+                outcome = _predicted(model, job, out, format, pictures)
+            if outcome.state == "failed":
+                report.say(f"failed: {outcome.reason}")
+            outcomes.append(outcome)
+            bar.update(i + 1, job.stem)
+    return outcomes
+
+
+def find_jobs(paths: Sequence[str | os.PathLike[str]], spacing: Spacing = None) -> list[Job]:
+    """The images that ``paths`` name, manifests among them. Raises InputError where there is none or two share a stem."""
+    jobs: list[Job] = []
+    for path in map(Path, paths):
+        if path.suffix.lower() == ".csv":
+            cases = read_manifest(path, need_landmarks=False).cases
+            for c in cases:
+                own = c.spacing if c.spacing is not None else spacing
+                jobs.append(Job(c.id, c.image, _key(c.image, own), _reader(c.image, own)))
+        else:
+            for file in find_images([path]):
+                jobs.append(Job(image_stem(file), file, _key(file, spacing), _reader(file, spacing)))
+    if not jobs:
+        raise InputError("no image to predict")
+    stem, count = Counter(j.stem for j in jobs).most_common(1)[0]
+    if count > 1:
+        first, second = [str(j.path) for j in jobs if j.stem == stem][:2]
+        raise InputError(f"{first} and {second} would both be written as {stem!r}; rename one or predict them apart")
+    return jobs
+
+
+def _reader(path: Path, spacing: Spacing) -> Callable[[], Image]:
+    return lambda: read_image(path, spacing)
+
+
+def _key(path: Path, spacing: Spacing) -> str:
+    return fingerprint_of(path, spacing) if path.exists() else "missing"
+
+
+def _endings(ndim: int, format: str, pictures: bool) -> list[str]:
+    """What a finished case consists of; the JSON comes last, so that its presence means finished."""
+    return list(dict.fromkeys([format, *(["csv"] if ndim == 2 else []), *(["png"] if pictures else []), "json"]))
+
+
+def _finished(jobs: Sequence[Job], out: Path, model: Model, endings: Sequence[str], overwrite: bool) -> set[str]:
+    """Stems that need no work. Raises InputError where a result of something else would be overwritten."""
+    done, strange = set(), []
+    for job in jobs:
+        old = out / f"{job.stem}.json"
+        if overwrite or not any((out / f"{job.stem}.{e}").exists() for e in endings):
+            continue
+        try:
+            facts = read_json(old) if old.exists() else None
+        except InputError:
+            facts = None
+        if isinstance(facts, dict) and (facts.get("model"), facts.get("image_key")) == (model.hash, job.key):
+            if all((out / f"{job.stem}.{e}").exists() for e in endings):
+                done.add(job.stem)
+        else:
+            strange.append(next(out / f"{job.stem}.{e}" for e in endings if (out / f"{job.stem}.{e}").exists()))
+    if strange:
+        more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        raise InputError(
+            f"{strange[0]}{more}: is a result of another model or image; add --overwrite or choose another --out"
+        )
+    return done
+
+
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".tmp-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written into: {error.strerror or error}") from error
+
+
+def _predicted(model: Model, job: Job, out: Path, format: str, pictures: bool) -> Outcome:
+    try:
+        image = job.read()
+        start = time.perf_counter()
+        found = model.predict(image)
+        seconds = time.perf_counter() - start
+        files = _write(model, job, found, image, seconds, out, _endings(model.ndim, format, pictures))
+    except InputError as error:
+        return Outcome(job.stem, job.path, "failed", reason=str(error))
+    return Outcome(job.stem, job.path, "written", seconds, tuple(files), flags=tuple(found.meta["flags"]))
+
+
+def _write(
+    model: Model, job: Job, found: Landmarks, image: Image, seconds: float, out: Path, endings: Sequence[str]
+) -> list[Path]:
+    facts: dict[str, Any] = {
+        "anatomark": anatomark.__version__,
+        "model": model.hash,
+        "model_name": model.name,
+        "image": str(job.path.resolve()),
+        "image_key": job.key,
+        "seconds": round(seconds, 4),
+        "flagged": bool(found.meta["flags"]),
+        "flags": list(found.meta["flags"]),
+    }
+    files = []
+    for ending in endings:
+        path = out / f"{job.stem}.{ending}"
+        if ending == "json":
+            write_json_landmarks(found, path, facts)
+        elif ending == "png":
+            from anatomark.analysis.pictures import overlay  # loads matplotlib
+
+            overlay(image, found, None, path)
+        elif ending == "csv":
+            flat = image.grid if model.ndim == 2 else None
+            write_landmarks(replace(found, meta={}), path, case=job.stem, spacing=flat)
+        else:
+            write_landmarks(replace(found, descriptions=described(found), meta={}), path)
+        files.append(path)
+    return files
+
+
+def described(landmarks: Landmarks) -> tuple[str, ...]:
+    """Each landmark's description followed by its score and radius where known: ``AC p=0.93 r90=1.2mm``."""
+    out = []
+    for k, text in enumerate(landmarks.descriptions):
+        parts = [text] if text else []
+        if landmarks.score is not None and np.isfinite(landmarks.score[k]):
+            parts.append(f"p={landmarks.score[k]:.2f}")
+        if landmarks.radius90 is not None and np.isfinite(landmarks.radius90[k]):
+            parts.append(f"r90={landmarks.radius90[k]:.1f}mm")
+        out.append(" ".join(parts))
+    return tuple(out)

@@ -1,0 +1,253 @@
+"""Training: plain functions over one state, stage after stage, resumable to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning_fabric
+import numpy as np
+import torch
+
+from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
+from anatomark.engine.cases import Division, Source, read_division, source_path, study_of
+from anatomark.engine.checkpoint import CHECKPOINT, load_run, read_plan
+from anatomark.engine.config import RunConfig, completed, method_of, read_config
+from anatomark.engine.finish import finish
+from anatomark.engine.folds import cross_validate
+from anatomark.engine.loop import train_stage
+from anatomark.engine.progress import Reporter
+from anatomark.engine.state import State, restore, write_setup
+from anatomark.engine.steps import worker_count
+from anatomark.engine.validate import Residuals, Validation
+from anatomark.errors import InputError
+from anatomark.methods.base import Method, Plan, Stage
+from anatomark.nets.precision import use_bf16
+
+SAVE_EVERY_S = 60.0
+VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
+SHORTEST_INTERVAL = 50  # steps between validations
+VALIDATION_SHARE = 0.1  # of a time budget
+COPIES = 4  # augmented copies to validate on
+ROUND = 50  # batches from one call of Method.collect
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run. ``validation`` is None where nothing was validated; ``seconds`` over all sittings."""
+
+    run: Path
+    validation: Residuals | None
+    independent: bool
+    seconds: float
+
+
+def fit(
+    manifest: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: RunConfig | None = None,
+    *,
+    resume: bool = False,
+    init: str | os.PathLike[str] | None = None,
+    folds: int = 0,
+    report: Reporter | None = None,
+) -> Fitted:
+    """Train a model on the manifest's training cases and write the run folder ``out``.
+
+    ``resume`` goes on where a killed run stood; ``init`` starts from another run's weights; ``folds`` first trains that
+    many models on parts of the training cases and writes out-of-fold errors. Raises InputError before anything is
+    written, and where the disk refuses.
+    """
+    run, report = Path(out), report or Reporter()
+    config = _checked_start(run, completed(config or RunConfig()), resume)
+    if (run / "weights.safetensors").exists():
+        report.say(f"{run} is finished already")
+        return Fitted(run, None, False, 0.0)
+    division = read_division(manifest, config)
+    source = load_run(init) if init is not None else None
+    residuals = None
+    if folds:
+        # the folds and the final model share a time budget
+        part = config.minutes / (folds + 1) if config.minutes else None
+        config = config.model_copy(update={"minutes": part})
+        residuals = cross_validate(fit_division, division, run, config, folds, init=init, report=report)
+    return fit_division(division, run, config, init=source, out_of_fold=residuals, report=report)
+
+
+def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
+    """The config to train with. Raises InputError where ``run`` holds something that would be mixed up."""
+    stored = run / "config.yaml"
+    if not stored.exists():
+        if run.exists() and (not run.is_dir() or any(p.name not in ("cache", "folds") for p in run.iterdir())):
+            raise InputError(f"{run}: exists already and is no run folder; choose another --out")
+        return config
+    if not resume:
+        raise InputError(f"{run}: already holds a run; add --resume to go on with it, or choose another --out")
+    kept = read_config(stored)
+    asked = config.model_dump()
+    ours = kept.model_dump()
+    for key in asked.keys() - {"stage_steps", "validate_every", "workers", "cache_mb", "threads", "device", "minutes"}:
+        if asked[key] != ours[key] and asked[key] != completed(RunConfig()).model_dump()[key]:
+            raise InputError(
+                f"{stored}: --resume goes on with the settings there ({key}: {_short(ours[key])}), but "
+                f"{_short(asked[key])} was asked for; drop the option or choose another --out"
+            )
+    return kept.model_copy(update={k: asked[k] for k in ("workers", "cache_mb", "threads", "device")})
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fit_division(
+    division: Division,
+    run: Path,
+    config: RunConfig,
+    *,
+    init: Any = None,
+    out_of_fold: Residuals | None = None,
+    report: Reporter | None = None,
+) -> Fitted:
+    """:func:`fit` for cases that are read and divided already. Raises InputError."""
+    report = report or Reporter()
+    report.say(division.describe())
+    fresh = not run.exists()
+    try:
+        state = _start(division, run, config, report)
+    except BaseException:
+        if not (run / "config.yaml").exists():
+            shutil.rmtree(run / "cache", ignore_errors=True)
+            if fresh and run.exists() and not any(run.iterdir()):
+                run.rmdir()
+        raise
+    if (run / CHECKPOINT).exists():
+        restore(state)
+    elif init is not None:
+        report.say(initialise(state.method, init))
+    state.saved = time.monotonic()
+    while state.at < len(state.stages):
+        train_stage(state)
+    residuals = state.validation.run(state.method, 10**9) if len(state.validation) else None
+    finish(run, state.config, state.method, division, residuals, out_of_fold, state.seconds)
+    _remove_cache(state)
+    (run / CHECKPOINT).unlink(missing_ok=True)
+    return Fitted(run, residuals, division.independent, state.seconds)
+
+
+def _remove_cache(state: State) -> None:
+    if state.config.cache is None:
+        shutil.rmtree(state.run / "cache", ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- start
+
+
+def _start(division: Division, run: Path, config: RunConfig, report: Reporter) -> State:
+    """Prepare the method, cache the images, write ``config.yaml`` and ``plan.json``."""
+    started = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    use_bf16({"auto": None, "fp32": False, "bf16": True}[config.precision])
+    fabric = _fabric(config.device)
+    cls, settings = method_of(config)
+    plan = _plan(cls, settings, division, run, config)
+    torch.manual_seed(config.seed)
+    method = cls(settings, plan)
+    cache = Path(config.cache) if config.cache else run / "cache"
+    store, validation = _caches(method, division, config, cache, report)
+    stages = [replace(s, steps=config.stage_steps.get(s.name, s.steps)) for s in _dealt(method.stages(), config.steps)]
+    wrapped = fabric.setup_module(method)
+    wrapped.mark_forward_method("loss")
+    state = State(run, config, method, fabric, wrapped, stages, store, validation, report, started=started)
+    run.mkdir(parents=True, exist_ok=True)
+    write_setup(state)
+    return state
+
+
+def _plan(cls: type[Method], settings: Any, division: Division, run: Path, config: RunConfig) -> Plan:
+    if (run / "plan.json").exists():
+        return read_plan(run)
+    plan = cls.prepare(settings, study_of(division, config))
+    if not plan.descriptions:
+        plan.descriptions = list(division.train[0].landmarks.descriptions)
+    return plan
+
+
+def _fabric(device: str) -> Any:
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise InputError(f"device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise InputError(f"device {device!r}: this machine or this build of torch has no {kind}; use --device cpu")
+    devices: Any = [int(index)] if index and kind == "cuda" else 1
+    return lightning_fabric.Fabric(accelerator=kind, devices=devices, precision="32-true")
+
+
+def _dealt(stages: list[Stage], total: int | None) -> list[Stage]:
+    """The stages with ``total`` steps in all, in proportion to their own."""
+    if total is None:
+        return stages
+    ends = np.cumsum([s.steps for s in stages])
+    cuts = np.diff([0, *np.round(ends / ends[-1] * total).astype(int)])
+    return [replace(s, steps=max(1, int(n))) for s, n in zip(stages, cuts, strict=True)]
+
+
+def _caches(
+    method: Method, division: Division, config: RunConfig, folder: Path, report: Reporter
+) -> tuple[CaseStore, Validation]:
+    """Working images of the training cases and images of the validation cases, on disk."""
+    made = [config.method.model_dump(mode="json"), method.plan.model_dump(mode="json")]
+    train = CaseStore(folder, config.cache_mb / max(1, worker_count(config)))
+    held = CaseStore(folder, config.cache_mb / 4)
+    copies = [(i % len(division.train), i) for i in range(COPIES)] if division.how == "augmented copies" else []
+    with report.bar("reading images", len(division.train) + len(division.val) + len(copies)) as bar:
+        for source in division.train:
+            key = fingerprint_of(source_path(source), made)
+            train.add(source.id, key, source.landmarks, lambda s=source: method.working_images(s.image()))  # type: ignore[misc]
+            bar.update(len(train))
+        for source in division.val:
+            held.add(source.id, fingerprint_of(source_path(source), "image"), source.landmarks, _raw(source))
+            bar.update(len(train) + len(held))
+        for case, copy_number in copies:
+            _add_copy(held, division.train[case], copy_number, config.seed)
+            bar.update(len(train) + len(held))
+    return train, Validation(held, division.independent)
+
+
+def _raw(source: Source) -> Any:
+    return lambda: {"image": source.image()}
+
+
+def _add_copy(store: CaseStore, source: Source, number: int, seed: int) -> None:
+    image, landmarks = augmented_copy(source.image(), source.landmarks, np.random.default_rng([seed, 21, number]))
+    key = fingerprint_of(source_path(source), "copy", seed, number)
+    store.add(f"{source.id} copy {number + 1}", key, landmarks, lambda: {"image": image})
+
+
+def initialise(method: Method, source: Any) -> str:
+    """Load what fits of another run (``checkpoint.Run``) into a method; one line says what was kept.
+
+    A method may offer ``adapt_state(state, old_plan) -> state`` to match per-landmark tensors by name.
+    """
+    state = dict(source.weights)
+    adapt = getattr(method, "adapt_state", None)
+    if adapt is not None:
+        state = adapt(state, source.plan)
+    own = method.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fits:
+        raise InputError(f"--init {source.folder}: none of its {len(state)} tensors fits this method and its settings")
+    method.load_state_dict({**own, **fits})
+    known = [n for n in method.plan.names if n in source.plan.names]
+    kept = sum(own[k].numel() for k in fits) / max(1, sum(v.numel() for v in own.values()))
+    return (
+        f"started from {source.folder}: {len(fits)} of {len(own)} tensors kept ({kept:.0%} of the weights), "
+        f"{len(known)} of {len(method.plan.names)} landmarks known to it"
+    )

@@ -1,0 +1,28 @@
+"""The one error a user can cause: a clear line and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class InputError(Exception):
+    """Bad input or usage. The message names the file, the row, what was found and what would be right."""
+
+
+class ManyInputErrors(InputError):
+    """Several problems found in one reading (a manifest, say), all reported at once.
+
+    ``problems`` holds one line each.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known word closest to ``word``; empty where none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

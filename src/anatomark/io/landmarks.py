@@ -1,0 +1,157 @@
+"""The front door for landmark files: the format follows from the name's ending."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from anatomark.core.grid import Grid
+from anatomark.core.landmarks import Landmarks
+from anatomark.errors import InputError
+from anatomark.io.frames import pixel_grid, pixels_to_mm
+from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
+from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
+from anatomark.io.tables import read_table, write_table
+
+FORMATS = (".mrk.json", ".fcsv", ".csv", ".tsv", ".json")
+Where = str | os.PathLike[str]
+
+
+def landmark_format(path: Where) -> str:
+    """The ending of ``path`` that names its format. Raises InputError for an unknown one."""
+    name = Path(path).name.lower()
+    for ending in FORMATS:
+        if name.endswith(ending):
+            return ending
+    raise InputError(f"{path}: is no landmark file; known endings: {', '.join(FORMATS)}")
+
+
+def split_observer(path: Where) -> tuple[Path, str | None]:
+    """``table.csv#senior`` as (``table.csv``, ``senior``); a file whose own name has a # is left alone."""
+    text = os.fspath(path)
+    if "#" not in text or Path(text).exists():
+        return Path(text), None
+    file, _, observer = text.rpartition("#")
+    if not file.lower().endswith((".csv", ".tsv")):
+        raise InputError(f"{text}: only a CSV or TSV table has observers to choose by #")
+    return Path(file), observer
+
+
+def load_landmarks(
+    path: Where,
+    *,
+    case: str | None = None,
+    frame: str | None = None,
+    unit: str | None = None,
+    label_from: str = "label",
+) -> Landmarks:
+    """As :func:`read_landmarks`, but positions in pixels stay so: ``meta["unit"]`` is then ``px``."""
+    file, observer = split_observer(path)
+    ending = landmark_format(file)
+    try:
+        if ending == ".mrk.json":
+            found = read_mrk(file, frame, unit)
+        elif ending == ".fcsv":
+            found = read_fcsv(file, frame)
+        elif ending == ".json":
+            found = read_json_landmarks(file, frame, unit)
+        else:
+            found = read_table(file, frame, unit).pick(case, observer)
+    except InputError as error:  # Landmarks itself does not know the file
+        raise error if str(file) in str(error) else InputError(f"{file}: {error}") from None
+    return named_by(found, label_from, file)
+
+
+def read_landmarks(
+    path: Where,
+    *,
+    case: str | None = None,
+    frame: str | None = None,
+    unit: str | None = None,
+    spacing: Sequence[float] | float | Grid | None = None,
+    label_from: str = "label",
+) -> Landmarks:
+    """Read a landmark file into world mm (3D: LPS).
+
+    ``path``: .mrk.json, .fcsv, .csv, .tsv or .json; ``table.csv#senior`` chooses an observer, ``#mean`` the mean of
+    all. ``case``: which case of a table with several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px): for files
+    that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``: ``label``,
+    or ``description`` to make the descriptions the names (the labels become the descriptions). Raises InputError.
+    """
+    found = load_landmarks(path, case=case, frame=frame, unit=unit, label_from=label_from)
+    return in_mm(found, spacing, os.fspath(path))
+
+
+def in_mm(landmarks: Landmarks, spacing: Sequence[float] | float | Grid | None, where: str) -> Landmarks:
+    """Landmarks of :func:`load_landmarks` in mm. Raises InputError where they are in px and ``spacing`` is None."""
+    if landmarks.meta.get("unit") != "px":
+        return landmarks
+    if spacing is None:
+        raise InputError(f"{where}: positions are in px; give mm per pixel in the spacing column or with --spacing")
+    grid = spacing if isinstance(spacing, Grid) else pixel_grid(spacing, where)
+    return replace(pixels_to_mm(landmarks, grid), meta={**landmarks.meta, "unit": "mm"})
+
+
+def named_by(landmarks: Landmarks, label_from: str, path: Path) -> Landmarks:
+    """Landmarks named by ``label`` (as they are) or by ``description``, which must then be there and differ."""
+    if label_from == "label":
+        return landmarks
+    if label_from != "description":
+        raise InputError(f"labels come from 'label' or 'description', not {label_from!r}")
+    for label, description in zip(landmarks.names, landmarks.descriptions, strict=True):
+        if not description:
+            raise InputError(f"{path}: landmark {label!r} has no description to take the name from")
+        if landmarks.descriptions.count(description) > 1:
+            raise InputError(f"{path}: description {description!r} appears more than once; names must differ")
+    # the documents kept for a round trip know the points by their labels, so they end here
+    meta = {k: v for k, v in landmarks.meta.items() if k not in ("mrk.json", "fcsv")}
+    return replace(landmarks, names=landmarks.descriptions, descriptions=landmarks.names, meta=meta)
+
+
+def write_landmarks(
+    landmarks: Landmarks,
+    path: Where,
+    *,
+    case: str | None = None,
+    spacing: Sequence[float] | float | Grid | None = None,
+    unit: str = "mm",
+) -> None:
+    """Write landmarks (world mm) in the format of ``path``'s ending, atomically.
+
+    What the landmarks' own file held beside is kept where the format is the same. CSV/TSV: tidy, with a column
+    ``case`` where ``case`` is given; 2D with ``spacing`` (mm along x, y, or the image's 2D grid) has ``x_mm, y_mm,
+    x_px, y_px``, or px alone with ``unit="px"``. Raises InputError for an unknown ending or a disk that refuses.
+    """
+    ending = landmark_format(path)
+    if unit != "mm" and ending not in (".csv", ".tsv"):
+        raise InputError(f"{path}: only CSV and TSV hold positions in {unit}; write mm")
+    if ending == ".mrk.json":
+        write_mrk(landmarks, path)
+    elif ending == ".fcsv":
+        write_fcsv(landmarks, path)
+    elif ending == ".json":
+        write_json_landmarks(landmarks, path, {"case": case} if case is not None else None)
+    else:
+        grid = spacing if isinstance(spacing, Grid) or spacing is None else pixel_grid(spacing)
+        name = case or ""
+        write_table(
+            {name: {"": landmarks}}, path, unit=unit, grids={name: grid} if grid and landmarks.ndim == 2 else None
+        )
+
+
+def convert(
+    source: Where,
+    target: Where,
+    *,
+    case: str | None = None,
+    frame: str | None = None,
+    unit: str | None = None,
+    spacing: Sequence[float] | float | Grid | None = None,
+    label_from: str = "label",
+) -> Landmarks:
+    """Read ``source``, write ``target``, return what was written. Arguments and errors as :func:`read_landmarks`."""
+    landmarks = read_landmarks(source, case=case, frame=frame, unit=unit, spacing=spacing, label_from=label_from)
+    write_landmarks(landmarks, target, case=case, spacing=spacing if landmarks.ndim == 2 else None)
+    return landmarks

@@ -1,0 +1,313 @@
+"""Landmark tables: CSV and TSV, tidy or wide, many cases, several observers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anatomark.core.grid import Array, Grid
+from anatomark.core.landmarks import Landmarks, Status, common_names
+from anatomark.errors import InputError, nearest
+from anatomark.io.atomic import write_text
+from anatomark.io.frames import agree, check_kind, check_status, mm_to_pixels, parse_frame, swap_lps_ras
+from anatomark.io.sheets import Sheet, misspelt, read_sheet
+
+MEAN = "mean"
+TIDY = ("case", "label", "observer", "status", "description", "score", "radius90")
+BLANK = ("", "nan", "na", "none")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Landmarks of many cases: ``cases[case][observer]``, the names ``""`` where the file has no such column.
+
+    Positions are LPS mm in 3D, image mm in 2D; only where ``unit`` is ``px`` they are pixels (column, row).
+    """
+
+    path: Path
+    frame: str
+    unit: str
+    cases: Mapping[str, Mapping[str, Landmarks]]
+
+    def observers(self, case: str | None = None) -> Mapping[str, Landmarks]:
+        """All observers of one case; ``case`` may be left out where there is only one. Raises InputError."""
+        if "" in self.cases:
+            return self.cases[""]
+        if case is None and len(self.cases) == 1:
+            return next(iter(self.cases.values()))
+        if case is None:
+            some = ", ".join(list(self.cases)[:3])
+            raise InputError(f"{self.path}: holds {len(self.cases)} cases ({some}, ...); say which case")
+        if case not in self.cases:
+            raise InputError(f"{self.path}: has no rows for case {case!r}{nearest(case, list(self.cases))}")
+        return self.cases[case]
+
+    def pick(self, case: str | None = None, observer: str | None = None) -> Landmarks:
+        """One observer's landmarks of one case; ``mean`` is the mean over all. Raises InputError where the choice is
+        missing or unknown."""
+        found = self.observers(case)
+        if observer is None and len(found) == 1:
+            return next(iter(found.values()))
+        names = ", ".join(found)
+        if observer is None:
+            raise InputError(
+                f"{self.path}: holds observers {names}; choose one, e.g. {self.path.name}#{next(iter(found))}"
+            )
+        if observer in found:
+            return found[observer]
+        if observer == MEAN:
+            return mean_of(found)
+        raise InputError(f"{self.path}: has no observer {observer!r}{nearest(observer, list(found))}; it holds {names}")
+
+
+def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
+    """Per landmark the mean position over the observers who defined it; absent where none did and one says so."""
+    names = common_names(observers.values())
+    sets = [one.select(names) for one in observers.values()]
+    defined = np.array([one.defined for one in sets])
+    total = np.nansum([one.points for one in sets], axis=0)
+    count = defined.sum(0)
+    points = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.nan)
+    status = [
+        Status.DEFINED
+        if n
+        else Status.ABSENT
+        if any(one.status[i] is Status.ABSENT for one in sets)
+        else Status.UNANNOTATED
+        for i, n in enumerate(count)
+    ]
+    return replace(
+        sets[0], points=points, status=tuple(status), score=None, covariance=None, radius90=None,
+        meta={**sets[0].meta, "observer": MEAN},
+    )  # fmt: skip
+
+
+def read_table(path: str | os.PathLike[str], frame: str | None = None, unit: str | None = None) -> Table:
+    """Read a CSV/TSV of landmarks: tidy ``case,label,x,y[,z][,observer][,status][,description]`` or wide
+    ``case,<label>_x,<label>_y[,<label>_z][,observer]``; ``case`` may be missing where the file holds one case.
+
+    Frame (LPS, RAS, image) and unit (mm, px) come from the first line ``# frame=LPS unit=mm`` or from the arguments.
+    A blank position means unannotated, unless its status (wide: the x cell) says ``absent``.
+    Raises InputError, naming file and row.
+    """
+    path = Path(path)
+    try:
+        stamp = path.stat().st_mtime_ns, path.stat().st_size
+    except OSError:
+        stamp = (0, 0)  # read_text has the words for it
+    return _read_table(path, frame, unit, stamp)
+
+
+@lru_cache(maxsize=16)  # a manifest names one table in every row; the stamp notices a change of the file
+def _read_table(path: Path, frame: str | None, unit: str | None, stamp: tuple[int, int]) -> Table:
+    sheet = read_sheet(path)
+    records, axes, own_unit = _tidy(sheet) if "label" in sheet.columns else _wide(sheet)
+    stated_frame = parse_frame(sheet.facts["frame"], str(path)) if "frame" in sheet.facts else None
+    frame = agree(stated_frame, parse_frame(frame, str(path)) if frame else None, "frame", str(path))
+    unit = agree(own_unit or sheet.facts.get("unit"), unit, "unit", str(path))
+    check_kind(frame, unit, len(axes), str(path))
+    groups: dict[str, dict[str, list[_Record]]] = {}
+    for record in records:
+        groups.setdefault(record.case, {}).setdefault(record.observer, []).append(record)
+    meta = {"path": str(path), "frame": frame, "unit": unit}
+    cases = {
+        case: {o: _landmarks(group, frame, path, {**meta, "case": case, "observer": o}) for o, group in found.items()}
+        for case, found in groups.items()
+    }
+    return Table(path, frame, unit, cases)
+
+
+@dataclass(frozen=True)
+class _Record:
+    row: int
+    case: str
+    observer: str
+    label: str
+    point: tuple[float, ...]
+    status: str
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def _tidy(sheet: Sheet) -> tuple[list[_Record], str, str | None]:
+    unit, suffix = next(((u, f"_{u}") for u in ("mm", "px") if {f"x_{u}", f"y_{u}"} <= set(sheet.columns)), (None, ""))
+    axes = "xyz" if f"z{suffix}" in sheet.columns else "xy"
+    for axis in axes:
+        if axis + suffix not in sheet.columns:
+            raise InputError(f"{sheet.path}: has no column {axis!r}{nearest(axis, sheet.columns)}")
+    coordinates = {f"{a}{s}" for a in "xyz" for s in ("", "_mm", "_px")}
+    if wrong := misspelt([c for c in sheet.columns if c not in coordinates], TIDY):
+        raise InputError(f"{sheet.path}: {wrong[0]}")
+    records = []
+    for row, cells in sheet.rows:
+        where = f"{sheet.path}: row {row}"
+        if not cells["label"]:
+            raise InputError(f"{where}: the label is blank")
+        point = _point([cells[a + suffix] for a in axes], where)
+        case, observer = cells.get("case", ""), cells.get("observer", "")
+        if "case" in cells and not case:
+            raise InputError(f"{where}: the case is blank")
+        records.append(_Record(row, case, observer, cells["label"], point, cells.get("status", ""), cells))
+    return records, axes, unit
+
+
+def _wide(sheet: Sheet) -> tuple[list[_Record], str, None]:
+    columns = set(sheet.columns)
+    labels = [c[:-2] for c in sheet.columns if c.endswith("_x") and f"{c[:-2]}_y" in columns]
+    if not labels:
+        raise InputError(
+            f"{sheet.path}: has neither a column 'label'{nearest('label', sheet.columns)} (tidy: case,label,x,y[,z]) "
+            "nor pairs <label>_x,<label>_y (wide)"
+        )
+    axes = "xyz" if f"{labels[0]}_z" in columns else "xy"
+    known = {f"{label}_{a}" for label in labels for a in axes} | {"case", "observer"}
+    odd = [c for c in sheet.columns if c not in known] + sorted(known - columns - {"case", "observer"})
+    if odd:
+        raise InputError(f"{sheet.path}: column {odd[0]!r} does not go with the others (<label>_{', _'.join(axes)})")
+    records = []
+    for row, cells in sheet.rows:
+        for label in labels:
+            values = [cells[f"{label}_{a}"] for a in axes]
+            status = "absent" if values[0].lower() == "absent" else ""
+            point = _point([""] * len(axes) if status else values, f"{sheet.path}: row {row}, {label}")
+            records.append(_Record(row, cells.get("case", ""), cells.get("observer", ""), label, point, status))
+    return records, axes, None
+
+
+def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
+    """The numbers of one position; all NaN where every cell is blank."""
+    if all(c.lower() in BLANK for c in cells):
+        return (float("nan"),) * len(cells)
+    try:
+        values = tuple(float(c) for c in cells)
+    except ValueError:
+        values = (float("nan"),)
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: position {', '.join(cells)!r} is not {len(cells)} numbers (all blank: unannotated)")
+    return values
+
+
+def _landmarks(group: Sequence[_Record], frame: str, path: Path, meta: dict[str, Any]) -> Landmarks:
+    seen: dict[str, int] = {}
+    status = []
+    for record in group:
+        if record.label in seen:
+            of = f" of case {record.case!r}" if record.case else ""
+            raise InputError(
+                f"{path}: row {record.row}: label {record.label!r}{of} is already in row {seen[record.label]}"
+            )
+        seen[record.label] = record.row
+        status.append(check_status(record.status, bool(np.isfinite(record.point).all()), f"{path}: row {record.row}"))
+    points = np.array([record.point for record in group])
+
+    def optional(key: str) -> Array | None:
+        texts = [record.extra.get(key, "") for record in group]
+        try:
+            return np.array([float(t or "nan") for t in texts]) if any(texts) else None
+        except ValueError:
+            raise InputError(f"{path}: column {key!r} holds something that is not a number") from None
+
+    return Landmarks(
+        tuple(seen),
+        swap_lps_ras(points) if frame == "RAS" else points,
+        tuple(status),
+        score=optional("score"),
+        radius90=optional("radius90"),
+        descriptions=tuple(record.extra.get("description", "") for record in group),
+        meta=meta,
+    )
+
+
+def write_table(
+    cases: Mapping[str, Mapping[str, Landmarks]],
+    path: str | os.PathLike[str],
+    *,
+    unit: str = "mm",
+    grids: Mapping[str, Grid] | None = None,
+    wide: bool = False,
+) -> None:
+    """Write ``cases[case][observer]`` (landmarks in world mm; names ``""``: no such column) as CSV, or TSV by suffix.
+
+    3D: frame LPS, mm. 2D: frame image; ``grids`` (the 2D grid per case) is needed for ``unit="px"``, and in a tidy
+    table in mm adds the columns ``x_px, y_px``. Raises InputError on mixed dimensions or a missing grid.
+    """
+    path = Path(path)
+    sets = [(case, o, one) for case, found in cases.items() for o, one in found.items()]
+    ndim = sets[0][2].ndim
+    if any(one.ndim != ndim for _, _, one in sets):
+        raise InputError(f"{path}: 2D and 3D landmarks do not go into one table")
+    frame = "LPS" if ndim == 3 else "image"
+    check_kind(frame, unit, ndim, str(path))
+    if unit == "px" and any(case not in (grids or {}) for case, _, _ in sets):
+        raise InputError(f"{path}: landmarks in px need the spacing; give --spacing, or write mm")
+    out = io.StringIO(newline="")
+    out.write(f"# frame={frame} unit={unit}\n")
+    writer = csv.writer(out, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+    writer.writerows((_wide_rows if wide else _tidy_rows)(sets, unit, grids or {}))
+    write_text(path, out.getvalue())
+
+
+Set = tuple[str, str, Landmarks]
+
+
+def _keys(sets: Sequence[Set]) -> dict[str, bool]:
+    return {"case": any(case for case, _, _ in sets), "observer": any(o for _, o, _ in sets)}
+
+
+def _numbers(point: Array) -> list[str]:
+    return [repr(float(v)) if np.isfinite(v) else "" for v in point]
+
+
+def _tidy_rows(sets: Sequence[Set], unit: str, grids: Mapping[str, Grid]) -> list[list[str]]:
+    every = [one for _, _, one in sets]
+    keys = _keys(sets)
+    axes = "xyz"[: every[0].ndim]
+    both = unit == "mm" and every[0].ndim == 2 and all(case in grids for case, _, _ in sets)
+    columns = [f"{a}_{u}" for u in ("mm", "px") for a in axes] if both else list(axes)
+    optional = {
+        "status": any(not one.defined.all() for one in every),
+        "description": any(any(one.descriptions) for one in every),
+        "score": any(one.score is not None for one in every),
+        "radius90": any(one.radius90 is not None for one in every),
+    }
+    head = [*(["case"] if keys["case"] else []), "label", *columns, *(["observer"] if keys["observer"] else [])]
+    rows = [head + [k for k, wanted in optional.items() if wanted]]
+    for case, observer, one in sets:
+        places = mm_to_pixels(one.points, grids[case]) if unit == "px" else one.points
+        if both:
+            places = np.hstack([places, mm_to_pixels(one.points, grids[case])])
+        for i, label in enumerate(one.names):
+            cells = {
+                "status": str(one.status[i]),
+                "description": one.descriptions[i],
+                "score": "" if one.score is None else _numbers(one.score[i : i + 1])[0],
+                "radius90": "" if one.radius90 is None else _numbers(one.radius90[i : i + 1])[0],
+            }
+            row = [*([case] if keys["case"] else []), label, *_numbers(places[i])]
+            row += [observer] if keys["observer"] else []
+            rows.append(row + [cells[k] for k, wanted in optional.items() if wanted])
+    return rows
+
+
+def _wide_rows(sets: Sequence[Set], unit: str, grids: Mapping[str, Grid]) -> list[list[str]]:
+    names = common_names(one for _, _, one in sets)
+    keys = [k for k, wanted in _keys(sets).items() if wanted]
+    axes = "xyz"[: sets[0][2].ndim]
+    rows = [[*keys, *(f"{n}_{a}" for n in names for a in axes)]]
+    for case, observer, one in sets:
+        one = one.select(names)
+        places = mm_to_pixels(one.points, grids[case]) if unit == "px" else one.points
+        cells = {"case": case, "observer": observer}
+        row = [cells[k] for k in keys]
+        for point, status in zip(places, one.status, strict=True):
+            absent = status is Status.ABSENT
+            row += ["absent", *[""] * (len(axes) - 1)] if absent else [n or "nan" for n in _numbers(point)]
+        rows.append(row)
+    return rows
