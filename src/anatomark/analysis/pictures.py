@@ -116,8 +116,8 @@ def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, na
     """
     view = _View(image)
     truth = truth.select([n for n, known in zip(truth.names, truth.defined, strict=True) if known])
-    found = truth.with_points(np.full_like(truth.points, np.nan)) if predicted is None else predicted
-    found = found.select(truth.names)
+    nothing = Landmarks(truth.names, np.full_like(truth.points, np.nan))
+    found = nothing if predicted is None else predicted.select(truth.names)
     names = [n for n in names if n in truth.names]
     figure = _rows_3d(view, found, truth, names) if image.ndim == 3 else _zooms_2d(view, found, truth, names)
     return png(figure)

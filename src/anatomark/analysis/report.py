@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from anatomark.analysis.metrics import Errors, Statistics
 from anatomark.analysis.pictures import caption, png
 from anatomark.analysis.result import EvaluationResult
+from anatomark.core.grid import Array
 
 MODEL_COLOUR, GREY, DARK, WARM = "#0f766e", "#94a3b8", "#334155", "#b45309"
 BESIDE = ((WARM, "--"), ("#64748b", ":"), ("#94a3b8", "-."), ("#475569", (0, (5, 1, 1, 1))))
@@ -56,6 +57,8 @@ def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, ve
             key: any(row[key] is not None for row in landmarks)
             for key in ("radius90_mm", "score", "mean_position_mm", "observers_mm", "ci_low_mm")
         },
+        several=any(row["pairs"] > 1 for row in landmarks),
+        uneven=len({row["pairs"] for row in landmarks}) > 1,
         flagged=any(row["flags"] for row in cases),
         failed=bool(stats.failures or stats.false_presences),
         top=max([row["mre_mm"] for row in landmarks if row["mre_mm"] is not None], default=1.0) or 1.0,
@@ -93,9 +96,9 @@ def error_curve(result: EvaluationResult) -> Figure:
 
 
 def case_plot(result: EvaluationResult) -> Figure:
-    """Cases from best to worst: the mean error of each, and the span from its smallest to its largest."""
-    errors, order = result.errors, result.errors.ranking()
-    order = [m for m in order if np.isfinite(errors.case_error[m])]
+    """Cases by rising mean error, with the span from each one's smallest to its largest error."""
+    errors = result.errors
+    order = [int(m) for m in np.argsort(errors.case_error) if np.isfinite(errors.case_error[m])]
     figure = Figure(figsize=(5.4, 4.0), facecolor="white", layout="constrained")
     ax = figure.subplots()
     rank = np.arange(1, len(order) + 1)
@@ -106,7 +109,7 @@ def case_plot(result: EvaluationResult) -> Figure:
     failed = np.array([errors.failures(m) > 0 for m in order])
     if failed.any():
         ax.plot(rank[failed], np.zeros(failed.sum()), "x", color="#b91c1c", ms=4, clip_on=False, label="not all found")
-    ax.set(xlim=(0.3, len(order) + 0.7), ylim=(0, None), xlabel="case, from best to worst", ylabel="radial error (mm)")
+    ax.set(xlim=(0.3, len(order) + 0.7), ylim=(0, None), xlabel="case, by rising error", ylabel="radial error (mm)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _tidy(ax, "y")
     figure.legend(loc="outside upper center", ncols=3, fontsize=7.5, frameon=False, labelcolor=DARK)
@@ -153,8 +156,19 @@ def box_plot(result: EvaluationResult) -> Figure:
         for text in ax.get_xticklabels():
             text.set(rotation=50, ha="right", rotation_mode="anchor")
     ax.set(ylim=(0, None), xlim=(0.3, len(order) + 0.7), ylabel="radial error (mm)")
+    _cut_outliers(ax, np.concatenate([located[n] for n in order]) if order else np.zeros(0))
     _tidy(ax, "y")
     return figure
+
+
+def _cut_outliers(ax: Axes, pool: Array) -> None:
+    """Where a few errors are far larger than all others, end the axis below them and say so."""
+    if pool.size < 20 or pool.max() < 1.5 * (top := 1.3 * float(np.percentile(pool, 98))):
+        return
+    ax.set_ylim(0, top)
+    text = f"above: {int((pool > top).sum())} errors, up to {pool.max():.1f} mm"
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    ax.text(0.012, 0.97, text, transform=ax.transAxes, fontsize=8, color=DARK, va="top", bbox=box, zorder=5)
 
 
 def _reach(result: EvaluationResult) -> float:
@@ -169,11 +183,9 @@ def _reach(result: EvaluationResult) -> float:
 
 def _step(ax: Axes, errors: Errors, reach: float, **style: Any) -> None:
     pool = np.sort(errors.error[np.isfinite(errors.error) & errors.annotated])
-    pairs = int(errors.annotated.sum())
-    if pairs:
-        share = 100 * np.arange(len(pool) + 1) / pairs
-        end = max(reach, pool[-1] if pool.size else 0.0)
-        ax.step(np.r_[0.0, pool, end], np.r_[share, share[-1]], where="post", **style)
+    share = 100 * np.arange(len(pool) + 1) / max(int(errors.annotated.sum()), 1)
+    end = max(reach, pool[-1] if pool.size else 0.0)
+    ax.step(np.r_[0.0, pool, end], np.r_[share, share[-1]], where="post", **style)
 
 
 def _tidy(ax: Axes, grid: Literal["x", "y"]) -> None:
@@ -201,7 +213,7 @@ def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
     false = f", {s.false_presences} false presences" if s.false_presences else ""
     tiles.append(("Failures", str(s.failures), f"of {s.pairs} points{false}"))
     if s.covered90 is not None:
-        tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "90 % would be right"))
+        tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "should be 90 %"))
     if result.seconds_per_case is not None:
         memory = "" if result.peak_gb is None else f"memory {result.peak_gb:.1f} GB"
         tiles.append(("Time per case", _seconds(result.seconds_per_case), memory or "median"))
@@ -210,7 +222,7 @@ def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
 
 def _range(s: Statistics, t: float) -> str:
     interval = s.sdr_ci95.get(t)
-    return f"95 % CI {_share(interval[0])}–{_share(interval[1])}" if interval else "failures count as misses"
+    return f"95 % CI {_share(interval[0])}–{_share(interval[1])}" if interval else "failures are misses"
 
 
 def _embed(data: bytes) -> str:

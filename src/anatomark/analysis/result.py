@@ -56,7 +56,8 @@ class EvaluationResult:
 
     def comparisons(self) -> dict[str, Statistics]:
         """Figures of the model and of everything beside it, by name of the row."""
-        rows = {f"{self.model} (truth: {self.truth})": self.overall}
+        own = f"{self.model} (truth: {self.truth})" if self.against else self.model
+        rows = {own: self.overall}
         for kind, group in (("", self.baselines), ("observers: ", self.observers)):
             rows |= {kind + name: statistics(e, thresholds=self.thresholds) for name, e in group.items()}
         rows |= {

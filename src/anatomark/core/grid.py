@@ -85,7 +85,7 @@ class Grid:
     @cached_property
     def inverse(self) -> Array:
         """(D+1, D+1) world-to-index affine."""
-        return np.linalg.inv(self.affine)
+        return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)
 
     @property
     def centre(self) -> Array:
@@ -95,7 +95,7 @@ class Grid:
     @property
     def extent_mm(self) -> Array:
         """(D,) size in mm along each array axis, voxel borders included."""
-        return self.spacing * np.asarray(self.shape)
+        return np.asarray(self.spacing * np.asarray(self.shape))
 
     def to_world(self, index: ArrayLike) -> Array:
         """World mm (..., D) of continuous array indices (..., D)."""

@@ -90,7 +90,7 @@ class Landmarks:
     def __getitem__(self, name: str) -> Array:
         """World position (D,) of one landmark; KeyError for an unknown name."""
         try:
-            return self.points[self.names.index(name)]
+            return np.asarray(self.points[self.names.index(name)])
         except ValueError:
             raise KeyError(f"no landmark {name!r}{nearest(name, self.names)}") from None
 

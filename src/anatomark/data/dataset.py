@@ -135,13 +135,16 @@ def augmented_copy(image: Image, landmarks: Landmarks, rng: np.random.Generator)
     extent = extent or float(image.grid.extent_mm.max()) / 2
     warp = random_warp(rng, image.grid, 0.06 * extent, 0.7 * extent)
     out = np.empty(image.array.shape, np.float32)
-    source, fill = as_tensor(image), float(image.subsample().min())
-    thick = max(1, 500_000 // int(np.prod(image.grid.shape[1:])))
-    for k in range(0, image.grid.shape[0], thick):  # in slabs: the whole lattice in float64 would take much memory
-        rows = np.arange(k, min(k + thick, image.grid.shape[0]))
-        index = np.stack(np.meshgrid(rows, *(np.arange(n) for n in image.grid.shape[1:]), indexing="ij"), -1)
-        moved = image.grid.to_index(warp(image.grid.to_world(index)))
-        out[:, rows] = sample_index(source, torch.from_numpy(moved), fill).numpy()
+    source, fill, shape = as_tensor(image), float(image.subsample().min()), image.grid.shape
+    # the warp is smooth: it is evaluated at every fourth voxel, linear in between
+    nodes = [np.linspace(0, n - 1, -(-n // 4) + 1) for n in shape]
+    moved = image.grid.to_index(warp(image.grid.to_world(np.stack(np.meshgrid(*nodes, indexing="ij"), -1))))
+    coarse = torch.from_numpy(np.moveaxis(moved, -1, 0).astype(np.float32))[None]
+    mode = "bilinear" if d == 2 else "trilinear"
+    index = torch.nn.functional.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0].movedim(0, -1)
+    thick = max(1, 2_000_000 // int(np.prod(shape[1:])))
+    for k in range(0, shape[0], thick):  # in slabs, for memory's sake
+        out[:, k : k + thick] = sample_index(source, index[k : k + thick].contiguous(), fill).numpy()
     turn = random_rotation(rng, d, 10.0) * rng.uniform(0.95, 1.05)
     centre, shift = image.grid.centre, rng.uniform(-0.03, 0.03, d) * extent
     affine = image.grid.affine.copy()

@@ -36,10 +36,10 @@ def best_order(m: int, study: ShapeStudy, cost: Array, *, search: bool) -> tuple
             best = total, expected, owner, capped
     assert best is not None
     _, expected, owner, capped = best
-    given = np.where(seen, np.diag(label_cost(study.expected[m], shape, study.scale()[m])), 0.0)
+    given = np.where(seen, np.diag(label_cost(expected, shape, study.scale()[m])), 0.0)
     for group in moved_groups(owner):
         after = np.array([capped[i, owner[i]] for i in group if owner[i] >= 0])
-        if given[group].sum() - after.sum() < GAIN or (after > BEYOND**2).mean() > 0.2:
+        if given[group].sum() - after.sum() < GAIN or (after >= (2 * BEYOND) ** 2).mean() > 0.2:
             owner[group] = np.where(seen[group], group, -1)
     return expected, owner
 

@@ -12,7 +12,7 @@ from anatomark.core.grid import Array
 from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes
 
 FEWEST_POINTS = 4  # points of a case below which its pose says nothing
-BEYOND = 4.0  # a point is suspect this many times its landmark's typical (median) residual away
+BEYOND = 4.0  # a point is suspect this many times its landmark's typical (median) residual away; more with few cases
 
 
 class ShapeStudy:
@@ -22,6 +22,7 @@ class ShapeStudy:
     def __init__(self, shapes: Array):
         """``shapes`` (M, N, D) world mm, NaN = missing; every landmark known in some case, M >= 2."""
         self.shapes = shapes
+        self.beyond = BEYOND * (1 + 3 / len(shapes))
         keep, self.middle, self.poses = _plausible(shapes)
         aligned = np.stack([pose.invert(shape) for pose, shape in zip(self.poses, shapes, strict=True)])
         aligned[~keep] = np.nan
@@ -158,7 +159,7 @@ def _typical(residual: Array) -> Array:
     overall = max(float(np.nanmedian(residual)), 1e-9)
     count = np.isfinite(residual).sum(0)
     own = np.maximum(np.nan_to_num(nanmedian(residual, 0), nan=overall), overall / 10)
-    return np.asarray(np.exp((count * np.log(own) + 4 * np.log(overall)) / (count + 4)))
+    return np.asarray(np.exp((count * np.log(own) + 8 * np.log(overall)) / (count + 8)))
 
 
 def distance(a: Array, b: Array) -> Array:

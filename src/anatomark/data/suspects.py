@@ -13,7 +13,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, common_names
 from anatomark.core.shape import mean_rotation, rotation_angle
 from anatomark.data.relabel import GAIN, best_order, label_cost, moved_groups
-from anatomark.data.shape_check import BEYOND, FEWEST_POINTS, ShapeStudy, distance, nanmedian, robust_pose
+from anatomark.data.shape_check import FEWEST_POINTS, ShapeStudy, distance, nanmedian, robust_pose
 
 FEWEST = 5  # cases below which a shape cannot be judged
 
@@ -38,7 +38,7 @@ class Suspect:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return asdict(self)
+        return {**asdict(self), "labels": list(self.labels), "expected": list(self.expected) if self.expected else None}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _explain(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> tu
         return [], np.full(len(seen), np.nan)
     cost = label_cost(study.expected[m], shape, scale)
     gain = np.diag(cost)[:, None] + np.diag(cost)[None] - cost - cost.T
-    off = int((study.z[m] > BEYOND).sum())
+    off = int((study.z[m] > study.beyond).sum())
     if off == 0 and study.factor[m] < 3 and not (gain > GAIN).any():
         return [], study.residual[m]
     mirrored = _mirrored(case, m, names, study)
@@ -110,7 +110,7 @@ def _explain(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> tu
         typical = float(np.nanmedian(study.typical))
         message = f"the shape as a whole is unlike the other cases: residual {factor:.1f} times the usual"
         found.append(Suspect(case, names, "case", message, float(np.nanmedian(residual)), typical))
-    limit = BEYOND * study.typical * np.clip(factor, 1, 2)
+    limit = study.beyond * study.typical * np.clip(factor, 1, 2)
     for i in np.flatnonzero(residual > limit) if factor <= 3 else ():
         where, usual = tuple(round(float(v), 3) for v in again[i]), float(study.typical[i])
         text = f"{names[i]} lies {residual[i]:.3g} mm from where the other points put it (usual {usual:.2g} mm)"
@@ -129,16 +129,19 @@ def _relabelled(case: str, group: list[int], owner: NDArray[np.int64], names: tu
 
 def _mirrored(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> Suspect | None:
     """A case whose mirror image fits the others far better: one axis was read with the wrong sign."""
-    shape = study.shapes[m].copy()
-    before = float(np.nanmedian(distance(robust_pose(study.middle, shape).apply(study.middle), shape)))
-    shape[:, 0] *= -1
-    after = float(np.nanmedian(distance(robust_pose(study.middle, shape).apply(study.middle), shape)))
-    pairs = zip(study.poses, study.shapes, strict=True)
-    usual = float(np.nanmedian([distance(pose.apply(study.middle), s) for pose, s in pairs]))
+    mirror = np.ones(study.shapes.shape[2])
+    mirror[0] = -1
+    usual = float(np.nanmedian([_misfit(study.middle, shape) for shape in study.shapes]))
+    before, after = _misfit(study.middle, study.shapes[m]), _misfit(study.middle, study.shapes[m] * mirror)
     if after > 2.5 * usual or after > before / 3:
         return None
     text = f"its mirror image fits the others far better ({after:.2g} mm, not {before:.2g}): an axis has the wrong sign"
     return Suspect(case, names, "mirror", text, before, usual)
+
+
+def _misfit(middle: Array, shape: Array) -> float:
+    """Distance in mm that four in five points keep to the best robust pose of ``middle``."""
+    return float(np.nanquantile(distance(robust_pose(middle, shape).apply(middle), shape), 0.8))
 
 
 def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | None]) -> list[Suspect]:

@@ -27,7 +27,7 @@ def fix_steps(state: State) -> None:
     began = time.monotonic()
     per_validation = _time_validation(state)
     per_step = _time_step(state, min(20.0, 0.05 * budget))
-    budget -= time.monotonic() - began + per_validation  # one more makes the evidence for the next stage
+    budget -= time.monotonic() - began
     validations = int(np.clip(VALIDATION_SHARE * budget / max(1e-9, per_validation), 1, VALIDATIONS))
     steps = max(1, int((budget - validations * per_validation) / per_step))
     state.stages[state.at] = replace(state.stage, steps=steps)
@@ -50,18 +50,18 @@ def _time_step(state: State, seconds: float) -> float:
         if state.fabric.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append(time.monotonic())
-        enough = seconds if len(marks) > 12 else 3 * seconds
-        if len(marks) > 3 and marks[-1] - marks[0] > enough:
+        enough = seconds if len(marks) > 12 else 2 * seconds
+        if len(marks) > 2 and marks[-1] - marks[0] > enough:
             break
     times = np.diff(marks)
-    steady = times[min(3, len(times) - 1) :]  # the first steps allocate and compile
+    steady = times[min(2, len(times) - 1) :]  # the first steps allocate and warm up
     return float(steady.mean())
 
 
 def _time_validation(state: State) -> float:
-    """Seconds that one validation takes, from up to two cases."""
+    """Seconds that one validation takes, from one case."""
     if not len(state.validation):
         return 0.0
     began = time.monotonic()
-    done = len(state.validation.run(state.method, 2).cases)
-    return (time.monotonic() - began) / done * len(state.validation.chosen(state.config.validation_cases))
+    state.validation.run(state.method, 1)
+    return (time.monotonic() - began) * len(state.validation.chosen(state.config.validation_cases))

@@ -56,14 +56,18 @@ class Division:
 
     def describe(self) -> str:
         """One line for the console and the card."""
-        n, names = len(self.train), ", ".join(s.id for s in self.val)
+        n, names = _count(len(self.train), "training case"), ", ".join(s.id for s in self.val)
         if self.how == "val split":
-            return f"{n} training cases, {len(self.val)} validation cases (the manifest's val split)"
+            return f"{n}, {_count(len(self.val), 'validation case')} (the manifest's val split)"
         if self.how == "held out":
-            return f"{n} training cases, {len(self.val)} held out for validation: {names}"
+            return f"{n}, {len(self.val)} held out for validation: {names}"
         if self.how == "augmented copies":
-            return f"{n} training cases; no independent validation: validated on augmented copies of them"
-        return f"{n} training cases; no validation"
+            return f"{n}; no independent validation: validated on augmented copies of them"
+        return f"{n}; no validation"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def fitting_image(case: Case, ndim: int) -> Image:
@@ -92,24 +96,25 @@ def read_division(manifest_path: str | os.PathLike[str], config: RunConfig) -> D
     train, val = manifest.split("train"), [c for c in manifest.cases if c.split == "val"]
     names = _names([(c, c.read_landmarks()) for c in train[:1]], config.landmarks)
     sources = [_source(c, names, config.landmarks is not None) for c in train]
-    never = [n for k, n in enumerate(names) if not any(s.landmarks.defined[k] for s in sources)]
-    if never:
-        raise InputError(f"{manifest_path}: landmark {never[0]!r} is defined in no training case")
     return divided(sources, [_source(c, names, config.landmarks is not None) for c in val], names, config)
 
 
 def divided(train: Sequence[Source], val: Sequence[Source], names: tuple[str, ...], config: RunConfig) -> Division:
     """The rule of :func:`read_division` for cases that are already read."""
-    if val:
-        return Division(tuple(train), tuple(val), names, "val split")
-    if config.val_fraction == 0:
-        return Division(tuple(train), (), names, "none")
-    if len(train) < HELD_OUT_FROM:
-        return Division(tuple(train), (), names, "augmented copies")
-    count = max(1, round(config.val_fraction * len(train)))
-    out = set(np.random.default_rng([config.seed, 20]).permutation(len(train))[:count].tolist())
-    kept = tuple(s for i, s in enumerate(train) if i not in out)
-    return Division(kept, tuple(s for i, s in enumerate(train) if i in out), names, "held out")
+    kept, spared, how = tuple(train), tuple(val), "val split"
+    if not val and config.val_fraction == 0:
+        how = "none"
+    elif not val and len(train) < HELD_OUT_FROM:
+        how = "augmented copies"
+    elif not val:
+        count = max(1, round(config.val_fraction * len(train)))
+        out = set(np.random.default_rng([config.seed, 20]).permutation(len(train))[:count].tolist())
+        kept = tuple(s for i, s in enumerate(train) if i not in out)
+        spared, how = tuple(s for i, s in enumerate(train) if i in out), "held out"
+    for k, name in enumerate(names):
+        if not any(s.landmarks.defined[k] for s in kept):
+            raise InputError(f"landmark {name!r} is defined in none of the {len(kept)} training cases; leave it out")
+    return Division(kept, spared, names, how)
 
 
 def _names(first: Sequence[tuple[Case, Landmarks]], wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -101,6 +101,19 @@ def load_run(model: str | os.PathLike[str]) -> Run:
     return Run(folder, config, plan, weights, calibration, _hash(data, config, plan, calibration))
 
 
+def existing(folder: Path) -> Path:
+    """The nearest folder at or above ``folder`` that exists."""
+    return folder if folder.exists() else existing(folder.parent)
+
+
+def remove_empty(folder: Path, until: Path) -> None:
+    """Remove ``folder`` and its parents, as far as they are empty, up to but not including ``until``."""
+    while folder != until and until in folder.parents:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        folder = folder.parent
+
+
 def read_plan(folder: Path) -> Plan:
     """``plan.json`` of a run folder. Raises InputError."""
     return checked(Plan, read_json(folder / "plan.json"), str(folder / "plan.json"))

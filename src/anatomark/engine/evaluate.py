@@ -17,6 +17,8 @@ from anatomark.analysis.metrics import THRESHOLDS_MM, between_observers, compare
 from anatomark.analysis.result import EvaluationResult
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status, common_names
+from anatomark.engine.pipeline import image_stem
+from anatomark.engine.predict import described, load
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import write_json, write_text
@@ -93,7 +95,8 @@ def evaluate(
     result = _measured(manifest, cases, true, made, names, truth)
     result = replace(result, model=name, split=split, thresholds=tuple(thresholds), notes=notes)
     if folder is None:
-        _write_predictions(out / "predictions", name, cases, made)
+        facts = {"model": str(getattr(predictor, "hash", "")), "model_name": name}
+        _write_predictions(out / "predictions", facts, cases, made)
     _write(result, out, cases, true, made)
     return result
 
@@ -145,8 +148,6 @@ def _prediction_folder(model: Any) -> Path | None:
 
 def _predictor(model: Any) -> tuple[str, Predictor]:
     if isinstance(model, str | os.PathLike):
-        from anatomark.engine.predict import load
-
         return Path(model).resolve().name if Path(model).exists() else str(model), load(os.fspath(model))
     return str(getattr(model, "name", type(model).__name__)), model
 
@@ -193,11 +194,6 @@ def _read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, L
         first = cases[0].id
         raise InputError(f"{folder}: holds no trained model and no prediction of any case, such as {first}.mrk.json")
     return made
-
-
-def image_stem(path: Path) -> str:
-    """The image's file name without its ending (``.nii.gz`` is one); of a DICOM series, the folder's name."""
-    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
 
 
 def _flat(landmarks: Landmarks) -> Landmarks:
@@ -276,14 +272,15 @@ def _variant(cases: Sequence[Case]) -> str:
     return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
 
 
-def _write_predictions(folder: Path, model: str, cases: Sequence[Case], made: _Predictions) -> None:
+def _write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[Case], made: _Predictions) -> None:
     for case in cases:
         found = made.found[case.id]
         if found is None:
             continue
-        facts = {"case": case.id, "model": model, "image": str(case.image), "seconds": made.seconds[case.id]}
+        facts = {"case": case.id, **model, "image": str(case.image), "seconds": round(made.seconds[case.id], 4)}
         write_json_landmarks(found, folder / f"{case.id}.json", {**facts, "flags": made.flags.get(case.id, [])})
-        write_landmarks(found, folder / f"{case.id}.mrk.json")
+        shown = replace(found, descriptions=described(found), meta={})
+        write_landmarks(shown, folder / f"{case.id}.mrk.json")
 
 
 def _write(

@@ -40,7 +40,7 @@ def finish(
     how = "out-of-fold" if out_of_fold is not None else division.how
     write_json(run / "calibration.json", calibration(independent, how, method.plan.names))
     write_json(run / "plan.json", method.plan.model_dump(mode="json"))
-    settled = config.model_copy(update={"minutes": None, "steps": None})  # the steps of each stage say it all
+    settled = config.model_copy(update={"minutes": None})  # the steps of each stage say it all
     write_text(run / "card.md", card(settled, method, division, residuals, out_of_fold, seconds))
     write_config(run / "config.yaml", settled)
     write_weights(run, method, half=config.weights == "half")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anatomark.engine.cases import Division, Source, divided
-from anatomark.engine.checkpoint import load_run
+from anatomark.engine.checkpoint import Run, existing, load_run, remove_empty
 from anatomark.engine.config import RunConfig, read_config
 from anatomark.engine.progress import Reporter
 from anatomark.engine.validate import Residuals
@@ -38,13 +37,14 @@ def cross_validate(
     config: RunConfig,
     folds: int,
     *,
-    init: str | os.PathLike[str] | None = None,
+    init: Run | None = None,
     report: Reporter | None = None,
-) -> Residuals:
+) -> tuple[Residuals, RunConfig]:
     """Train one model per fold in ``run/folds/<k>`` and predict its fold; pooled errors go to ``run/folds``.
 
-    ``train`` is ``train.fit_division``. All training cases take part, those held out for validation too. With a
-    time budget the first fold's number of steps serves all. Finished folds are kept, so a killed run goes on. Raises InputError.
+    ``train`` is ``train.fit_division``. All training cases take part, those held out for validation too. A time budget
+    is shared by the folds and the final model: the first fold's number of steps serves all, and the config with these
+    steps is returned too. Finished folds are kept, so a killed run goes on. Raises InputError.
     """
     report = report or Reporter()
     fixed = division.how == "val split"
@@ -52,15 +52,23 @@ def cross_validate(
     parts = split_folds(len(cases), folds, config.seed)
     results: list[tuple[int, Residuals]] = []
     cache = Path(config.cache) if config.cache else run / "folds" / "cache"
+    if config.minutes is not None:
+        config = config.model_copy(update={"minutes": config.minutes / (folds + 1)})
+    there = existing(run)
     for k, part in enumerate(parts):
         report.say(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}")
         rest = [c for i, c in enumerate(cases) if i not in part]
         inner = divided(rest, division.val if fixed else (), division.names, config)
         folder = run / "folds" / str(k + 1)
         if not (folder / "weights.safetensors").exists():
-            source = load_run(init) if init is not None else None
             own = config.model_copy(update={"cache": str(cache)}, deep=True)
-            train(inner, folder, _settled(folder, own), init=source, report=report)
+            try:
+                train(inner, folder, _settled(folder, own), init=init, report=report)
+            except BaseException:
+                if not (run / "folds" / "1" / "config.yaml").exists() and config.cache is None:
+                    shutil.rmtree(cache, ignore_errors=True)
+                    remove_empty(run / "folds", there)
+                raise
         if config.minutes is not None:
             steps = read_config(folder / "config.yaml")
             update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
@@ -75,7 +83,7 @@ def cross_validate(
     )
     _write(run / "folds", pooled, results, division.names)
     report.say(f"out-of-fold: {summary(pooled)}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
-    return pooled
+    return pooled, config
 
 
 def _settled(folder: Path, config: RunConfig) -> RunConfig:

@@ -81,9 +81,11 @@ def _interval(steps: int) -> int:
 def _validate(state: State) -> float:
     """Validation error in mm; the weights are kept where they are the best of the stage so far."""
     with _averaged(state):
-        mm = state.validation.run(state.method, state.config.validation_cases).selection_mm()
+        residuals = state.validation.run(state.method, state.config.validation_cases)
+        mm = residuals.selection_mm()
         if mm < state.best_mm or state.best is None:
             state.best, state.best_mm = weights_of(state.method), mm
+            state.found = residuals.evidence(state.stage.name, state.validation.independent)
     set_modes(state.method, state.stage)
     return mm
 
@@ -95,8 +97,7 @@ def _end_stage(state: State) -> None:
         state.method.load_state_dict(chosen)
     if len(state.validation):
         state.report.say(f"{state.stage.name}: validation {state.best_mm:.3f} mm")
-        residuals = state.validation.run(state.method, state.config.validation_cases)
-        state.evidence = residuals.evidence(state.stage.name, state.validation.independent)
+    state.evidence, state.found = state.found, {}
     state.at, state.step = state.at + 1, 0
     state.optimizer, state.ema, state.best, state.best_mm = None, None, None, float("inf")
     save(state)

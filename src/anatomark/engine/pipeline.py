@@ -39,8 +39,9 @@ class Model:
     ) -> Landmarks:
         """Landmarks of an image, or of an image file, in world mm (3D: LPS; 2D: x right, y down).
 
-        ``spacing`` mm along x, y[, z], for files that have none. ``score`` in 0..1, ``covariance`` mm^2 and ``radius90``
-        mm where known; ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or unfit image.
+        ``spacing`` mm along x, y[, z], for files that have none. ``score`` in 0..1, ``covariance`` mm^2 and
+        ``radius90`` mm where known; ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or
+        unfit image.
         """
         if not isinstance(image, Image):
             image = read_image(image, spacing)

@@ -55,8 +55,8 @@ class Outcome:
 
 
 def load(path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> Model:
-    """A trained model from a run folder or by its zoo name. ``device``: ``cpu`` (default), ``cuda``, ``cuda:0``, ``mps``;
-    ``threads``: of torch on the CPU. Raises InputError where the folder is missing, incomplete or damaged."""
+    """A trained model from a run folder or by its zoo name. ``device``: ``cpu`` (default), ``cuda``, ``cuda:0`` or
+    ``mps``; ``threads``: of torch on the CPU. Raises InputError where the folder is missing, incomplete or damaged."""
     if threads is not None:
         torch.set_num_threads(threads)
     return Model(load_run(path), device)
@@ -75,9 +75,10 @@ def predict_paths(
 ) -> list[Outcome]:
     """Predict images, folders of images, or the cases of manifests (``.csv``), and write the files into ``out``.
 
-    Per image: ``<stem>.<format>``, ``<stem>.json``, in 2D ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished ones
-    of the same model and image are skipped. One that cannot be read or predicted is reported, the others go on. Raises
-    InputError before any work: two images with one stem, results of another model (without ``overwrite``), no image.
+    Per image: ``<stem>.<format>``, ``<stem>.json``, in 2D ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished
+    ones of the same model and image are skipped. One that cannot be read or predicted is reported, the others go on.
+    Raises InputError before any work: two images with one stem, no image, results of another model in ``out``
+    (without ``overwrite``).
     """
     out, report = Path(out), report or Reporter(quiet=True)
     if format not in FORMATS:
@@ -100,7 +101,8 @@ def predict_paths(
 
 
 def find_jobs(paths: Sequence[str | os.PathLike[str]], spacing: Spacing = None) -> list[Job]:
-    """The images that ``paths`` name, manifests among them. Raises InputError where there is none or two share a stem."""
+    """The images that ``paths`` name, manifests among them. Raises InputError where there is none, or two share a
+    stem."""
     jobs: list[Job] = []
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv":

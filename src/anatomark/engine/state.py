@@ -41,6 +41,7 @@ class State:
     ema: dict[str, torch.Tensor] | None = None
     best: dict[str, torch.Tensor] | None = None
     best_mm: float = float("inf")
+    found: dict[str, Any] = field(default_factory=dict)  # evidence that the best weights gave
     evidence: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     spent: float = 0.0  # seconds of the sittings before this one
@@ -98,6 +99,7 @@ def save(state: State) -> None:
         "best": state.best,
         "best_mm": state.best_mm,
         "evidence": to_plain(state.evidence),
+        "found": to_plain(state.found),
         "seconds": state.seconds,
         "rows": state.rows,
     }
@@ -114,7 +116,11 @@ def restore(state: State) -> None:
     for name in ("ema", "best"):
         kept = data[name]
         setattr(state, name, None if kept is None else {k: v.to(device) for k, v in kept.items()})
-    state.best_mm, state.evidence = data["best_mm"], from_plain(data["evidence"])
+    state.best_mm, state.evidence, state.found = (
+        data["best_mm"],
+        from_plain(data["evidence"]),
+        from_plain(data["found"]),
+    )
     state.spent = data["seconds"]
     if data["optimizer"] is not None:
         state.optimizer = make_optimizer(state.method, state.stage)

@@ -15,11 +15,12 @@ import torch
 
 from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
 from anatomark.engine.cases import Division, Source, read_division, source_path, study_of
-from anatomark.engine.checkpoint import CHECKPOINT, load_run, read_plan
+from anatomark.engine.checkpoint import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
 from anatomark.engine.config import RunConfig, completed, method_of, read_config
 from anatomark.engine.finish import finish
 from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
+from anatomark.engine.memory import keep_freed_memory
 from anatomark.engine.progress import Reporter
 from anatomark.engine.state import State, restore, write_setup
 from anatomark.engine.steps import worker_count
@@ -32,6 +33,7 @@ SAVE_EVERY_S = 60.0
 VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
 SHORTEST_INTERVAL = 50  # steps between validations
 VALIDATION_SHARE = 0.1  # of a time budget
+MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
 COPIES = 4  # augmented copies to validate on
 ROUND = 50  # batches from one call of Method.collect
 
@@ -71,17 +73,14 @@ def fit(
     source = load_run(init) if init is not None else None
     residuals = None
     if folds:
-        # the folds and the final model share a time budget
-        part = config.minutes / (folds + 1) if config.minutes else None
-        config = config.model_copy(update={"minutes": part})
-        residuals = cross_validate(fit_division, division, run, config, folds, init=init, report=report)
+        residuals, config = cross_validate(fit_division, division, run, config, folds, init=source, report=report)
     return fit_division(division, run, config, init=source, out_of_fold=residuals, report=report)
 
 
 def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
     """The config to train with. Raises InputError where ``run`` holds something that would be mixed up."""
-    stored = run / "config.yaml"
-    if not stored.exists():
+    stored = next((p for p in (run / "config.yaml", run / "folds" / "1" / "config.yaml") if p.exists()), None)
+    if stored is None:
         if run.exists() and (not run.is_dir() or any(p.name not in ("cache", "folds") for p in run.iterdir())):
             raise InputError(f"{run}: exists already and is no run folder; choose another --out")
         return config
@@ -90,13 +89,17 @@ def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
     kept = read_config(stored)
     asked = config.model_dump()
     ours = kept.model_dump()
-    for key in asked.keys() - {"stage_steps", "validate_every", "workers", "cache_mb", "threads", "device", "minutes"}:
-        if asked[key] != ours[key] and asked[key] != completed(RunConfig()).model_dump()[key]:
+    free = {"stage_steps", "validate_every", "minutes", "cache", *MACHINE}
+    usual = completed(RunConfig()).model_dump()
+    for key in asked.keys() - free:
+        if asked[key] != ours[key] and asked[key] != usual[key]:
             raise InputError(
                 f"{stored}: --resume goes on with the settings there ({key}: {_short(ours[key])}), but "
                 f"{_short(asked[key])} was asked for; drop the option or choose another --out"
             )
-    return kept.model_copy(update={k: asked[k] for k in ("workers", "cache_mb", "threads", "device")})
+    if stored.parent != run:  # only folds were begun; they know their own settings
+        return kept.model_copy(update={k: asked[k] for k in free})
+    return kept.model_copy(update={k: asked[k] for k in MACHINE})
 
 
 def _short(value: Any) -> str:
@@ -109,34 +112,41 @@ def fit_division(
     run: Path,
     config: RunConfig,
     *,
-    init: Any = None,
+    init: Run | None = None,
     out_of_fold: Residuals | None = None,
     report: Reporter | None = None,
 ) -> Fitted:
     """:func:`fit` for cases that are read and divided already. Raises InputError."""
     report = report or Reporter()
     report.say(division.describe())
-    fresh = not run.exists()
+    there = existing(run)
     try:
-        state = _start(division, run, config, report)
+        state = _start(division, run, config, init, report)
     except BaseException:
         if not (run / "config.yaml").exists():
             shutil.rmtree(run / "cache", ignore_errors=True)
-            if fresh and run.exists() and not any(run.iterdir()):
-                run.rmdir()
+            remove_empty(run, there)
         raise
     if (run / CHECKPOINT).exists():
         restore(state)
-    elif init is not None:
-        report.say(initialise(state.method, init))
     state.saved = time.monotonic()
     while state.at < len(state.stages):
         train_stage(state)
-    residuals = state.validation.run(state.method, 10**9) if len(state.validation) else None
+    residuals = _final_residuals(state)
     finish(run, state.config, state.method, division, residuals, out_of_fold, state.seconds)
     _remove_cache(state)
     (run / CHECKPOINT).unlink(missing_ok=True)
     return Fitted(run, residuals, division.independent, state.seconds)
+
+
+def _final_residuals(state: State) -> Residuals | None:
+    """The errors of all validation cases: those that chose the weights where these were all, else measured."""
+    if not len(state.validation):
+        return None
+    if set(state.evidence.get("predictions", ())) == set(state.validation.store.ids):
+        found, truth = state.evidence["predictions"], state.evidence["truth"]
+        return Residuals(tuple(found), tuple(found.values()), tuple(truth[c] for c in found))
+    return state.validation.run(state.method, len(state.validation))
 
 
 def _remove_cache(state: State) -> None:
@@ -147,9 +157,10 @@ def _remove_cache(state: State) -> None:
 # ---------------------------------------------------------------------- start
 
 
-def _start(division: Division, run: Path, config: RunConfig, report: Reporter) -> State:
+def _start(division: Division, run: Path, config: RunConfig, init: Run | None, report: Reporter) -> State:
     """Prepare the method, cache the images, write ``config.yaml`` and ``plan.json``."""
     started = time.monotonic()
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     use_bf16({"auto": None, "fp32": False, "bf16": True}[config.precision])
@@ -158,6 +169,8 @@ def _start(division: Division, run: Path, config: RunConfig, report: Reporter) -
     plan = _plan(cls, settings, division, run, config)
     torch.manual_seed(config.seed)
     method = cls(settings, plan)
+    if init is not None and not (run / CHECKPOINT).exists():
+        report.say(initialise(method, init))
     cache = Path(config.cache) if config.cache else run / "cache"
     store, validation = _caches(method, division, config, cache, report)
     stages = [replace(s, steps=config.stage_steps.get(s.name, s.steps)) for s in _dealt(method.stages(), config.steps)]
@@ -231,7 +244,7 @@ def _add_copy(store: CaseStore, source: Source, number: int, seed: int) -> None:
     store.add(f"{source.id} copy {number + 1}", key, landmarks, lambda: {"image": image})
 
 
-def initialise(method: Method, source: Any) -> str:
+def initialise(method: Method, source: Run) -> str:
     """Load what fits of another run (``checkpoint.Run``) into a method; one line says what was kept.
 
     A method may offer ``adapt_state(state, old_plan) -> state`` to match per-landmark tensors by name.

@@ -45,51 +45,53 @@ class ContextNet(nn.Module):
 
 
 class PatchNet(nn.Module):
-    """Patches of all landmarks to a joint update of the state and a free update of each landmark.
+    """Patches of all landmarks to where each landmark lies in them.
 
-    Input (B, N, C, px, px). One trunk serves all landmarks; per-landmark scales and shifts (FiLM, Perez et al. 2018) and
-    per-landmark output layers let it know which one it reads. Outputs: ``joint`` (B, n_o) and ``joint_logits``
-    (B, 2 n_o) where ``outputs`` > 0; ``free`` (B, N, D) in half widths of the finest patch, ``free_logits`` (B, N, 2 D).
+    Input (B, N, C, px, px), px a multiple of 8. One trunk serves all landmarks; per-landmark scales and shifts (FiLM,
+    Perez et al. 2018) and per-landmark output layers let it know which one it reads. Output: logits (B, N, P, k, k) over
+    k = px / 2 cells a side, one map for each of the P planes: the probability that the landmark, seen along the plane's
+    normal, lies in that cell of the finest patch.
     """
 
-    def __init__(self, ndim: int, channels: int, px: int, landmarks: int, outputs: int, width: int = 32):
+    def __init__(self, channels: int, planes: int, landmarks: int, width: int = 24):
         super().__init__()
-        self.ndim, self.landmarks, self.outputs = ndim, landmarks, outputs
-        widths = [width, 2 * width, 3 * width, 4 * width]
-        self.convs = nn.ModuleList()
-        self.norms = nn.ModuleList()
-        self.films = nn.ParameterList()
-        before, size = channels, px
-        for w in widths:
-            self.convs.append(nn.Conv2d(before, w, 3, padding=1, bias=False))
-            self.norms.append(nn.BatchNorm2d(w))
-            self.films.append(nn.Parameter(torch.zeros(landmarks, 2 * w)))
-            before, size = w, size // 2
-        flat = before * size * size
-        self.squeeze = nn.Linear(flat, 192)
-        self.free_weight = nn.Parameter(torch.randn(landmarks, 192, 3 * ndim) * 0.02)
-        self.free_bias = nn.Parameter(torch.zeros(landmarks, 3 * ndim))
-        if outputs:
-            self.narrow = nn.Linear(192, 32)
-            self.joint_trunk = nn.Sequential(nn.Linear(32 * landmarks, 256), nn.ReLU(), nn.Dropout(0.2))
-            self.joint_d = nn.Linear(256, outputs)
-            self.joint_p = nn.Linear(256, 2 * outputs)
+        w = width
+        self.landmarks, self.planes = landmarks, planes
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(channels, w, 3, padding=1, bias=False),
+                nn.Conv2d(w, 2 * w, 3, padding=1, bias=False),
+                nn.Conv2d(2 * w, 3 * w, 3, padding=1, bias=False),
+                nn.Conv2d(3 * w, 4 * w, 3, padding=1, bias=False),
+            ]
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c * w) for c in (1, 2, 3, 4))
+        self.films = nn.ParameterList(nn.Parameter(torch.zeros(landmarks, 2 * c * w)) for c in (1, 2, 3, 4))
+        self.up = nn.ModuleList([nn.Conv2d(4 * w, 3 * w, 1), nn.Conv2d(3 * w, 2 * w, 1)])
+        self.mix = nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=False)
+        self.mix_norm = nn.BatchNorm2d(2 * w)
+        self.weight = nn.Parameter(torch.randn(landmarks, 2 * w, planes) * 0.05)
+        self.bias = nn.Parameter(torch.zeros(landmarks, planes))
 
-    def forward(self, patches: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """See the class."""
         b, n = patches.shape[:2]
         x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
+        levels = []
         with conv_precision(patches.device):
-            for conv, norm, film in zip(self.convs, self.norms, self.films, strict=True):
-                x = nn.functional.max_pool2d(conv(x), 2)
+            for i, (conv, norm, film) in enumerate(zip(self.convs, self.norms, self.films, strict=True)):
+                if i != 1:
+                    x = nn.functional.max_pool2d(conv(x), 2) if i == 0 else conv(nn.functional.max_pool2d(x, 2))
+                else:
+                    x = conv(x)
                 x = norm(x)
                 gain, shift = film.to(x.dtype).repeat(b, 1)[:, :, None, None].chunk(2, 1)
                 x = torch.relu(torch.addcmul(x + shift, x, gain))
-            x = torch.relu(self.squeeze(x.flatten(1)))
-        features = x.float().view(b, n, -1)
-        free = torch.einsum("bnf,nfo->bno", features, self.free_weight) + self.free_bias
-        out = {"free": free[..., : self.ndim], "free_logits": free[..., self.ndim :]}
-        if self.outputs:
-            joint = self.joint_trunk(torch.relu(self.narrow(features)).flatten(1))
-            out["joint"], out["joint_logits"] = self.joint_d(joint), self.joint_p(joint)
-        return out
+                levels.append(x)
+            for conv, skip in zip(self.up, (levels[2], levels[1]), strict=True):
+                x = torch.relu(skip + nn.functional.interpolate(conv(x), scale_factor=2, mode="nearest"))
+            x = torch.relu(self.mix_norm(self.mix(x)))
+        k = x.shape[-1]
+        features = x.float().permute(0, 2, 3, 1).reshape(b, n, k * k, -1)
+        maps = torch.einsum("bncf,nfp->bnpc", features, self.weight) + self.bias[..., None]
+        return maps.view(b, n, self.planes, k, k)

@@ -1,16 +1,18 @@
 """PIN as we recommend it: a pose first, then 2.5D patches in the pose's frame, from coarse to fine.
 
 State = similarity pose + whitened parameters of a Procrustes-aligned PCA; patches are cut in the current pose's frame, so
-the networks always see upright anatomy. A coarse block finds the pose; joint levels update pose and shape together by
-regression and classification (Li et al. 2018, eq. 1-2, rule C with per-component probabilities); the last levels let each
-landmark leave the PCA's subspace by votes of its own patches.
+the networks always see upright anatomy. A coarse block finds the pose. Then, as in PIN, patches around all current points
+go to the network together, it says where each landmark lies from there, and the points move, a few times, from several
+starts. Where PIN classifies the direction and regresses the displacement, each plane here gives a distribution over the
+cells of its patch: classified by cross entropy, regressed through its mean. ``shape`` levels move pose and shape
+parameters by the most probable fit to these votes; ``free`` levels let each landmark leave the PCA's subspace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,14 +30,12 @@ from anatomark.core.shape import (
     random_rotation,
     rotation_angle,
     rotation_from_vector,
-    vector_from_rotation,
 )
 from anatomark.core.warp import Warp, random_warp
 from anatomark.data.augment import random_intensity
 from anatomark.data.intensity import bounds, foreground_centre, normalise
 from anatomark.data.posed import planes, read_block, read_patches
 from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
-from anatomark.methods.pin.rules import pin_loss, update
 from anatomark.nets.cascade import ContextNet, PatchNet
 
 
@@ -47,13 +47,13 @@ class Level(BaseModel):
     px: int = 32
     spacing: float  # of the finest scale
     scales: list[float] = [1.0, 2.0]
-    joint: bool = False  # update pose and shape together before the free votes
+    update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
     rotation_deg: float  # noise of the training states, standard deviation
     shift: float
     log_scale: float
     reach: float  # free displacement of each landmark in training, uniform up to this
     iterations: int = 2
-    width: int = 32
+    width: int = 24
 
 
 class CascadeConfig(MethodConfig):
@@ -67,16 +67,16 @@ class CascadeConfig(MethodConfig):
     scaling: float = 0.15  # random log scale in training
     levels: list[Level] | None = None  # None: from radius and spacing
     starts: int = 6
-    rule: str = "c-pair"
-    alpha: float = 0.5
+    alpha: float = 0.5  # weight of the classification of cells against the regression (eq. 2)
+    cell_sigma: float = 0.7  # blur of the classification target, cells
     shape_variance: float = 0.98
     shape_modes: int = 30
     warped_copies: int = 500
     warp_mm: float | None = None  # largest displacement of the warps; None: from radius and number of cases
     warp_share: float = 0.8
     intensity: float = 1.0
-    free_step: bool = True
-    batch: int = 24
+    free_step: bool = True  # False: stop at the shape model (for comparison)
+    batch: int | None = None  # cases in a step of a level; None: about 384 landmarks
     context_batch: int = 24
     steps_context: int = 2000
     steps_level: int = 2000
@@ -114,19 +114,10 @@ class CascadePIN(Method):
         self.noise_mm = 0.02 * self.radius
         n, d = len(self.names), self.ndim
         self.context = ContextNet(d, config.context_px, n)
-        channels = len(planes(d))
-        self.nets = torch.nn.ModuleList(
-            PatchNet(d, channels * len(v.scales), v.px, n, self._outputs if v.joint else 0, v.width) for v in self.levels
-        )
+        p = len(planes(d))
+        self.nets = torch.nn.ModuleList(PatchNet(p * len(v.scales), p, n, v.width) for v in self.levels)
         self._warps: dict[int, Warp] = {}
-
-    @property
-    def _pose_size(self) -> int:
-        return 4 if self.ndim == 2 else 7
-
-    @property
-    def _outputs(self) -> int:
-        return self._pose_size + self.shape.size
+        self._active = len(self.levels)  # levels that locate uses; those not trained yet would only do harm
 
     # ------------------------------------------------------------------ what depends on the data
 
@@ -169,12 +160,36 @@ class CascadePIN(Method):
     def stages(self) -> list[Stage]:
         """The context network, then one stage per level."""
         c = self.config
-        out = [
-            Stage("context", c.steps_context, c.context_batch, lr=1e-3, share=1.0, modules=("context",), clip_norm=1.0)
-        ]
+        batch = c.batch or int(np.clip(384 // len(self.names), 4, 48))
+        out = [Stage("context", c.steps_context, c.context_batch, modules=("context",), clip_norm=1.0)]
         for k in range(len(self.levels)):
-            name = f"level{k + 1}"
-            out.append(Stage(name, c.steps_level, c.batch, lr=1e-3, share=1.0, modules=(f"nets.{k}",), clip_norm=1.0))
+            share = 1.0 if self.levels[k].update == "shape" else 1.5
+            net = (f"nets.{k}",)
+            out.append(Stage(f"level{k + 1}", c.steps_level, batch, share=share, modules=net, clip_norm=1.0))
+        return out
+
+    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+        """While a level is trained, the levels after it are left out of :meth:`locate`."""
+        self._active = 0 if stage.name == "context" else _level_index(stage)
+
+    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Another model's weights for this model's landmarks: rows of known names are moved to their places, new
+        landmarks get the mean of the old."""
+        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
+        count = len(old.names)
+
+        def moved(x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x[r] if r >= 0 else x.mean(0) for r in rows])
+
+        out = {}
+        for key, value in state.items():
+            if key.startswith("nets.") and (".films." in key or key.endswith((".weight", ".bias"))):
+                per_landmark = ".films." in key or key.split(".")[2] in ("weight", "bias")
+                out[key] = moved(value) if per_landmark and len(value) == count else value
+            elif key.startswith("context.head") and len(value) == count * old.ndim:
+                out[key] = moved(value.view(count, old.ndim, -1)).reshape(len(rows) * old.ndim, *value.shape[1:])
+            else:
+                out[key] = value
         return out
 
     def working_images(self, image: Image) -> dict[str, Image]:
@@ -213,7 +228,7 @@ class CascadePIN(Method):
         if stage.name == "context":
             batch = self._context_example(case, truth, pose, read, rng)
         else:
-            batch = self._level_example(int(stage.name[5:]) - 1, case, truth, pose, read, rng)
+            batch = self._level_example(_level_index(stage) - 1, case, truth, pose, read, rng)
         image = "block" if stage.name == "context" else "patches"
         batch[image] = random_intensity(batch[image], rng, self.config.intensity)
         return batch
@@ -265,64 +280,40 @@ class CascadePIN(Method):
             float(np.exp(rng.normal(0, level.log_scale * wide))),
         )
         state = noise.then(pose)
-        b_true = self._encode(pose.invert(truth))
-        if level.joint:
-            b = b_true + rng.normal(0, 0.7 * wide, self.shape.size)
-            points = self._decode(b)
+        b = self._encode(pose.invert(truth))
+        if level.update == "shape":
+            points = self._decode(b + rng.normal(0, 0.7 * wide, self.shape.size))
         else:
-            b = b_true
-            known = np.where(np.isfinite(truth), truth, pose.apply(self._decode(b_true)))
-            points = state.invert(known)
+            points = state.invert(np.where(np.isfinite(truth), truth, pose.apply(self._decode(b))))
         points = points + _in_ball(rng, points.shape) * level.reach * self.radius * rng.uniform(0.05, 1.0)
         patches = self._patches(k, case.images, State([state], points[None]), warp)[0]
-        half = self._half(k)
-        batch = {"patches": patches, **_masked("free_true", (state.invert(truth) - points) / half)}
-        if level.joint:
-            batch["joint_true"] = torch.from_numpy(self._pose_difference(k, state, pose, b_true - b)).float()
-        return batch
-
-    def _pose_difference(self, k: int, state: Pose, goal: Pose, b: Array) -> Array:
-        """What the joint head predicts: rotation vector, shift and log scale from ``state`` to ``goal`` in units of the
-        level's noise, then whitened shape parameters."""
-        level = self.levels[k]
-        turn = vector_from_rotation(state.rotation.T @ goal.rotation) / np.radians(level.rotation_deg)
-        shift = state.invert(goal.translation) / (level.shift * self.radius)
-        grow = np.log(goal.scale / state.scale) / level.log_scale
-        return np.concatenate([turn, shift, [grow], b])
-
-    def _moved(self, k: int, state: Pose, step: Array) -> Pose:
-        level, d = self.levels[k], self.ndim
-        r = 1 if d == 2 else 3
-        turn = rotation_from_vector(step[:r] * np.radians(level.rotation_deg))
-        shift = step[r : r + d] * level.shift * self.radius
-        grow = float(np.exp(np.clip(step[r + d] * level.log_scale, -0.3, 0.3)))
-        return Pose(turn, shift, grow).then(state)
+        return {"patches": patches, **_masked("target", (state.invert(truth) - points) / self._half(k))}
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Huber regression and cross entropy of the direction (eq. 2), for the joint state and for each landmark."""
+        """Regression and classification together (eq. 2): of the points, of each plane's cells and their mean."""
         if stage.name == "context":
             error = torch.nn.functional.smooth_l1_loss(
                 self.context(batch["block"]), batch["target"], reduction="none", beta=0.02
             )
             mask = batch["target_mask"][..., None]
             return {"loss": (error * mask).sum() / (mask.sum() * self.ndim).clamp(min=1)}
-        k = int(stage.name[5:]) - 1
-        out = self.nets[k](batch["patches"])
-        mask = batch["free_true_mask"].reshape(-1) > 0
-        alpha = self.config.alpha
-        free = pin_loss(
-            out["free"].reshape(-1, self.ndim)[mask] * 8,
-            out["free_logits"].reshape(-1, 2 * self.ndim)[mask],
-            batch["free_true"].reshape(-1, self.ndim)[mask] * 8,
-            alpha,
-            huber=0.25,
-        )
-        logs = {"loss": free["loss"], "free": free["loss"].detach()}
-        if self.levels[k].joint:
-            joint = pin_loss(out["joint"], out["joint_logits"], batch["joint_true"], alpha, huber=0.5)
-            logs["loss"] = logs["loss"] + joint["loss"]
-            logs["joint"] = joint["loss"].detach()
-        return logs
+        logits = self.nets[_level_index(stage) - 1](batch["patches"])
+        truth, k = batch["target"], logits.shape[-1]
+        flat = logits.flatten(-2)
+        cells = _cell_centres(k)
+        mean = _plane_means(flat.softmax(-1), k)
+        seen = torch.stack([truth[..., list(p)] for p in planes(self.ndim)], -2)  # (B, N, P, 2)
+        known = batch["target_mask"][..., None] * (seen.abs() < 1).all(-1)
+        sigma = self.config.cell_sigma * 2 / k
+        near = [torch.exp(-0.5 * ((cells - seen[..., a, None]) / sigma) ** 2) for a in (0, 1)]
+        goal = (near[1][..., :, None] * near[0][..., None, :]).flatten(-2)
+        goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-12)
+        cross = -(goal * flat.log_softmax(-1)).sum(-1)
+        miss = torch.nn.functional.smooth_l1_loss(mean, seen, reduction="none", beta=0.02).mean(-1)
+        count = known.sum().clamp(min=1)
+        classification, regression = (cross * known).sum() / count, (miss * known).sum() / count
+        loss = self.config.alpha * classification + (1 - self.config.alpha) * 20 * regression
+        return {"loss": loss, "classification": classification.detach(), "regression": regression.detach()}
 
     # ------------------------------------------------------------------ the state
 
@@ -361,14 +352,15 @@ class CascadePIN(Method):
             b = self._encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
         world, votes = pose.apply(self._decode(b)), None
-        for k, level in enumerate(self.levels):
-            if level.joint:
-                world = self._joint_level(k, images, pose, b, rng)
-                pose, b = self._fit(world)
-            if level.joint or not self.config.free_step:
-                continue
-            world, votes = self._free_level(k, images, pose, world, rng)
-            pose, b = self._fit(world)
+        for k, level in enumerate(self.levels[: self._active]):
+            if level.update == "free" and not self.config.free_step:
+                break
+            for t in range(level.iterations):
+                votes, weight = self._votes(k, images, pose, world, rng, 1.0 if t == 0 else 0.5)
+                world = np.median(votes, 0)
+                pose, b = self._fit(world, weight)
+                if level.update == "shape":
+                    world = pose.apply(self._decode(b))
         return self._landmarks(world, votes)
 
     def _find_pose(self, image: Image) -> tuple[Pose, Array]:
@@ -395,55 +387,48 @@ class CascadePIN(Method):
         local = self.context(block).double().numpy() * half
         return centres[:, None] + np.einsum("mij,mnj->mni", axes, local)
 
-    def _fit(self, world: Array) -> tuple[Pose, Array]:
-        """Pose and whitened shape (within 3 standard deviations) of world points (N, D)."""
-        pose = procrustes(self.mean, world)
-        pose = replace(pose, scale=float(np.clip(pose.scale, 0.6, 1.6)))
-        return pose, np.clip(self._encode(pose.invert(world)), -3, 3)
+    def _fit(self, world: Array, weight: Array | None = None) -> tuple[Pose, Array]:
+        """Pose and whitened shape (within 3 standard deviations) of world points (N, D), weighted (N,)."""
+        pose = procrustes(self.mean, world, weight)
+        for _ in range(2):  # the shape's own part must not be taken for pose
+            b = np.clip(self._encode(pose.invert(world)), -3, 3)
+            pose = procrustes(self._decode(b), world, weight)
+        return replace(pose, scale=float(np.clip(pose.scale, 0.6, 1.6))), b
 
-    def _joint_level(
-        self, k: int, images: Mapping[str, Image], pose: Pose, b: Array, rng: np.random.Generator
-    ) -> Array:
-        """World points (N, D) after joint updates of several starts (their median)."""
-        level, d = self.levels[k], self.ndim
-        poses, shapes = [pose], [b]
-        for _ in range(self.config.starts - 1):
-            noise = Pose(
-                rotation_from_vector(rng.normal(0, np.radians(level.rotation_deg) * 0.5, 1 if d == 2 else 3)),
-                rng.normal(0, level.shift * self.radius * 0.5, d),
-                1.0,
-            )
-            poses.append(noise.then(pose))
-            shapes.append(np.clip(b + rng.normal(0, 0.3, b.shape), -3, 3))
-        for t in range(level.iterations):
-            state = State(poses, np.stack([self._decode(x) for x in shapes]))
-            out = self.nets[k](self._patches(k, images, state))
-            step = update(self.config.rule, out["joint"], out["joint_logits"]).double().numpy()
-            poses = [self._moved(k, p, s) for p, s in zip(poses, step, strict=True)]
-            shapes = [np.clip(x + s[self._pose_size :], -3, 3) for x, s in zip(shapes, step, strict=True)]
-        state = State(poses, np.stack([self._decode(x) for x in shapes]))
-        return np.median(state.world(), 0)
-
-    def _free_level(
-        self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator
+    def _votes(
+        self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, spread: float
     ) -> tuple[Array, Array]:
-        """World points (N, D) after free votes, and the last votes (M, N, D)."""
+        """Where the patches of several starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm, and
+        each landmark's weight (N,), the inverse of its distributions' variance."""
         level, d, m = self.levels[k], self.ndim, self.config.starts
-        votes = world[None]
-        for t in range(level.iterations):
-            poses = [
-                Pose(pose.rotation @ random_rotation(rng, d, level.rotation_deg), pose.translation, pose.scale)
-                for _ in range(m)
-            ]
-            jitter = _in_ball(rng, (m, *world.shape)) * level.reach * self.radius * (0.4 if t == 0 else 0.2)
-            points = np.stack([p.invert(world) for p in poses]) + jitter
-            state = State(poses, points)
-            out = self.nets[k](self._patches(k, images, state))
-            step = update(self.config.rule, out["free"].reshape(-1, d), out["free_logits"].reshape(-1, 2 * d))
-            moved = points + step.double().numpy().reshape(points.shape) * self._half(k)
-            votes = State(poses, moved).world()
-            world = np.median(votes, 0)
-        return world, votes
+        poses = [
+            Pose(pose.rotation @ random_rotation(rng, d, level.rotation_deg * spread), pose.translation, pose.scale)
+            for _ in range(m)
+        ]
+        jitter = _in_ball(rng, (m, *world.shape)) * level.reach * self.radius * 0.4 * spread
+        state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
+        mean, variance = self._read_votes(self.nets[k](self._patches(k, images, state)))
+        half = self._half(k)
+        moved = State(poses, state.points + mean * half)
+        return moved.world(), 1 / np.median(variance.sum(-1), 0)
+
+    def _read_votes(self, logits: torch.Tensor) -> tuple[Array, Array]:
+        """Mean displacement and variance (M, N, D) in half widths: each axis is seen in one or two planes, which count
+        by their inverse variance."""
+        k = logits.shape[-1]
+        p = logits.flatten(-2).softmax(-1)
+        mean = _plane_means(p, k)
+        cells = _cell_centres(k)
+        rows, columns = p.view(*p.shape[:-1], k, k).sum(-1), p.view(*p.shape[:-1], k, k).sum(-2)
+        square = torch.stack([(columns * cells**2).sum(-1), (rows * cells**2).sum(-1)], -1)
+        variance = (square - mean**2).clamp(min=(0.2 / k) ** 2)
+        m, n, _ = p.shape[:3]
+        total, weighted = torch.zeros(m, n, self.ndim), torch.zeros(m, n, self.ndim)
+        for i, axes in enumerate(planes(self.ndim)):
+            for j, a in enumerate(axes):
+                total[..., a] += 1 / variance[..., i, j]
+                weighted[..., a] += mean[..., i, j] / variance[..., i, j]
+        return (weighted / total).double().numpy(), (1 / total).double().numpy()
 
     def _landmarks(self, world: Array, votes: Array | None) -> Landmarks:
         n, d = world.shape
@@ -459,12 +444,17 @@ class CascadePIN(Method):
 def default_levels(ndim: int, voxel: float) -> list[Level]:
     """The levels of the recommended preset. ``voxel``: spacing of the training images in radii."""
     levels = [
-        Level(spacing=1 / 28, joint=True, rotation_deg=6, shift=0.05, log_scale=0.05, reach=0.04, iterations=2),
-        Level(spacing=1 / 60, rotation_deg=3, shift=0.01, log_scale=0.02, reach=0.08, iterations=2),
+        Level(spacing=1 / 36, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.04),
+        Level(spacing=1 / 90, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
     ]
-    if voxel < 1 / 150:
-        levels.append(Level(spacing=1 / 180, rotation_deg=3, shift=0.005, log_scale=0.02, reach=0.03, iterations=2))
+    if voxel < 1 / 250:
+        levels.append(Level(spacing=1 / 250, rotation_deg=4, shift=0.005, log_scale=0.03, reach=0.03))
     return levels
+
+
+def _level_index(stage: Stage) -> int:
+    """1 for the stage ``level1`` and so on."""
+    return int(stage.name.removeprefix("level"))
 
 
 def start_centre(image: Image) -> Array:
@@ -499,6 +489,19 @@ def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, con
         moved = field.inverse(shape)
         copies.append(procrustes(mean, moved).invert(moved))
     return PCAShape.fit(np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes)
+
+
+def _cell_centres(k: int) -> torch.Tensor:
+    """(k,) centres of k cells over -1 ... 1, where -1 and 1 are the first and last pixel centres of 2 k pixels."""
+    px = 2 * k
+    return (torch.arange(k) * 2 + 0.5) * (2 / (px - 1)) - 1
+
+
+def _plane_means(p: torch.Tensor, k: int) -> torch.Tensor:
+    """(..., 2) mean (column, row) position of distributions (..., k * k)."""
+    cells = _cell_centres(k)
+    square = p.view(*p.shape[:-1], k, k)
+    return torch.stack([(square.sum(-2) * cells).sum(-1), (square.sum(-1) * cells).sum(-1)], -1)
 
 
 def _masked(name: str, target: Array) -> Batch:

@@ -277,7 +277,8 @@ class PublishedPIN(Method):
         for space, net in zip(self.spaces, self.nets, strict=True):
             assert isinstance(net, PublishedNet)
             starts = space.starts(_size(work), guess)
-            last = space.decode(self.iterate(space, net, work, starts))
+            with np.errstate(invalid="ignore", over="ignore"):
+                last = space.decode(self.iterate(space, net, work, starts))
             usable = np.asarray(np.isfinite(last).all((1, 2)))
             ends = last[usable] if usable.any() else space.decode(starts)  # a diverged network says nothing
             rows = space.landmarks

@@ -1,0 +1,328 @@
+"""The ``anatomark`` command. Imports stand inside the commands, so that ``--help`` is instant.
+
+Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from anatomark import __version__
+from anatomark.errors import InputError
+
+if TYPE_CHECKING:
+    from anatomark.engine.predict import Outcome
+    from anatomark.engine.train import Fitted
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
+DEMO_MINUTES = "ANATOMARK_DEMO_MINUTES"  # default budget of the demo
+
+app = typer.Typer(
+    help="Find anatomical landmarks in 2D and 3D medical images. For research, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """Landmark files that ``predict`` writes."""
+
+    MRK = "mrk.json"
+    FCSV = "fcsv"
+    CSV = "csv"
+
+
+class LabelFrom(StrEnum):
+    """Where ``convert`` takes the names from."""
+
+    LABEL = "label"
+    DESCRIPTION = "description"
+
+
+Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch on the CPU.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    """Options of all commands."""
+    if version:
+        typer.echo(f"anatomark {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit()
+
+
+@app.command()
+def demo(
+    out: Out = Path("anatomark-demo"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, envvar=DEMO_MINUTES, help="Training budget."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the bundled brain: fit, predict, evaluate, report."""
+    from anatomark.engine.demo import demo as run_demo
+
+    result = run_demo(out, minutes=minutes, report=_reporter(as_json))
+    _show(result, as_json)
+
+
+@app.command()
+def plan(
+    cases: Cases,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the suggested config here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
+    from anatomark.engine.plan import plan as look
+
+    _show(look(cases, out), as_json)
+
+
+@app.command()
+def fit(
+    cases: Cases,
+    out: Out,
+    method: Annotated[str | None, typer.Option(help="Such as pin.")] = None,
+    preset: Annotated[str | None, typer.Option(help="recommended or paper.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config.yaml to start from.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.alpha=0.5 or seed=1."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for this many steps in all.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from its weights.")] = None,
+    folds: Annotated[int, typer.Option(min=0, help="Cross-validate first, with this many folds.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read data.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on the manifest's training cases; the run folder goes to --out."""
+    from anatomark.engine.config import make_config
+    from anatomark.engine.train import fit as train
+
+    given: dict[str, Any] = {"method": method, "preset": preset, "minutes": minutes, "steps": steps}
+    settings = make_config(config, set_ or [], **given, device=device, threads=threads, workers=workers)
+    fitted = train(cases, out, settings, resume=resume, init=init, folds=folds, report=_reporter(as_json))
+    _show_fit(fitted, as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or zoo name.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, folders or a manifest.")],
+    out: Out,
+    spacing: Spacing = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Draw the landmarks into a PNG as well.")] = False,
+    format: Annotated[Format, typer.Option("--format", help="Of the landmark files.")] = Format.MRK,
+    device: Device = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find the landmarks in new images."""
+    from anatomark.engine.predict import load, predict_paths
+    from anatomark.io.frames import parse_spacing
+
+    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
+    trained = load(model, device, threads)
+    report = _reporter(as_json)
+    outcomes = predict_paths(
+        trained, images, out, spacing=mm, pictures=pictures, format=format, overwrite=overwrite, report=report
+    )
+    _show_predictions(outcomes, out, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|PREDICTIONS", help="Run folder, zoo name, or predictions.")],
+    cases: Cases,
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Which observer, or mean of all.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model, or a folder of predictions, against the manifest's landmarks: tables and report.html."""
+    from anatomark.engine.evaluate import evaluate as measure
+
+    result = measure(model, cases, out, split=split, truth=truth, overwrite=overwrite, progress=_reporter(as_json))
+    if as_json:
+        typer.echo(json.dumps(result.summary(), indent=2))
+        return
+    for line in summary_lines(result.summary()):
+        typer.echo(line)
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Landmark file; table.csv#observer picks one.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".mrk.json, .fcsv, .csv, .tsv or .json")],
+    case: Annotated[str | None, typer.Option(help="Which case of a table that holds many.")] = None,
+    frame: Annotated[str | None, typer.Option(help="LPS, RAS or image, where IN does not say.")] = None,
+    unit: Annotated[str | None, typer.Option(help="mm or px, where IN does not say.")] = None,
+    spacing: Spacing = None,
+    label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert between landmark formats."""
+    from anatomark.io.frames import parse_spacing
+    from anatomark.io.landmarks import convert as run_convert
+
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; add --overwrite to replace it")
+    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
+    written = run_convert(source, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
+    typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")
+
+
+@app.command()
+def zoo(as_json: Json = False) -> None:
+    """List the trained models that come with the package."""
+    from anatomark.engine.checkpoint import list_zoo
+    from anatomark.io.atomic import read_json
+
+    models = []
+    for name, folder in list_zoo().items():
+        facts = read_json(folder / "plan.json")
+        models.append({"name": name, "dimension": facts["ndim"], "modality": facts["modality"], "folder": str(folder),
+                       "landmarks": facts["names"]})  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(models, indent=2))
+        return
+    for m in models:
+        about = f"{len(m['landmarks'])} landmarks, {m['dimension']}D {m['modality']}"
+        typer.echo(f"{m['name']:<20} {about}; card: {Path(m['folder']) / 'card.md'}")
+    if not models:
+        typer.echo("no model is bundled with this installation; anatomark fit makes one")
+
+
+# ---------------------------------------------------------------------- output
+
+
+def _reporter(as_json: bool) -> Any:
+    """Progress goes to standard error; a program that reads JSON is left alone."""
+    from anatomark.engine.progress import Reporter
+
+    return Reporter(quiet=as_json)
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """A result that offers ``summary()`` (plain data) and ``lines()`` (text)."""
+    if as_json:
+        typer.echo(json.dumps(result.summary(), indent=2))
+        return
+    for line in result.lines():
+        typer.echo(line)
+
+
+def _show_fit(fitted: Fitted, as_json: bool) -> None:
+    facts: dict[str, Any] = {
+        "run": str(fitted.run),
+        "seconds": round(fitted.seconds, 1),
+        "independent": fitted.independent,
+    }
+    if fitted.validation is not None:
+        facts["validation_mm"] = round(fitted.validation.selection_mm(), 4)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    if "validation_mm" in facts:
+        kind = "validation" if fitted.independent else "validation on augmented copies (not independent)"
+        typer.echo(f"{kind}: mean error {facts['validation_mm']:.3f} mm")
+    typer.echo(f"model: {fitted.run}  (card: {fitted.run / 'card.md'}, log: {fitted.run / 'log.csv'})")
+    typer.echo(f"next: anatomark predict {fitted.run} IMAGE... --out DIR")
+
+
+def _show_predictions(outcomes: list[Outcome], out: Path, as_json: bool) -> None:
+    failed = [o for o in outcomes if o.state == "failed"]
+    if as_json:
+        rows = [
+            {"case": o.stem, "image": str(o.image), "state": o.state, "seconds": round(o.seconds, 4),
+             "files": [str(f) for f in o.files], "flags": list(o.flags), "reason": o.reason}
+            for o in outcomes
+        ]  # fmt: skip
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        for o in outcomes:
+            if o.state == "written":
+                typer.echo(f"{o.stem}: {o.seconds:.2f} s, {o.files[0]}" + "".join(f"; {f}" for f in o.flags))
+            elif o.state == "skipped":
+                typer.echo(f"{o.stem}: finished before")
+        typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} predicted: {out}")
+    if len(failed) == 1 and len(outcomes) == 1:
+        raise InputError(failed[0].reason)
+    if failed:
+        names = ", ".join(o.stem for o in failed[:5]) + (", ..." if len(failed) > 5 else "")
+        raise InputError(f"{len(failed)} of {len(outcomes)} images failed: {names}; the first: {failed[0].reason}")
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The main figures of an evaluation as text: top-level numbers and words."""
+    return [f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in summary.items() if _plain(v)]
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        app(args=given, prog_name="anatomark")
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what reads our output has gone; nothing more can be said
+        sys.exit(1)
+    except Exception as error:  # the last stop: everything becomes one line and an exit code
+        if debug:
+            raise
+        typer.echo(f"error: {_line(error)}", err=True)
+        sys.exit(2 if _users(error) else 1)
+    sys.exit(0)
+
+
+def _users(error: Exception) -> bool:
+    """Whether the user can mend it: bad input, or a disk that refuses."""
+    return isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if _users(error) and isinstance(error, OSError):
+        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"
