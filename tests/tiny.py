@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,9 +174,12 @@ def read_json(path: Path) -> Any:
 
 
 def main() -> None:
-    """The command line with this method known."""
+    """The command line with this method known; ``TINY_SAVE_EVERY_S`` sets how often checkpoints are written."""
     from anatomark.cli import main as cli
+    from anatomark.engine import loop
 
+    loop.SAVE_EVERY_S = float(os.environ.get("TINY_SAVE_EVERY_S", loop.SAVE_EVERY_S))
+    sys.modules["tiny"] = sys.modules[__name__]
     register()
     cli()
 

@@ -29,7 +29,8 @@ class Landmarks:
     ``names``: N distinct label strings, the identity. ``points``: (N, D) float64 world mm (x, y[, z]), LPS in 3D;
     NaN exactly where ``status`` is not ``defined``. ``status``: N of :class:`Status`. Optional: ``score`` (N,) in 0..1,
     ``covariance`` (N, D, D) mm^2, ``radius90`` (N,) mm, ``descriptions`` N strings (shown, never matched), ``meta``
-    (what a file held beside: kept for a round trip). Raises ValueError where these disagree, InputError on duplicate names.
+    (what a file held beside: kept for a round trip). Raises ValueError where these disagree, InputError on duplicate
+    names.
     """
 
     names: tuple[str, ...]

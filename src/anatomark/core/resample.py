@@ -93,7 +93,7 @@ def low_pass(image: Image, step: Sequence[float] | Array) -> Image:
     """
     step = np.maximum(np.asarray(step, dtype=np.float64), 1.0)
     block = np.minimum(np.floor(step + 1e-6), image.grid.shape).astype(int)
-    out = block_mean(image, block.tolist()) if (block > 1).any() else image
+    out = block_mean(image, block.tolist())
     rest = step / block
     for axis in np.flatnonzero(rest > 1.05):
         out = _gaussian(out, int(axis), 0.6 * float(np.sqrt(rest[axis] ** 2 - 1)))

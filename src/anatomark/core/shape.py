@@ -131,9 +131,7 @@ def vector_from_rotation(rotation: Array) -> Array:
     if len(rotation) == 2:
         return np.array([np.arctan2(rotation[1, 0], rotation[0, 0])])
     angle = np.radians(rotation_angle(rotation))
-    skew = np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
     if angle < 1e-7:
         return np.asarray(skew / 2)
     if np.pi - angle < 1e-4:

@@ -85,13 +85,23 @@ def read_block(
     axis, centred at ``centres`` (M, D) world mm and turned by ``axes`` (M, D, D). Array axes follow the model's axes
     slowest = last (z, y, x). Outside: 0."""
     m, d = centres.shape
-    nodes = 2 if warp is None else _WARP_NODES
-    steps = np.linspace(-1, 1, nodes) * (px - 1) / 2 * spacing
-    lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((nodes,) * d + (d,))
-    world = centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice)
-    if warp is not None:
-        world = warp(world)
-    unit = unit_coordinates(image.grid, world).movedim(-1, 1)
-    fine = F.interpolate(unit, size=(px,) * d, mode="bilinear" if d == 2 else "trilinear", align_corners=True)
+    half = (px - 1) / 2 * spacing
+    if warp is None:
+        fine = _affine_lattice(image.grid, centres, axes * half, px)
+    else:
+        steps = np.linspace(-half, half, _WARP_NODES)
+        lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_WARP_NODES,) * d + (d,))
+        world = warp(centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice))
+        unit = unit_coordinates(image.grid, world).movedim(-1, 1)
+        mode = "bilinear" if d == 2 else "trilinear"
+        fine = F.interpolate(unit, size=(px,) * d, mode=mode, align_corners=True).movedim(1, -1)
     array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(m, -1, *image.grid.shape)
-    return F.grid_sample(array, fine.movedim(1, -1), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _affine_lattice(grid: Grid, centres: Array, half_axes: Array, px: int) -> torch.Tensor:
+    """Sampling coordinates (M, px, ..., px, D) of cubes: centre (M, D) and half sides along the model's axes (M, D, D)."""
+    ends = unit_coordinates(grid, centres[:, None] + np.moveaxis(half_axes, 2, 1))  # (M, model axis, D)
+    middle = unit_coordinates(grid, centres)
+    theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)
+    return F.affine_grid(theta, [len(centres), 1, *(px,) * centres.shape[1]], align_corners=True)

@@ -167,7 +167,7 @@ def _cautions(found: Fingerprint) -> Iterator[str]:
     if few:
         yield f"landmarks marked in fewer than half of the cases: {_some(few)}"
     if images["anisotropy"] > 3:
-        yield f"voxels are up to {images['anisotropy']:.1f} times longer than wide; expect larger errors along that axis"
+        yield f"voxels are up to {images['anisotropy']:.1f} times longer than wide; expect larger errors that way"
     low, high = images["spacing_mm"]["min"], images["spacing_mm"]["max"]
     if any(h > 2 * a for a, h in zip(low, high, strict=True)):
         yield f"spacings differ between cases: {_numbers(low)} to {_numbers(high)} mm"

@@ -73,7 +73,7 @@ def test_canonical_keeps_every_voxel_in_its_place(grid: Grid, seed: int) -> None
 
 
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
-def test_canonical_of_an_axis_aligned_grid_is_zyx_along_positive_axes(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+def test_canonical_is_zyx_along_positive_axes(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
     axes = np.eye(3)[:, order] * signs * [0.5, 1.0, 2.0]
     assert np.argmax(np.abs(Grid.from_axes((3, 4, 5), axes, (1, 2, 3)).canonical().axes), 0).tolist() == [2, 1, 0]
     assert (Grid.from_axes((3, 4, 5), axes, (1, 2, 3)).canonical().axes >= 0).all()

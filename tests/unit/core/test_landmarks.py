@@ -55,10 +55,15 @@ def test_what_does_not_fit_together_is_refused(names: tuple[str, ...], points: n
 
 def test_select_orders_by_name_and_marks_the_unknown() -> None:
     marks = Landmarks(
-        ("a", "b", "c"), [[1, 2], [NAN, NAN], [5, 6]], ("defined", "absent", "defined"), score=np.array([0.1, 0.2, 0.3]),
-        covariance=np.stack([np.eye(2) * k for k in (1, 2, 3)]), radius90=np.array([1.0, 2, 3]), descriptions=("A", "B", "C"),
+        ("a", "b", "c"),
+        [[1, 2], [NAN, NAN], [5, 6]],
+        ("defined", "absent", "defined"),
+        score=np.array([0.1, 0.2, 0.3]),
+        covariance=np.stack([np.eye(2) * k for k in (1, 2, 3)]),
+        radius90=np.array([1.0, 2, 3]),
+        descriptions=("A", "B", "C"),
         meta={"unit": "mm"},
-    )  # fmt: skip
+    )
     some = marks.select(("c", "z", "b"))
     assert some.names == ("c", "z", "b") and some.descriptions == ("C", "", "B") and some.meta == {"unit": "mm"}
     assert some.status == (Status.DEFINED, Status.UNANNOTATED, Status.ABSENT)

@@ -37,9 +37,8 @@ def test_agrees_with_simpleitk(d: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = _random_image(rng, d)
     # finer than the source, so that neither filters; partly outside of it
-    target = Grid.centred(
-        rng.integers(8, 16, d), random_rotation(rng, d) * image.grid.spacing.min() * 0.55, image.grid.centre + rng.normal(size=d)
-    )
+    axes = random_rotation(rng, d) * image.grid.spacing.min() * 0.55
+    target = Grid.centred(rng.integers(8, 16, d), axes, image.grid.centre + rng.normal(size=d))
     ours = resample(image, target, fill=-7.0)
     points = target.to_world(np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), -1).reshape(-1, d))
     source = _to_itk(image)
@@ -49,7 +48,8 @@ def test_agrees_with_simpleitk(d: int, seed: int) -> None:
     )  # fmt: skip
     # points on the very border may fall on either side in float32
     index = image.grid.to_index(points)
-    edge = np.minimum(np.abs(index + 0.5), np.abs(index - np.array(image.grid.shape) + 0.5)).min(-1).reshape(target.shape)
+    edge = np.minimum(np.abs(index + 0.5), np.abs(index - np.array(image.grid.shape) + 0.5)).min(-1)
+    edge = edge.reshape(target.shape)
     assert (ours.array[0] != -7).mean() > 0.1
     np.testing.assert_allclose(ours.array[0][edge > 1e-3], theirs[edge > 1e-3], atol=2e-2)  # float32, values of 50
 
@@ -60,7 +60,8 @@ def test_agrees_with_simpleitk(d: int, seed: int) -> None:
 def test_a_checkerboard_does_not_alias(d: int, coarser: float, shift: float) -> None:
     n = 36
     index = np.indices((n,) * d).sum(0)
-    board = Image(np.where(index % 2, 1.0, -1.0)[None].astype(np.float32), Grid.from_axes((n,) * d, np.eye(d), np.zeros(d)))
+    values = np.where(index % 2, 1.0, -1.0)[None].astype(np.float32)
+    board = Image(values, Grid.from_axes((n,) * d, np.eye(d), np.zeros(d)))
     count = int((n - 8) / coarser)
     target = Grid.from_axes((count,) * d, np.eye(d) * coarser, np.full(d, 4 + shift))
     assert np.abs(resample(board, target).array).max() < 0.15
@@ -125,7 +126,8 @@ def test_flipping_twice_changes_nothing(d: int) -> None:
 
 
 def test_fill_outside_and_edge_value_in_the_outer_half_voxel() -> None:
-    image = Image(np.arange(1, 5, dtype=np.float32).reshape(1, 1, 4), Grid.from_axes((1, 4), np.array([[0, 1.0], [1, 0]]), (0, 0)))
+    grid = Grid.from_axes((1, 4), np.array([[0, 1.0], [1, 0]]), (0, 0))
+    image = Image(np.arange(1, 5, dtype=np.float32).reshape(1, 1, 4), grid)
     x = np.array([-0.6, -0.4, 0.0, 0.5, 3.0, 3.4, 3.6])
     values = sample(image, np.stack([x, np.zeros(7)], -1), fill=-9)[0]
     np.testing.assert_allclose(values, [-9, 1, 1, 1.5, 4, 4, -9])
@@ -133,7 +135,8 @@ def test_fill_outside_and_edge_value_in_the_outer_half_voxel() -> None:
 
 def test_order_0_keeps_dtype_and_values() -> None:
     rng = np.random.default_rng(3)
-    labels = Image(rng.choice(np.array([0, 7, 1000], np.uint16), (1, 9, 9, 9)), Grid.from_axes((9, 9, 9), np.eye(3), (0, 0, 0)))
+    grid = Grid.from_axes((9, 9, 9), np.eye(3), (0, 0, 0))
+    labels = Image(rng.choice(np.array([0, 7, 1000], np.uint16), (1, 9, 9, 9)), grid)
     out = resample(labels, Grid.centred((5, 5, 5), random_rotation(rng, 3) * 2.2, (4, 4, 4)), order=0, fill=42)
     assert out.array.dtype == np.uint16 and set(np.unique(out.array)) <= {0, 7, 42, 1000}
     assert set(np.unique(out.array)) & {7, 1000}
@@ -152,7 +155,8 @@ def test_block_mean_repeats_the_last_voxel_of_a_cut_block() -> None:
     out = block_mean(Image(array, Grid.from_axes((7, 4), np.diag([2.0, 1.0]), (0, 0))), (3, 1))
     np.testing.assert_allclose(out.array[0, :, 0], [10, 40, 60])
     np.testing.assert_allclose(out.grid.to_world([[0, 0], [1, 0]]), [[2, 0], [8, 0]])
-    many = block_mean(Image(np.ones((2, 11, 7, 5), np.uint8), Grid.from_axes((11, 7, 5), np.eye(3), (0, 0, 0))), (4, 3, 2))
+    volume = Image(np.ones((2, 11, 7, 5), np.uint8), Grid.from_axes((11, 7, 5), np.eye(3), (0, 0, 0)))
+    many = block_mean(volume, (4, 3, 2))
     assert many.array.shape == (2, 3, 3, 3) and (many.array == 1).all()
 
 
@@ -163,7 +167,8 @@ def test_sampling_many_points_equals_one_by_one(count: int) -> None:
     index = torch.from_numpy(rng.uniform(-1, 9, (count, 3)))
     out = sample_index(array, index, -3)
     some = rng.integers(0, count, 20)
-    np.testing.assert_allclose(out[:, some], torch.stack([sample_index(array, index[i], -3) for i in some], 1), atol=1e-4)
+    alone = torch.stack([sample_index(array, index[i], -3) for i in some], 1)
+    np.testing.assert_allclose(out[:, some], alone, atol=1e-4)
 
 
 def test_dimensions_must_agree() -> None:

@@ -102,13 +102,13 @@ def test_landmarks_of_an_augmented_copy_stay_on_their_structures(ndim: int) -> N
     points = grid.to_world(np.array([[12, 14, 20], [28, 12, 18], [20, 28, 25]])[:, :ndim])
     world = grid.points()
     array = np.stack([np.exp(-((world - p) ** 2).sum(-1) / 8) for p in points]).astype(np.float32)
-    marks = Landmarks(("a", "b", "c"), np.where(np.arange(3)[:, None] == 5, np.nan, points))
+    marks = Landmarks(("a", "b", "c"), points)
     copy, moved = augmented_copy(Image(array, grid), marks, np.random.default_rng(3))
     where = copy.grid.points()
     for channel, point in zip(copy.array, moved.points, strict=True):
         centre = (where * channel[..., None]).reshape(-1, ndim).sum(0) / channel.sum()
-        assert np.linalg.norm(centre - point) < 0.5
-    assert np.linalg.norm(moved.points - marks.points, axis=1).max() > 1.0
+        assert np.linalg.norm(centre - point) < 0.3
+    assert np.linalg.norm(moved.points - marks.points, axis=1).max() > 0.5
     assert copy.grid.shape == grid.shape
 
 

@@ -193,21 +193,36 @@ class CascadePIN(Method):
         return out
 
     def working_images(self, image: Image) -> dict[str, Image]:
-        """``context`` and one image per patch spacing, block means towards that spacing; equal ones are shared."""
-        out: dict[str, Image] = {}
+        """``context`` and one image per level and scale (``0.1``: first level, second scale), block means towards that
+        spacing; equal ones are shared."""
         made: dict[tuple[int, ...], Image] = {}
-        low, high = bounds(image, self.plan.intensity)
-        rule = {"kind": "window", "low": low, "high": high}
-        wanted = {"context": self._context_spacing}
-        for k, level in enumerate(self.levels):
-            for s, scale in enumerate(level.scales):
-                wanted[f"{k}.{s}"] = level.spacing * scale * self.radius
-        for key, spacing in wanted.items():
-            fit = np.floor(spacing / image.grid.spacing * 1.15)
-            block = tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
+        rule = self._rule(image)
+        out: dict[str, Image] = {}
+        for key, spacing in {"context": self._context_spacing, **self._spacings()}.items():
+            block = _block(image, spacing)
             if block not in made:
-                made[block] = normalise(block_mean(image, block) if max(block) > 1 else image, rule)
+                made[block] = normalise(block_mean(image, block), rule)
             out[key] = made[block]
+        return out
+
+    def _rule(self, image: Image) -> dict[str, Any]:
+        """This image's own window: the bounds come from all of it, whatever part is read."""
+        low, high = bounds(image, self.plan.intensity)
+        return {"kind": "window", "low": low, "high": high}
+
+    def _spacings(self) -> dict[str, float]:
+        """Patch spacing in mm by key."""
+        levels = enumerate(self.levels)
+        return {f"{k}.{s}": v.spacing * x * self.radius for k, v in levels for s, x in enumerate(v.scales)}
+
+    def _around(self, image: Image, rule: Mapping[str, Any], k: int, world: Array) -> dict[str, Image]:
+        """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch."""
+        level = self.levels[k]
+        out = {}
+        for s, scale in enumerate(level.scales):
+            reach = (self._half(k) * scale * np.sqrt(self.ndim) + level.reach * self.radius) * 1.3 + 0.1 * self.radius
+            block = _block(image, level.spacing * scale * self.radius)
+            out[f"{k}.{s}"] = normalise(block_mean(_part(image, world, reach, block), block), rule)
         return out
 
     @property
@@ -343,9 +358,10 @@ class CascadePIN(Method):
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """See :meth:`Method.locate`. Score: agreement of the last votes; covariance: their spread."""
         self.eval()
-        images = self.working_images(image)
+        rule = self._rule(image)
         if start is None:
-            pose, b = self._find_pose(images["context"])
+            coarse = block_mean(image, _block(image, self._context_spacing))
+            pose, b = self._find_pose(normalise(coarse, rule))
         else:
             guess = start.select(self.names).points
             pose = procrustes(self.mean, guess)
@@ -355,6 +371,7 @@ class CascadePIN(Method):
         for k, level in enumerate(self.levels[: self._active]):
             if level.update == "free" and not self.config.free_step:
                 break
+            images = self._around(image, rule, k, world)
             for t in range(level.iterations):
                 votes, weight = self._votes(k, images, pose, world, rng, 1.0 if t == 0 else 0.5)
                 world = np.median(votes, 0)
@@ -460,6 +477,25 @@ def _level_index(stage: Stage) -> int:
 def start_centre(image: Image) -> Array:
     """World mm (D,) where the search begins: the foreground's centre of mass, in 2D the middle of the image."""
     return foreground_centre(image) if image.ndim == 3 else image.grid.centre
+
+
+def _block(image: Image, spacing_mm: float) -> tuple[int, ...]:
+    """(D,) voxels to average so that an image comes close to a spacing."""
+    fit = np.floor(spacing_mm / image.grid.spacing * 1.15)
+    return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
+
+
+def _part(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -> Image:
+    """A view of the image up to ``reach_mm`` around points (N, D), cut at whole blocks."""
+    index = image.grid.to_index(world)
+    margin = reach_mm / image.grid.spacing
+    size = np.asarray(block)
+    whole = np.asarray(image.grid.shape) // size  # blocks
+    first = np.clip(np.floor((index.min(0) - margin) / size), 0, whole - 1).astype(int)
+    last = np.clip(np.ceil((index.max(0) + margin) / size), first + 1, whole).astype(int)
+    cut = tuple(slice(a, b) for a, b in zip(first * size, last * size, strict=True))
+    grid = Grid.from_axes((last - first) * size, image.grid.axes, image.grid.to_world(first * size))
+    return Image(image.array[(slice(None), *cut)], grid, image.meta)
 
 
 def _start_statistics(study: Study, poses: list[Pose], radius: float, *, full: bool) -> tuple[Array, float, float]:
