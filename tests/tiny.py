@@ -47,6 +47,8 @@ class Tiny(Method):
         self.fine = nn.Sequential(
             nn.Linear(n, config.width), nn.BatchNorm1d(config.width), nn.Linear(config.width, out)
         )
+        nn.init.zeros_(self.fine[2].weight)
+        nn.init.zeros_(self.fine[2].bias)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.told: list[dict[str, Any]] = []
 

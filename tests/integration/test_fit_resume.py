@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from anatomark.engine import loop
 from anatomark.engine.config import make_config
 from anatomark.engine.progress import Reporter
@@ -89,7 +89,9 @@ def test_after_kill_9(study: Path, tmp_path: Path) -> None:
     assert "resuming" in done.stderr
     whole, again = (tmp_path / x / "weights.safetensors" for x in ("whole", "cut"))
     assert whole.read_bytes() == again.read_bytes()
-    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
 
 
 def test_a_run_is_not_overwritten_and_resuming_does_not_change_it(
@@ -103,7 +105,7 @@ def test_a_run_is_not_overwritten_and_resuming_does_not_change_it(
     with pytest.raises(InputError, match="--resume"):
         fit(study, tmp_path / "run", config, report=QUIET)
     other = make_config(method="tiny", steps=40)
-    with pytest.raises(InputError, match="steps: 30.*40 was asked for"):
+    with pytest.raises(InputError, match=r"steps: 30.*40 was asked for"):
         fit(study, tmp_path / "run", other, resume=True, report=QUIET)
     done = fit(study, tmp_path / "run", resume=True, report=QUIET)  # the settings are in the run
     before = (done.run / "weights.safetensors").stat().st_mtime_ns

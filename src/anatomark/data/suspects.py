@@ -70,8 +70,8 @@ def suspects(ids: Sequence[str], landmarks: Sequence[Landmarks], grids: Sequence
     residual = np.full(shapes.shape[:2], np.nan)
     if len(ids) < FEWEST or judged.sum() < FEWEST_POINTS:
         note = (
-            f"too few to judge shapes: {len(ids)} cases, {judged.sum()} landmarks that three cases have; "
-            f"{FEWEST} and {FEWEST_POINTS} are needed"
+            f"too few to judge shapes: that takes {FEWEST} cases and {FEWEST_POINTS} landmarks marked in three of them "
+            f"(found {len(ids)} and {judged.sum()})"
         )
         return Verdict(found + frames, residual, note)
     kept = tuple(name for name, judge in zip(names, judged, strict=True) if judge)

@@ -9,9 +9,11 @@ from torch import nn
 class ShapeAutoencoder(nn.Module):
     """MLP P-128-64-n_b and back, for vectors of P = N*D coordinates standardised to about unit size.
 
-    ``latent_mean`` and ``latent_sd`` (n_b,) describe the training shapes' codes; :meth:`measure` sets them.
+    ``latent_mean`` and ``latent_sd`` (n_b,) describe the training shapes' codes; :meth:`measure` sets them and
+    ``fitted``, at the end of training.
     """
 
+    fitted: torch.Tensor
     latent_mean: torch.Tensor
     latent_sd: torch.Tensor
 
@@ -20,6 +22,7 @@ class ShapeAutoencoder(nn.Module):
         a, b = hidden
         self.encoder = nn.Sequential(nn.Linear(inputs, a), nn.SiLU(), nn.Linear(a, b), nn.SiLU(), nn.Linear(b, latent))
         self.decoder = nn.Sequential(nn.Linear(latent, b), nn.SiLU(), nn.Linear(b, a), nn.SiLU(), nn.Linear(a, inputs))
+        self.register_buffer("fitted", torch.zeros(1))
         self.register_buffer("latent_mean", torch.zeros(latent))
         self.register_buffer("latent_sd", torch.ones(latent))
 
@@ -39,5 +42,6 @@ class ShapeAutoencoder(nn.Module):
     def measure(self, shapes: torch.Tensor) -> None:
         """Takes the codes' mean and standard deviation from training shapes (M, P)."""
         codes = self.encoder(shapes)
+        self.fitted.fill_(1)
         self.latent_mean.copy_(codes.mean(0))
         self.latent_sd.copy_(codes.std(0, correction=0).clamp_min(1e-6))

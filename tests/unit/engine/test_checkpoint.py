@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from anatomark.engine import checkpoint
 from anatomark.engine.checkpoint import find_run, list_zoo, load_run, read_checkpoint, write_checkpoint, write_weights
 from anatomark.engine.config import make_config
@@ -24,7 +24,12 @@ tiny.register()
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    fit(tiny.write_study(folder / "data"), folder / "run", make_config(method="tiny", steps=4), report=Reporter(quiet=True))
+    fit(
+        tiny.write_study(folder / "data"),
+        folder / "run",
+        make_config(method="tiny", steps=4),
+        report=Reporter(quiet=True),
+    )
     return folder / "run"
 
 

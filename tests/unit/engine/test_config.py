@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 from pydantic import BaseModel
 
+import tiny
 from anatomark.engine.config import checked, completed, make_config, method_of, read_config, write_config
 from anatomark.errors import InputError
 
@@ -15,7 +15,9 @@ tiny.register()
 
 
 def test_what_is_written_is_complete_and_reads_back(tmp_path: Path) -> None:
-    config = completed(make_config(method="tiny", assignments=["method.width=3", "seed=7", "landmarks=[a, b]"], steps=9))
+    config = completed(
+        make_config(method="tiny", assignments=["method.width=3", "seed=7", "landmarks=[a, b]"], steps=9)
+    )
     write_config(tmp_path / "c.yaml", config)
     again = read_config(tmp_path / "c.yaml")
     assert again == config

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from anatomark.data.dataset import CaseStore
 from anatomark.engine.cases import read_division, study_of
 from anatomark.engine.config import make_config

@@ -490,11 +490,12 @@ def _part(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -
     index = image.grid.to_index(world)
     margin = reach_mm / image.grid.spacing
     size = np.asarray(block)
-    whole = np.asarray(image.grid.shape) // size  # blocks
+    whole = -(-np.asarray(image.grid.shape) // size)  # blocks, the last one maybe cut short
     first = np.clip(np.floor((index.min(0) - margin) / size), 0, whole - 1).astype(int)
     last = np.clip(np.ceil((index.max(0) + margin) / size), first + 1, whole).astype(int)
-    cut = tuple(slice(a, b) for a, b in zip(first * size, last * size, strict=True))
-    grid = Grid.from_axes((last - first) * size, image.grid.axes, image.grid.to_world(first * size))
+    end = np.minimum(last * size, image.grid.shape)
+    cut = tuple(slice(a, b) for a, b in zip(first * size, end, strict=True))
+    grid = Grid.from_axes(end - first * size, image.grid.axes, image.grid.to_world(first * size))
     return Image(image.array[(slice(None), *cut)], grid, image.meta)
 
 

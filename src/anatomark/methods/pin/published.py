@@ -20,12 +20,13 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
-from anatomark.core.shape import PCAShape, Pose, random_rotation
+from anatomark.core.shape import PCAShape
 from anatomark.data.intensity import normalise
 from anatomark.data.patches import cut_planes, plane_count
 from anatomark.errors import InputError, nearest
 from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
 from anatomark.methods.pin.rules import Rule, pin_loss, update
+from anatomark.methods.pin.shapes import fit_autoencoder
 from anatomark.methods.pin.spaces import AutoencoderSpace, PointSpace, ShapeSpace, Space
 from anatomark.methods.pin.working import default_spacing, to_voxels, working_grid
 from anatomark.nets.autoencoder import ShapeAutoencoder
@@ -63,7 +64,7 @@ class PublishedConfig(MethodConfig):
     batch: int = Field(64, ge=1)
     lr: float = Field(1e-3, gt=0)
     steps: int = Field(100_000, ge=1)
-    autoencoder_steps: int = Field(5_000, ge=1)
+    autoencoder_steps: int = Field(3_000, ge=1)
     seed: int = 0
 
 
@@ -82,6 +83,7 @@ class PublishedPIN(Method):
         self.autoencoder: ShapeAutoencoder | None = None
         self.spaces: list[Space] = self._single() if config.mode == "single" else self._multiple()
         self.nets = nn.ModuleList(self._net(space) for space in self.spaces)
+        self._trained = len(self.spaces)
 
     def _net(self, space: Space) -> PublishedNet:
         channels = plane_count(self.ndim) * len(space.landmarks)
@@ -147,11 +149,9 @@ class PublishedPIN(Method):
         )
 
     def stages(self) -> list[Stage]:
-        """The autoencoder first where there is one; then the network, or one network after the other."""
+        """The network, or one network for each landmark."""
         c = self.config
         out = []
-        if self.autoencoder is not None:
-            out.append(Stage("shape", c.autoencoder_steps, 64, share=0.05, modules=("autoencoder",)))
         for i, space in enumerate(self.spaces):
             name = "pin" if c.mode == "multiple" else f"pin{i + 1}"
             options = {"net": i, "landmarks": [self.names[k] for k in space.landmarks]}
@@ -160,13 +160,12 @@ class PublishedPIN(Method):
         return out
 
     def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
-        """Measures the trained autoencoder's codes, before the network learns to move in them."""
+        """Fits the autoencoder first, where there is one; :meth:`locate` leaves networks of later stages alone."""
+        self._trained = int(stage.options["net"]) + 1
         space = self.spaces[0]
-        if stage.name != "shape" and isinstance(space, AutoencoderSpace):
+        if isinstance(space, AutoencoderSpace) and not bool(space.net.fitted):
             shapes = np.array(self.plan.facts["shapes"], dtype=np.float64)
-            device = space.net.latent_sd.device
-            filled = np.stack([space.standardised(s) for s in shapes])
-            space.net.measure(torch.as_tensor(filled, dtype=torch.float32, device=device))
+            fit_autoencoder(space, shapes, self.config.autoencoder_steps, self.config.seed)
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
@@ -185,12 +184,9 @@ class PublishedPIN(Method):
     # ------------------------------------------------------------------ training
 
     def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
-        """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth;
-        in stage ``shape`` a jittered ``shape`` (P,) and what is ``known`` (P,) of it."""
+        """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
         work = case.images["work"]
         points = to_voxels(work.grid, case.landmarks.points)
-        if stage.name == "shape":
-            return self._shape_example(points, rng)
         space = self.spaces[stage.options["net"]]
         truth = space.encode(points)
         state = self._draw(space, truth, _size(work), rng)
@@ -202,22 +198,10 @@ class PublishedPIN(Method):
             return space.near(rng, truth, size)
         return space.uniform(rng, size)
 
-    def _shape_example(self, points: Array, rng: np.random.Generator) -> Batch:
-        """A training shape under a random similarity about its centroid: 10 degrees, 10 % of size, 5 % of extent."""
-        space = self.spaces[0]
-        assert isinstance(space, AutoencoderSpace)
-        known = np.repeat(np.isfinite(points).all(1), self.ndim)
-        shape = (space.standardised(points) * space.spread + space.centre).reshape(points.shape)
-        centre = shape.mean(0)
-        shift = rng.normal(0, 0.05 * float(np.ptp(shape, 0).max()), self.ndim)
-        pose = Pose(random_rotation(rng, self.ndim, 10.0), centre + shift, float(rng.uniform(0.9, 1.1)))
-        moved = space.standardised(pose.apply(shape - centre))
-        return {"shape": torch.from_numpy(moved).float(), "known": torch.from_numpy(known).float()}
-
     def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
         """Whole batches made with the current weights, for on-policy sampling and for states that an autoencoder
         encodes; None where :meth:`examples` does."""
-        if stage.name == "shape" or (self.config.sampling != "on_policy" and self.autoencoder is None):
+        if self.config.sampling != "on_policy" and self.autoencoder is None:
             return None
         return self._collected(cases, stage, rng)
 
@@ -255,11 +239,7 @@ class PublishedPIN(Method):
         return np.where(stays[:, None], moved, states)  # nothing is learned far outside the image
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Eq. 2; in stage ``shape`` the mean squared reconstruction error of known coordinates."""
-        if stage.name == "shape":
-            assert self.autoencoder is not None
-            error = (self.autoencoder(batch["shape"]) - batch["shape"]).square()
-            return {"loss": (error * batch["known"]).sum() / batch["known"].sum().clamp_min(1)}
+        """Eq. 2."""
         d, logits = self.nets[stage.options["net"]](batch["patches"].permute(0, 3, 1, 2))
         c = self.config
         return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])
@@ -272,9 +252,9 @@ class PublishedPIN(Method):
         work = self.working_images(image)["work"]
         guess = None if start is None else to_voxels(work.grid, start.select(self.names).points)
         n, d = len(self.names), self.ndim
-        points, score, covariance = np.zeros((n, d)), np.zeros(n), np.zeros((n, d, d))
+        points, score, covariance = np.full((n, d), np.nan), np.zeros(n), np.full((n, d, d), np.nan)
         several = True
-        for space, net in zip(self.spaces, self.nets, strict=True):
+        for space, net in zip(self.spaces[: self._trained], self.nets, strict=False):
             assert isinstance(net, PublishedNet)
             starts = space.starts(_size(work), guess)
             with np.errstate(invalid="ignore", over="ignore"):

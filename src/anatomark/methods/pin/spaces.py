@@ -147,19 +147,23 @@ class AutoencoderSpace(ShapeSpace):
         """(n,) three standard deviations of the codes."""
         return np.full(self.size, 3 * self._scale)
 
-    def standardised(self, points: Array) -> Array:
-        """(P,) what the autoencoder reads: points (N, D), missing ones filled, minus mean, over their spread."""
+    def completed(self, points: Array) -> Array:
+        """Points (N, D) with missing ones filled by the PCA."""
         x = points.reshape(-1)
         if not np.isfinite(x).all():
             x = np.where(np.isfinite(x), x, self.pca.decode(self.pca.encode_partial(x, noise=1.0)))
-        return (x - self.centre) / self.spread
+        return np.asarray(x.reshape(points.shape))
+
+    def standardised(self, points: Array) -> Array:
+        """(P,) what the autoencoder reads: complete points (N, D) minus the mean, over their spread."""
+        return np.asarray((points.reshape(-1) - self.centre) / self.spread)
 
     @torch.no_grad()
     def encode(self, points: Array) -> Array | None:
         """The encoder's code."""
         if not np.isfinite(points).any():
             return None
-        code = self.net.encode(self._tensor(self.standardised(points)[None]))
+        code = self.net.encode(self._tensor(self.standardised(self.completed(points))[None]))
         return np.asarray(code[0].double().cpu()) * self._scale
 
     @torch.no_grad()

@@ -312,7 +312,40 @@ def test_stages_are_one_network_for_each_single_landmark(six: list[tuple[Image, 
     assert [s.modules for s in stages] == [("nets.0",), ("nets.1",), ("nets.2",)]
     assert all(s.schedule == "constant" for s in stages)
     coded = make(six, shape_model="autoencoder").stages()
-    assert [(s.name, s.modules) for s in coded] == [("shape", ("autoencoder",)), ("pin", ("nets.0",))]
+    assert [(s.name, s.modules) for s in coded] == [("pin", ("nets.0",))]
+
+
+def test_networks_of_later_stages_are_left_alone(six: list[tuple[Image, Landmarks]]) -> None:
+    method = make(six, mode="single")
+    assert method.locate(six[0][0]).defined.all()
+    method.begin(method.stages()[1], {})
+    assert method.locate(six[0][0]).defined.tolist() == [True, True, False]
+
+
+def test_the_autoencoder_learns_the_shapes_once(six: list[tuple[Image, Landmarks]]) -> None:
+    points = six[0][1].points.copy()
+    points[2] = np.nan
+    cases = [(six[0][0], Landmarks(NAMES, points)), *six[1:]]
+    method = make(cases, shape_model="autoencoder", modes=6, autoencoder_steps=1500)
+    truth = np.stack([x.grid.to_index(m.points)[:, ::-1] for x, m in six])
+    stage, space = method.stages()[0], method.spaces[0]
+
+    def residual() -> float:
+        back = [space.decode(space.encode(t)[None])[0] for t in truth[1:]]
+        return float(np.linalg.norm(np.stack(back) - truth[1:], axis=2).mean())
+
+    before = residual()
+    method.begin(stage, {})
+    after = residual()
+    assert after < 0.5 < 1.0 < before  # voxels
+    assert not any(p.requires_grad for p in method.autoencoder.parameters())
+    codes = np.stack([space.encode(t) for t in truth[1:]]) / (space.reach / 3)
+    assert 0.5 < codes.std() < 1.5
+    again = make(cases, shape_model="autoencoder", modes=6)
+    again.load_state_dict(method.state_dict())
+    again.begin(stage, {})  # a resumed run keeps what it has
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_bad_studies_are_refused_in_one_line(six: list[tuple[Image, Landmarks]]) -> None:

@@ -1,0 +1,145 @@
+"""The command line from end to end with a small method."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from anatomark import __version__, cli
+from anatomark.io.landmarks import read_landmarks
+
+tiny.register()
+
+
+class Commands:
+    """Runs the command line in this process and keeps what it said."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]):
+        self.capsys, self.out, self.err = capsys, "", ""
+
+    def __call__(self, *arguments: object) -> int:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(a) for a in arguments])
+        said = self.capsys.readouterr()
+        self.out, self.err = said.out, said.err
+        return int(exit.value.code or 0)
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(capsys)
+
+
+def test_the_whole_loop(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "data", 7, splits=["train"] * 5 + ["val", "test"])
+    model, found, measured = tmp_path / "model", tmp_path / "found", tmp_path / "measured"
+    assert run("fit", study, "--out", model, "--method", "tiny", "--steps", 60, "--set", "license=CC0") == 0
+    assert "validation: mean error" in run.out
+    assert str(model) in run.out
+    assert "rough" in run.err
+    assert "CC0" in (model / "card.md").read_text()
+    assert run("predict", model, tmp_path / "data" / "case6.nii.gz", "--out", found, "--pictures") == 0
+    assert str(found) in run.out
+    assert {p.name for p in found.iterdir()} == {"case6.mrk.json", "case6.json", "case6.png"}
+    assert run("evaluate", model, study, "--out", measured, "--json") == 0
+    by_model = run.json()
+    assert (measured / "report.html").exists()
+    assert run("evaluate", found, study, "--out", tmp_path / "again") == 0
+    assert "report.html" in run.out
+    assert json.loads((measured / "summary.json").read_text()) == by_model
+    assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 0
+    assert read_landmarks(tmp_path / "x.fcsv").names == ("a", "b", "c")
+    assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 2
+    assert "--overwrite" in run.err
+
+
+def test_a_program_can_read_the_results(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "data", 2)
+    assert run("fit", study, "--out", tmp_path / "m", "--method", "tiny", "--steps", 2, "--json") == 0
+    fitted = run.json()
+    assert fitted["run"] == str(tmp_path / "m")
+    assert fitted["independent"] is False
+    assert run.err == ""
+    assert run("predict", tmp_path / "m", tmp_path / "data", "--out", tmp_path / "p", "--json") == 0
+    assert [r["state"] for r in run.json()] == ["written", "written"]
+    assert run("zoo", "--json") == 0
+    assert isinstance(run.json(), list)
+
+
+def test_one_failed_image_is_told_and_the_exit_code_says_so(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "data", 2)
+    assert run("fit", study, "--out", tmp_path / "m", "--method", "tiny", "--steps", 2) == 0
+    broken = tmp_path / "data" / "broken.nii.gz"
+    broken.write_text("this is text")
+    images = [broken, tmp_path / "data" / "case0.nii.gz"]
+    assert run("predict", tmp_path / "m", *images, "--out", tmp_path / "p") == 2
+    assert "1 of 2 images failed: broken" in run.err
+    assert (tmp_path / "p" / "case0.mrk.json").exists()
+    assert not list((tmp_path / "p").glob("broken*"))
+
+
+def test_version_and_help(run: Commands) -> None:
+    assert run("--version") == 0
+    assert run.out.strip() == f"anatomark {__version__}"
+    assert run("--help") == 0
+    for command in ("demo", "plan", "fit", "predict", "evaluate", "convert", "zoo"):
+        assert f"  {command} " in run.out
+        assert Commands(run.capsys)(command, "--help") == 0
+
+
+def test_usage_errors_have_exit_code_2(run: Commands) -> None:
+    assert run("fit") == 2
+    assert run("nonsense") == 2
+    assert run("predict", "m", "i", "--out", "o", "--format", "xyz") == 2
+    assert "xyz" in run.err
+
+
+def test_our_own_faults_are_one_line_with_a_hint(
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tiny.write_study(tmp_path / "data", 2)
+
+    def broken(self: tiny.Tiny, batch: Any, stage: Any) -> Any:
+        raise ZeroDivisionError("halves of nothing")
+
+    monkeypatch.setattr(tiny.Tiny, "loss", broken)
+    arguments = ("fit", study, "--method", "tiny", "--steps", 2)
+    assert run(*arguments, "--out", tmp_path / "m") == 1
+    assert "error: ZeroDivisionError: halves of nothing" in run.err
+    assert "--debug" in run.err and "Traceback" not in run.err
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*map(str, arguments), "--out", str(tmp_path / "n"), "--debug"])
+
+
+def test_the_program_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "anatomark", "fit", "no-such.csv", "--out", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: no-such.csv: no such file"
+    assert done.stdout == ""
+
+
+def test_help_is_instant() -> None:
+    """Processor time, so that a busy machine does not matter; the quickest of several."""
+    took = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "anatomark", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < 0.3
