@@ -284,13 +284,24 @@ def _show_predictions(outcomes: list[Outcome], out: Path, as_json: bool) -> None
         raise InputError(f"{len(failed)} of {len(outcomes)} images failed: {names}; the first: {failed[0].reason}")
 
 
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The main figures of an evaluation as text: top-level numbers and words."""
-    return [f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in summary.items() if _plain(v)]
+def summary_lines(s: dict[str, Any]) -> list[str]:
+    """The main figures of an evaluation's summary as text, comparisons (baselines, observers) below."""
+    where = f"{s['model']} on {s['split']} of {s['manifest']}: {s['cases']} cases, {s['landmarks']} landmarks"
+    head = f"{'':<34} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
+    lines = [f"{where}, truth: {s['truth']}", head]
+    lines += [_figures(name, one) for name, one in {s["model"]: s, **s["comparisons"]}.items()]
+    if s["mre_ci95_mm"]:
+        lines.append("mean, 95 % confidence over cases: {:.3f} to {:.3f} mm".format(*s["mre_ci95_mm"]))
+    if s["seconds_per_case"] is not None:
+        lines.append(f"{s['seconds_per_case']:.2f} s per case")
+    return lines
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+def _figures(name: str, s: dict[str, Any]) -> str:
+    """One row of the table; nothing located gives dashes."""
+    mm = [f"{s[k]:.3f}" if s[k] is not None else "-" for k in ("mre_mm", "median_mm", "p95_mm")]
+    rates = ", ".join(f"{v:.1%}" if v is not None else "-" for v in s["sdr"].values())
+    return f"{name[:34]:<34} {mm[0]:>7} {mm[1]:>8} {mm[2]:>6} {s['failures']:>8}   {rates}"
 
 
 # ---------------------------------------------------------------------- errors

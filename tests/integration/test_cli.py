@@ -57,6 +57,7 @@ def test_the_whole_loop(run: Commands, tmp_path: Path) -> None:
     assert (measured / "report.html").exists()
     assert run("evaluate", found, study, "--out", tmp_path / "again") == 0
     assert "report.html" in run.out
+    assert f"{by_model['mre_mm']:.3f}" in run.out and "mean position" in run.out
     assert json.loads((measured / "summary.json").read_text()) == by_model
     assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 0
     assert read_landmarks(tmp_path / "x.fcsv").names == ("a", "b", "c")

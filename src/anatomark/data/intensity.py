@@ -25,7 +25,7 @@ def guess_modality(images: Sequence[Image]) -> str:
 
 def intensity_rule(modality: str, images: Sequence[Image]) -> dict[str, Any]:
     """The rule that :func:`normalise` applies, for ``plan.json``: a fixed window in HU for CT, robust percentiles of
-    each image otherwise; X-rays carry the polarity (is the border darker than the middle?) of the training images."""
+    each image otherwise, in MR without an emptied (zero) background."""
     if modality == "ct":
         return {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]}
     low, high = PERCENTILES["xray" if modality == "xray" else "mr"]
@@ -52,7 +52,7 @@ def bounds(image: Image, rule: Mapping[str, Any]) -> tuple[float, float]:
     if rule["kind"] == "window":
         return float(rule["low"]), float(rule["high"])
     values = image.subsample()
-    if rule.get("skip_zero") and values.min() >= 0 and (values == 0).mean() > 0.05:
+    if rule.get("skip_zero") and values.min() >= 0 and 0.05 < (values == 0).mean() < 1:
         values = values[values > 0]  # an emptied background says nothing of the scan's scale
         return 0.0, float(np.percentile(values, rule["high"]))
     low, high = np.percentile(values, [rule["low"], rule["high"]])

@@ -178,7 +178,7 @@ def test_predicting_twice_is_the_same(home: Path, model: Model) -> None:
 def test_unknown_devices_and_formats(home: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="device 'gpu'"):
         load(home / "run", device="gpu")
-    with pytest.raises(InputError, match="fcvs.*fcsv"):
+    with pytest.raises(InputError, match=r"fcvs.*fcsv"):
         predict_paths(model, _images(home), tmp_path, format="fcvs")
     with pytest.raises(InputError, match="no image"):
         find_jobs([])

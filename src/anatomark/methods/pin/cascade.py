@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
@@ -35,6 +35,7 @@ from anatomark.core.warp import Warp, random_warp
 from anatomark.data.augment import random_intensity
 from anatomark.data.intensity import bounds, foreground_centre, normalise
 from anatomark.data.posed import planes, read_block, read_patches
+from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
 from anatomark.nets.cascade import ContextNet, PatchNet
 
@@ -44,7 +45,7 @@ class Level(BaseModel):
     centroid of the mean shape), so one default serves a mouse and a man."""
 
     model_config = ConfigDict(extra="forbid")
-    px: int = 32
+    px: int = Field(32, ge=8, multiple_of=8)
     spacing: float  # of the finest scale
     scales: list[float] = [1.0, 2.0]
     update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
@@ -52,7 +53,7 @@ class Level(BaseModel):
     shift: float
     log_scale: float
     reach: float  # free displacement of each landmark in training, uniform up to this
-    iterations: int = 2
+    iterations: int = 3
     width: int = 24
 
 
@@ -66,7 +67,7 @@ class CascadeConfig(MethodConfig):
     shift: float = 0.25  # random shift of the coarse block in training
     scaling: float = 0.15  # random log scale in training
     levels: list[Level] | None = None  # None: from radius and spacing
-    starts: int = 6
+    starts: int = 4
     alpha: float = 0.5  # weight of the classification of cells against the regression (eq. 2)
     cell_sigma: float = 0.7  # blur of the classification target, cells
     shape_variance: float = 0.98
@@ -98,7 +99,7 @@ class CascadePIN(Method):
     """The recommended preset of ``--method pin``; see the module."""
 
     Config = CascadeConfig
-    presets: Mapping[str, Mapping[str, Any]] = {"recommended": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
 
     def __init__(self, config: CascadeConfig, plan: Plan):
         super().__init__()
@@ -170,7 +171,11 @@ class CascadePIN(Method):
 
     def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
         """While a level is trained, the levels after it are left out of :meth:`locate`."""
-        self._active = 0 if stage.name == "context" else _level_index(stage)
+        self.use_levels(0 if stage.name == "context" else _level_index(stage))
+
+    def use_levels(self, count: int) -> None:
+        """Let :meth:`locate` stop after ``count`` levels; 0 is the pose alone."""
+        self._active = count
 
     def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
         """Another model's weights for this model's landmarks: rows of known names are moved to their places, new
@@ -186,7 +191,7 @@ class CascadePIN(Method):
             if key.startswith("nets.") and (".films." in key or key.endswith((".weight", ".bias"))):
                 per_landmark = ".films." in key or key.split(".")[2] in ("weight", "bias")
                 out[key] = moved(value) if per_landmark and len(value) == count else value
-            elif key.startswith("context.head") and len(value) == count * old.ndim:
+            elif key.startswith("context.head.4.") and len(value) == count * old.ndim:  # the last layer
                 out[key] = moved(value.view(count, old.ndim, -1)).reshape(len(rows) * old.ndim, *value.shape[1:])
             else:
                 out[key] = value
@@ -224,6 +229,10 @@ class CascadePIN(Method):
             block = _block(image, level.spacing * scale * self.radius)
             out[f"{k}.{s}"] = normalise(block_mean(_part(image, world, reach, block), block), rule)
         return out
+
+    @property
+    def _weights_device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def _context_spacing(self) -> float:
@@ -315,7 +324,7 @@ class CascadePIN(Method):
         logits = self.nets[_level_index(stage) - 1](batch["patches"])
         truth, k = batch["target"], logits.shape[-1]
         flat = logits.flatten(-2)
-        cells = _cell_centres(k)
+        cells = _cell_centres(k, flat.device)
         mean = _plane_means(flat.softmax(-1), k)
         seen = torch.stack([truth[..., list(p)] for p in planes(self.ndim)], -2)  # (B, N, P, 2)
         known = batch["target_mask"][..., None] * (seen.abs() < 1).all(-1)
@@ -364,6 +373,8 @@ class CascadePIN(Method):
             pose, b = self._find_pose(normalise(coarse, rule))
         else:
             guess = start.select(self.names).points
+            if not np.isfinite(guess).any():
+                raise InputError(f"the first guess holds none of the model's landmarks ({', '.join(self.names[:5])} ...)")
             pose = procrustes(self.mean, guess)
             b = self._encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
@@ -401,7 +412,7 @@ class CascadePIN(Method):
     def _context_points(self, image: Image, centres: Array, axes: Array) -> Array:
         half = self.config.context_cover * self.radius / 2
         block = read_block(image, centres, axes, self.config.context_px, self._context_spacing)
-        local = self.context(block).double().numpy() * half
+        local = self.context(block.to(self._weights_device)).cpu().double().numpy() * half
         return centres[:, None] + np.einsum("mij,mnj->mni", axes, local)
 
     def _fit(self, world: Array, weight: Array | None = None) -> tuple[Pose, Array]:
@@ -424,7 +435,7 @@ class CascadePIN(Method):
         ]
         jitter = _in_ball(rng, (m, *world.shape)) * level.reach * self.radius * 0.4 * spread
         state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
-        mean, variance = self._read_votes(self.nets[k](self._patches(k, images, state)))
+        mean, variance = self._read_votes(self.nets[k](self._patches(k, images, state).to(self._weights_device)).cpu())
         half = self._half(k)
         moved = State(poses, state.points + mean * half)
         return moved.world(), 1 / np.median(variance.sum(-1), 0)
@@ -435,7 +446,7 @@ class CascadePIN(Method):
         k = logits.shape[-1]
         p = logits.flatten(-2).softmax(-1)
         mean = _plane_means(p, k)
-        cells = _cell_centres(k)
+        cells = _cell_centres(k, p.device)
         rows, columns = p.view(*p.shape[:-1], k, k).sum(-1), p.view(*p.shape[:-1], k, k).sum(-2)
         square = torch.stack([(columns * cells**2).sum(-1), (rows * cells**2).sum(-1)], -1)
         variance = (square - mean**2).clamp(min=(0.2 / k) ** 2)
@@ -528,21 +539,21 @@ def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, con
     return PCAShape.fit(np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes)
 
 
-def _cell_centres(k: int) -> torch.Tensor:
+def _cell_centres(k: int, device: torch.device) -> torch.Tensor:
     """(k,) centres of k cells over -1 ... 1, where -1 and 1 are the first and last pixel centres of 2 k pixels."""
     px = 2 * k
-    return (torch.arange(k) * 2 + 0.5) * (2 / (px - 1)) - 1
+    return (torch.arange(k, device=device) * 2 + 0.5) * (2 / (px - 1)) - 1
 
 
 def _plane_means(p: torch.Tensor, k: int) -> torch.Tensor:
     """(..., 2) mean (column, row) position of distributions (..., k * k)."""
-    cells = _cell_centres(k)
+    cells = _cell_centres(k, p.device)
     square = p.view(*p.shape[:-1], k, k)
     return torch.stack([(square.sum(-2) * cells).sum(-1), (square.sum(-1) * cells).sum(-1)], -1)
 
 
 def _masked(name: str, target: Array) -> Batch:
-    known = np.isfinite(target).all(-1)
+    known = np.asarray(np.isfinite(target).all(-1))
     filled = np.where(known[:, None], target, 0.0)
     return {name: torch.from_numpy(filled).float(), f"{name}_mask": torch.from_numpy(known).float()}
 

@@ -105,7 +105,7 @@ def six() -> list[tuple[Image, Landmarks]]:
         {"rule": "c-pair", "whiten": True},
         {"rule": "B"},
         {"rule": "c-pair", "sampling": "on_policy"},
-        {"rule": "c-pair", "shape_model": "autoencoder", "whiten": True, "modes": 6},
+        {"rule": "c-pair", "shape_model": "autoencoder", "whiten": True, "modes": 6, "autoencoder_steps": 1000},
         {"mode": "single", "landmarks": ["b"], "rule": "B", "batch": 32},
     ],
     ids=lambda s: "-".join(str(v) for v in s.values()),

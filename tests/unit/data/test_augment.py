@@ -1,0 +1,62 @@
+"""Random intensities: one change for all, monotone, mild, and the same from the same generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from anatomark.data.augment import random_intensity
+
+LEVELS = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_the_same_generator_gives_the_same_change() -> None:
+    x = torch.rand(4, 3, 8, 8)
+    first, again, other = (random_intensity(x, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_it_does_not_depend_on_torchs_own_generator_nor_moves_it() -> None:
+    x = torch.rand(5, 5)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = random_intensity(x, np.random.default_rng(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(random_intensity(x, np.random.default_rng(0)), first)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_brighter_stays_brighter_and_every_value_changes_alike(seed: int) -> None:
+    x = LEVELS.repeat_interleave(4000).reshape(5, 40, 100)
+    y = random_intensity(x, np.random.default_rng(seed))
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+    assert -1 < y.mean() < 2.5
+    means = y.mean((1, 2))
+    assert (means.diff() > 0.005).all()
+    half = y[:, :20].mean((1, 2)) - y[:, 20:].mean((1, 2))  # the same curve everywhere; what differs is noise
+    assert half.abs().max() < 0.02
+
+
+def test_no_strength_is_no_change_and_the_input_is_left_alone() -> None:
+    x = torch.rand(3, 6)
+    kept = x.clone()
+    assert torch.equal(random_intensity(x, np.random.default_rng(0), 0.0), x)
+    random_intensity(x, np.random.default_rng(0))
+    assert torch.equal(x, kept)
+
+
+def test_strength_scales_the_change() -> None:
+    x = LEVELS.repeat_interleave(400)
+
+    def change(strength: float) -> float:
+        return float(np.mean([(random_intensity(x, np.random.default_rng(s), strength) - x).abs().mean() for s in range(40)]))
+
+    assert 0 < change(0.2) < 0.6 * change(1.0)
+
+
+def test_values_below_zero_do_not_become_nan() -> None:
+    assert random_intensity(torch.linspace(-0.5, 1.5, 50), np.random.default_rng(4)).isfinite().all()

@@ -1,0 +1,442 @@
+"""The recommended PIN: what it is shown, what it is taught, what it finds in phantoms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import phantom
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.data.posed import planes
+from anatomark.errors import InputError
+from anatomark.methods.base import Plan, TrainingCase
+from anatomark.methods.pin.cascade import CascadeConfig, CascadePIN, Level, default_levels
+from anatomark.nets.precision import use_bf16
+
+LEVELS = [
+    Level(px=16, width=8, spacing=1 / 13, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.06),
+    Level(px=16, width=8, spacing=1 / 24, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
+]
+SMALL: dict[str, Any] = {
+    "context_px": 16, "levels": LEVELS, "starts": 3, "warped_copies": 20, "warp_share": 0.3, "intensity": 0.5,
+    "steps_context": 80, "steps_level": 100, "context_batch": 16, "batch": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float32() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    use_bf16(False)
+    yield
+    use_bf16(None)
+    torch.set_num_threads(threads)
+
+
+def without(marks: Landmarks, *names: str) -> Landmarks:
+    """``marks`` where these names are not annotated."""
+    return marks.select([n for n in marks.names if n not in names]).select(marks.names)
+
+
+def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> CascadePIN:
+    config = CascadeConfig(**{**SMALL, **settings})
+    torch.manual_seed(1)
+    return CascadePIN(config, CascadePIN.prepare(config, phantom.study(cases or [phantom.phantom(0, ndim)])))
+
+
+class Trained(NamedTuple):
+    method: CascadePIN
+    cases: list[tuple[Image, Landmarks]]
+    losses: dict[str, list[float]]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
+    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
+    cases = [phantom.phantom(i, request.param) for i in range(4)]
+    known = [(image, without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
+    method = untrained(request.param, known)
+    return Trained(method, cases, phantom.train(method, known))
+
+
+# ---------------------------------------------------------------------- it learns and finds
+
+
+def test_the_phantoms_are_learned(trained: Trained) -> None:
+    assert list(trained.losses) == ["context", "level1", "level2"]
+    for name, values in trained.losses.items():
+        assert np.mean(values[-8:]) < (0.5 if name == "context" else 0.7) * np.mean(values[:3]), name
+    errors = phantom.errors(trained.method, trained.cases)
+    assert errors.mean() < 0.6
+    assert errors.max() < 2.5  # not annotated there, and found nevertheless
+
+
+def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+    image, truth = phantom.phantom(50, trained.method.ndim)
+    found = trained.method.locate(image)
+    assert found.names == phantom.NAMES
+    assert found.errors_to(truth).mean() < 1.0
+    assert found.score is not None
+    assert found.covariance is not None
+    assert ((found.score > 0.3) & (found.score <= 1)).all()
+    assert (np.linalg.eigvalsh(found.covariance) > 0).all()
+
+
+def test_twice_is_the_same(trained: Trained) -> None:
+    image = trained.cases[0][0]
+    first = trained.method.locate(image)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    again = trained.method.locate(image)
+    np.testing.assert_array_equal(first.points, again.points)
+    np.testing.assert_array_equal(first.score, again.score)
+
+
+def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
+    image, d = trained.cases[1][0], trained.method.ndim
+    shift = np.array([130.0, -75.0, 42.5])[:d]
+    here = trained.method.locate(image).points
+    there = trained.method.locate(phantom.moved(image, Pose(np.eye(d), shift))).points
+    np.testing.assert_allclose(there, here + shift, atol=0.02)
+
+
+def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained) -> None:
+    """Any rotation: patches are cut in the pose's frame. One start, as the starts' median is taken along world axes."""
+    method = copy.deepcopy(trained.method)
+    method.config = method.config.model_copy(update={"starts": 1})
+    image, truth = trained.cases[0]
+    motion = Pose(random_rotation(np.random.default_rng(2), method.ndim), np.array([20.0, -8.0, 5.0])[: method.ndim])
+    guess = truth.with_points(truth.points + np.random.default_rng(3).normal(0, 1, truth.points.shape))
+    here = method.locate(image, guess)
+    there = method.locate(phantom.moved(image, motion), guess.with_points(motion.apply(guess.points)))
+    assert here.score is None  # one start says nothing of its spread
+    np.testing.assert_allclose(there.points, motion.apply(here.points), atol=0.02)
+
+
+def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+    lost = copy.deepcopy(trained.method)
+    nn.init.zeros_(lost.context.head[4].weight)
+    image, truth = trained.cases[2]
+    near = truth.with_points(truth.points + np.random.default_rng(0).normal(0, 1.0, truth.points.shape))
+    assert lost.locate(image).errors_to(truth).mean() > 3
+    assert lost.locate(image, without(near, "a")).errors_to(truth).mean() < 1.0
+    with pytest.raises(InputError, match="none of the model's landmarks"):
+        lost.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
+
+
+def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
+    method = trained.method
+    config = CascadeConfig.model_validate_json(method.config.model_dump_json())
+    again = CascadePIN(config, Plan.model_validate_json(method.plan.model_dump_json()))
+    again.load_state_dict(method.state_dict())
+    image = trained.cases[3][0]
+    np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
+
+
+def test_without_the_free_step_it_stops_at_the_shape_model(trained: Trained) -> None:
+    method, image = copy.deepcopy(trained.method), trained.cases[0][0]
+    free = method.locate(image)
+    method.config = method.config.model_copy(update={"free_step": False})
+    stopped = method.locate(image)
+    assert np.abs(stopped.points - free.points).max() > 0.05
+    method.config = trained.method.config
+    method.begin(method.stages()[1], {})  # while level 1 is trained, level 2 is left out
+    np.testing.assert_array_equal(method.locate(image).points, stopped.points)
+    method.begin(method.stages()[0], {})
+    assert method.locate(image).score is None  # no level, no votes
+
+
+def test_any_pose_is_found_after_training_on_all_rotations() -> None:
+    """Three dimensions, four phantoms each turned at random; only the context stage counts here."""
+    cases = [phantom.phantom(i, 3, most_degrees=180) for i in range(4)]
+    settings = {"warp_share": 0.0, "steps_context": 350, "context_batch": 32, "steps_level": 1, "context_starts": 24}
+    method = untrained(3, cases, **settings)
+    assert method.rotations == 180
+    method.stages = lambda: CascadePIN.stages(method)[:1]  # type: ignore[method-assign]
+    phantom.train(method, cases, pool=800)
+    placed = [truth.errors_to(truth.with_points(method.mean + image.grid.centre)).mean() for image, truth in cases]
+    assert np.mean(placed) > 15
+    assert np.median(phantom.errors(method, cases).mean(1)) < 5
+
+
+# ---------------------------------------------------------------------- what it is shown
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("update", ["shape", "free"])
+def test_patches_show_the_landmark_where_the_target_says(ndim: int, update: str) -> None:
+    level = LEVELS[0].model_copy(update={"update": update, "reach": 0.15})
+    method = untrained(ndim, levels=[level], intensity=0.0, warp_share=0.7)
+    case = phantom.training_cases(method, [phantom.phantom(0, ndim)])[0]
+    misses = []
+    for seed in range(25):
+        example = method.examples(case, method.stages()[1], np.random.default_rng(seed))
+        assert example["patches"].shape == (5, 2 * len(planes(ndim)), 16, 16)
+        assert example["target_mask"].all()
+        for n in range(5):
+            for channel, axes in enumerate(planes(ndim)):
+                row, column = np.unravel_index(int(example["patches"][n, channel].argmax()), (16, 16))
+                seen = np.array([column, row]) * 2 / 15 - 1
+                misses.append(np.abs(seen - example["target"][n, list(axes)].numpy()).max() * 7.5)
+    assert np.median(misses) < 0.8  # pixels
+    assert np.mean(np.array(misses) < 2) > 0.8
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_coarse_block_shows_the_brightest_landmark_where_the_target_says(ndim: int) -> None:
+    method = untrained(ndim, intensity=0.0, rotations_deg=180.0, warp_share=0.7)
+    case = phantom.training_cases(method, [phantom.phantom(0, ndim)])[0]
+    misses = []
+    for seed in range(40):
+        example = method.examples(case, method.stages()[0], np.random.default_rng(seed))
+        at = np.array(np.unravel_index(int(example["block"][0].argmax()), (16,) * ndim))[::-1] * 2 / 15 - 1
+        misses.append(np.abs(at - example["target"][0].numpy()).max() * 7.5)
+    assert np.median(misses) < 0.8
+
+
+def test_an_example_depends_on_its_generator_alone() -> None:
+    method = untrained(3)
+    case = phantom.training_cases(method, [phantom.phantom(0, 3)])[0]
+    for stage in method.stages():
+        first, again, other = (method.examples(case, stage, np.random.default_rng(s)) for s in (4, 4, 5))
+        for key, value in first.items():
+            assert torch.equal(value, again[key])
+        assert not torch.equal(first["target"], other["target"])
+
+
+def test_working_images_are_thinned_towards_their_spacing_and_shared() -> None:
+    method = untrained(3)
+    image, _ = phantom.phantom(0, 3)
+    images = method.working_images(image)
+    assert set(images) == {"context", "0.0", "0.1", "1.0", "1.1"}
+    for key, made in images.items():
+        k, s = (int(x) for x in key.split(".")) if key != "context" else (0, 0)
+        wanted = LEVELS[k].spacing * LEVELS[k].scales[s] * method.radius if key != "context" else method._context_spacing
+        assert (made.grid.spacing <= np.maximum(wanted * 1.15, image.grid.spacing) + 1e-9).all(), key
+        assert made.array.dtype == np.float32
+    assert len({id(made) for made in images.values()}) < len(images)
+
+
+# ---------------------------------------------------------------------- votes and loss
+
+
+def votes_at(displacement: torch.Tensor, k: int, sigma_cells: float = 0.7) -> torch.Tensor:
+    """Logits (..., P, k, k) of Gaussians about displacements (..., D) in half widths of 2 k pixels."""
+    cells = ((torch.arange(k) * 2 + 0.5) / (2 * k - 1)) * 2 - 1
+    width = sigma_cells * 4 / (2 * k - 1)
+    maps = []
+    for u, v in planes(displacement.shape[-1]):
+        column = -0.5 * ((cells - displacement[..., u, None]) / width) ** 2
+        row = -0.5 * ((cells - displacement[..., v, None]) / width) ** 2
+        maps.append(row[..., :, None] + column[..., None, :])
+    return torch.stack(maps, -3)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_votes_are_read_back_below_a_cell(ndim: int) -> None:
+    method, k = untrained(ndim), 8
+    truth = torch.rand(4, 5, ndim, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
+    mean, variance = method._read_votes(votes_at(truth, k))
+    cell = 4 / (2 * k - 1)
+    assert np.abs(mean - truth.numpy()).max() < 0.2 * cell
+    assert (variance > 0).all()
+    wider = method._read_votes(votes_at(truth * 0.3, k, 1.5))[1]
+    assert wider.mean() > 2 * variance.mean()
+
+
+def test_an_unsure_plane_does_not_spoil_a_sure_one() -> None:
+    method, k = untrained(3), 8
+    truth = torch.tensor([[[0.5, -0.4, 0.3]]])
+    logits = votes_at(truth, k)
+    logits[:, :, 2] = 0  # the plane xy says nothing; x and y are still seen in xz and yz
+    mean, _ = method._read_votes(logits)
+    assert np.abs(mean - truth.numpy()).max() < 0.2 * 4 / (2 * k - 1)
+
+
+class Says(nn.Module):
+    """A network that answers the same whatever it is shown."""
+
+    def __init__(self, logits: torch.Tensor):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_loss_is_least_for_votes_at_the_target(ndim: int) -> None:
+    method = untrained(ndim)
+    truth = torch.rand(3, 5, ndim, generator=torch.Generator().manual_seed(1)) - 0.5
+    batch = {"patches": torch.zeros(3, 5, 1), "target": truth, "target_mask": torch.ones(3, 5)}
+
+    def loss(displacement: torch.Tensor) -> float:
+        method.nets[0] = Says(votes_at(displacement, 8))
+        return float(method.loss(batch, method.stages()[1])["loss"])
+
+    best = loss(truth)
+    assert loss(truth.flip(-1)) > best + 0.2  # axes exchanged
+    for axis in range(ndim):
+        for step in (-0.3, 0.3):
+            aside = truth.clone()
+            aside[..., axis] += step
+            assert loss(aside) > best + 0.1
+    outside = {**batch, "target": torch.full_like(truth, 5.0)}  # beyond the patch: nothing to be learned there
+    assert float(method.loss(outside, method.stages()[1])["loss"]) == 0
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_an_unannotated_landmark_carries_no_loss(ndim: int) -> None:
+    image, marks = phantom.phantom(0, ndim)
+    method = untrained(ndim).train()
+    case = phantom.training_cases(method, [(image, without(marks, "c"))])[0]
+    for stage in method.stages():
+        examples = [method.examples(case, stage, np.random.default_rng(s)) for s in range(6)]
+        batch = {k: torch.stack([e[k] for e in examples]) for k in examples[0]}
+        assert batch["target_mask"].tolist() == [[1, 1, 0, 1, 1]] * 6
+        assert batch["target"].isfinite().all()
+        torch.manual_seed(0)
+        loss = method.loss(batch, stage)["loss"]
+        method.zero_grad()
+        loss.backward()
+        if stage.name == "context":
+            rows = [method.context.head[4].weight.grad.view(5, ndim, -1)]
+        else:
+            net = method.nets[int(stage.name[-1]) - 1]
+            rows = [net.weight.grad, net.bias.grad]
+        for row in rows:
+            assert not row[2].any()
+            assert all(row[n].any() for n in (0, 1, 3, 4))
+        torch.manual_seed(0)
+        batch["target"][:, 2] = 0.3
+        method.load_state_dict(method.state_dict())
+        assert torch.equal(method.loss(batch, stage)["loss"], loss)
+
+
+def test_film_rows_of_an_unannotated_landmark_are_left_alone() -> None:
+    """With fixed statistics; in training a landmark's patches take part in the batch's statistics, annotated or not."""
+    image, marks = phantom.phantom(0, 3)
+    method = untrained(3).eval()
+    case = phantom.training_cases(method, [(image, without(marks, "c"))])[0]
+    stage = method.stages()[1]
+    batch = {k: v[None] for k, v in method.examples(case, stage, np.random.default_rng(0)).items()}
+    method.loss(batch, stage)["loss"].backward()
+    for film in method.nets[0].films:
+        assert not film.grad[2].any()
+        assert film.grad[0].any()
+
+
+def test_the_loss_is_made_where_the_batch_is() -> None:
+    """Nothing of it is made on the CPU when the batch lies elsewhere."""
+    method = untrained(3)
+    case = phantom.training_cases(method, [phantom.phantom(0, 3)])[0]
+    examples = {s.name: method.examples(case, s, np.random.default_rng(0)) for s in method.stages()}
+    method.to("meta")
+    for stage in method.stages():
+        batch = {k: torch.stack([v, v]).to("meta") for k, v in examples[stage.name].items()}
+        assert method.loss(batch, stage)["loss"].device.type == "meta"
+
+
+# ---------------------------------------------------------------------- plans, weights of another model
+
+
+def test_one_training_case_is_enough_to_begin() -> None:
+    method = untrained(3, warped_copies=30)
+    _, truth = phantom.phantom(0, 3)
+    assert method.shape.size >= 3  # from warped copies
+    pose = procrustes(method.mean, truth.points)
+    np.testing.assert_allclose(pose.apply(method.mean), truth.points, atol=1e-6)
+    assert method.rotations == 30
+    rigid = untrained(2, warped_copies=0)
+    assert rigid.shape.size == 0
+    image = phantom.phantom(0, 2)[0]
+    assert np.isfinite(rigid.locate(image).points).all()
+
+
+def test_rotations_and_levels_come_from_the_cases() -> None:
+    upright = untrained(3, [phantom.phantom(i, 3) for i in range(3)], rotations_deg=None)
+    turned = untrained(3, [phantom.phantom(i, 3, 180) for i in range(5)], rotations_deg=None)
+    assert upright.rotations == 30
+    assert turned.rotations == 180
+    np.testing.assert_array_equal(turned.plan.facts["start_offset_mm"], 0)
+    assert [v.update for v in default_levels(3, 1 / 100)] == ["shape", "free"]
+    assert len(default_levels(3, 1 / 300)) == 3
+    assert len(untrained(3, levels=None).levels) == 2
+
+
+def test_shapes_with_gaps_make_a_whole_model() -> None:
+    cases = [phantom.phantom(i, 3) for i in range(4)]
+    gaps = [(image, without(marks, phantom.NAMES[i])) for i, (image, marks) in enumerate(cases)]
+    whole, holed = untrained(3, cases), untrained(3, gaps)
+    assert np.isfinite(holed.mean).all()
+    fitted = procrustes(holed.mean, whole.mean)
+    assert np.linalg.norm(fitted.apply(holed.mean) - whole.mean, axis=1).max() < 2
+
+
+@pytest.mark.parametrize("px", [4, 20, 31])
+def test_a_patch_size_that_does_not_halve_thrice_is_refused(px: int) -> None:
+    with pytest.raises(ValidationError, match="px"):
+        Level(px=px, spacing=0.1, rotation_deg=1, shift=0, log_scale=0, reach=0.1)
+
+
+def bare(names: list[str], ndim: int) -> CascadePIN:
+    """A model of random weights with any number of landmarks, made without images."""
+    mean = np.random.default_rng(0).normal(0, 10, (len(names), ndim))
+    shape = {"mean": mean.ravel().tolist(), "modes": [[0.0]] * mean.size, "sd": [1.0]}
+    facts = {
+        "mean_shape": mean.tolist(), "radius_mm": 30.0, "rotations_deg": 30.0, "shape": shape,
+        "levels": [v.model_dump() for v in LEVELS],
+    }  # fmt: skip
+    method = CascadePIN(
+        CascadeConfig(**SMALL), Plan(names=names, ndim=ndim, modality="mr", intensity={"kind": "window"}, facts=facts)
+    )
+    for net in method.nets:
+        for film in net.films:
+            nn.init.normal_(film)
+        nn.init.normal_(net.bias)
+    return method
+
+
+@pytest.mark.parametrize(
+    ("ndim", "before", "names"),
+    [(3, "abcde", "db"), (3, "abcde", "edcba"), (2, "abc", "cxa"), (2, "ab", "zbya"), (3, "".join(map(chr, range(100, 228))), "xw")],
+    ids=["subset", "reordered", "one new", "superset", "as many outputs as hidden units"],
+)  # fmt: skip
+def test_weights_of_another_model_find_their_landmarks(ndim: int, before: str, names: str) -> None:
+    old, new = bare(list(before), ndim).eval(), bare(list(names), ndim).eval()
+    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    at = [before.index(n) if n in before else -1 for n in names]
+    known = [i for i, row in enumerate(at) if row >= 0]
+    rows = [at[i] for i in known]
+    block = torch.randn(2, 1, *(16,) * ndim)
+    torch.testing.assert_close(new.context(block)[:, known], old.context(block)[:, rows])
+    everything = torch.randn(1, len(before), 2 * len(planes(ndim)), 16, 16)
+    asked = torch.randn(1, len(names), *everything.shape[2:])
+    asked[:, known] = everything[:, rows]
+    for one, other in zip(new.nets, old.nets, strict=True):
+        torch.testing.assert_close(one(asked)[:, known], other(everything)[:, rows])
+        for i, row in enumerate(at):
+            if row < 0:
+                torch.testing.assert_close(one.weight[i], other.weight.mean(0))
+
+
+def test_a_case_says_nothing_of_its_order() -> None:
+    """Names are the identity: a case whose file lists the landmarks otherwise gives the same example."""
+    image, marks = phantom.phantom(0, 2)
+    method = untrained(2)
+    usual = phantom.training_cases(method, [(image, marks)])[0]
+    shuffled = phantom.training_cases(method, [(image, marks.select(list("ecabd")))])[0]
+    stage = method.stages()[1]
+    one, other = (method.examples(c, stage, np.random.default_rng(0)) for c in (usual, shuffled))
+    assert torch.equal(one["target"], other["target"])
+    assert isinstance(replace(usual, id="other"), TrainingCase)
