@@ -1,5 +1,6 @@
-"""Phantoms for tests of methods: blobs of different brightness at known millimetres, on an oblique anisotropic grid, and a
-short training loop by hand."""
+"""Phantoms for tests of methods: blobs of different brightness at known millimetres, on an oblique anisotropic grid.
+
+With them goes a short training loop by hand."""
 
 from __future__ import annotations
 

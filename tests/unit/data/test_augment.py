@@ -53,7 +53,9 @@ def test_strength_scales_the_change() -> None:
     x = LEVELS.repeat_interleave(400)
 
     def change(strength: float) -> float:
-        return float(np.mean([(random_intensity(x, np.random.default_rng(s), strength) - x).abs().mean() for s in range(40)]))
+        return float(
+            np.mean([(random_intensity(x, np.random.default_rng(s), strength) - x).abs().mean() for s in range(40)])
+        )
 
     assert 0 < change(0.2) < 0.6 * change(1.0)
 

@@ -47,7 +47,9 @@ def test_ct_has_one_window_whatever_the_image() -> None:
     rule = intensity_rule("ct", [_ct()])
     assert bounds(_ct(), rule) == bounds(_mr(), rule) == (-300.0, 1200.0)
     hu = np.array([-3000, -1000, -300, 450, 1200, 3000], dtype=np.int16).reshape(1, 6, 1, 1)
-    np.testing.assert_allclose(normalise(_image(hu), rule).array.ravel(), [-0.5, -700 / 1500, 0, 0.5, 1, 1.5], atol=1e-6)
+    np.testing.assert_allclose(
+        normalise(_image(hu), rule).array.ravel(), [-0.5, -700 / 1500, 0, 0.5, 1, 1.5], atol=1e-6
+    )
 
 
 def test_an_emptied_background_says_nothing_of_an_mr_scale() -> None:

@@ -28,7 +28,9 @@ def _noise(ndim: int, seed: int = 0) -> Image:
 def _smooth(ndim: int) -> Image:
     """Waves some 20 mm long on an oblique grid."""
     grid = _noise(ndim).grid
-    return Image(np.sin((grid.points() - grid.centre) @ np.array([0.3, 0.2, 0.25])[:ndim])[None].astype(np.float32), grid)
+    return Image(
+        np.sin((grid.points() - grid.centre) @ np.array([0.3, 0.2, 0.25])[:ndim])[None].astype(np.float32), grid
+    )
 
 
 def _states(image: Image, count: int, landmarks: int, seed: int = 1) -> tuple[Array, Array]:

@@ -94,7 +94,9 @@ def test_bf16_is_close_to_float32_and_comes_back_as_float32() -> None:
         assert 0 < (low - full).abs().max() < 0.03 * full.abs().max()
 
 
-@pytest.mark.parametrize(("ndim", "training", "want"), [(3, True, "float32"), (3, False, "bfloat16"), (2, True, "bfloat16")])
+@pytest.mark.parametrize(
+    ("ndim", "training", "want"), [(3, True, "float32"), (3, False, "bfloat16"), (2, True, "bfloat16")]
+)
 def test_only_the_training_of_3d_blocks_keeps_out_of_bf16(ndim: int, training: bool, want: str) -> None:
     net = ContextNet(ndim, 16, 2).train(training)
     seen: list[torch.dtype] = []

@@ -374,7 +374,7 @@ class CascadePIN(Method):
         else:
             guess = start.select(self.names).points
             if not np.isfinite(guess).any():
-                raise InputError(f"the first guess holds none of the model's landmarks ({', '.join(self.names[:5])} ...)")
+                raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
             pose = procrustes(self.mean, guess)
             b = self._encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
