@@ -5,6 +5,7 @@ With them goes a short training loop by hand."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,22 @@ from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
 from anatomark.data.intensity import guess_modality, intensity_rule
 from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
 from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
+from anatomark.methods.pin.cascade import CascadeConfig, CascadePIN, Level
 
 NAMES = ("a", "b", "c", "d", "e")
 BRIGHTNESS = (260.0, 200.0, 150.0, 110.0, 75.0)
 _BASE = np.array([[-16.0, -12, 6], [15, -13, -8], [17, 12, 9], [-9, 17, -11], [1, -2, 19]])
 _CENTRE = np.array([31.0, -12.0, 7.0])
+
+
+LEVELS = [
+    Level(px=16, width=8, spacing=1 / 13, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.06),
+    Level(px=16, width=8, spacing=1 / 24, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
+]
+SMALL: dict[str, Any] = {
+    "context_px": 16, "levels": LEVELS, "starts": 3, "warped_copies": 20, "warp_share": 0.3, "intensity": 0.5,
+    "steps_context": 80, "steps_level": 100, "context_batch": 16, "batch": 8,
+}  # fmt: skip
 
 
 def oblique(ndim: int, degrees: float = 12.0) -> Grid:
@@ -51,6 +63,18 @@ def study(cases: Sequence[tuple[Image, Landmarks]]) -> Study:
     modality = guess_modality(images)
     own = [StudyCase(f"case{i}", marks, lambda image=image: image) for i, (image, marks) in enumerate(cases)]
     return Study(own, NAMES, modality, intensity_rule(modality, images))
+
+
+def without(marks: Landmarks, *names: str) -> Landmarks:
+    """``marks`` where these names are not annotated."""
+    return marks.select([n for n in marks.names if n not in names]).select(marks.names)
+
+
+def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> CascadePIN:
+    """A small recommended PIN, planned from ``cases`` (one phantom where none are given), with its first weights."""
+    config = CascadeConfig(**{**SMALL, **settings})
+    torch.manual_seed(1)
+    return CascadePIN(config, CascadePIN.prepare(config, study(cases or [phantom(0, ndim)])))
 
 
 def training_cases(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> list[TrainingCase]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from anatomark.core.image import Image
 
@@ -39,12 +40,11 @@ def normalise(image: Image, rule: Mapping[str, Any]) -> Image:
     """
     array = image.array
     low, high = bounds(image, rule)
-    scale = np.float32(1 / max(high - low, 1e-6))
-    out = array.mean(0, keepdims=True, dtype=np.float32) if array.shape[0] > 1 else array.astype(np.float32)
-    out -= np.float32(low)
-    out *= scale
-    np.clip(out, -0.5, 1.5, out=out)
-    return Image(out, image.grid, image.meta)
+    scale = 1 / max(high - low, 1e-6)
+    grey = array.mean(0, keepdims=True, dtype=np.float32) if array.shape[0] > 1 else array
+    out = torch.from_numpy(np.array(grey, dtype=np.float32, order="C"))  # a copy; torch's passes use all threads
+    out.sub_(low).mul_(scale).clamp_(-0.5, 1.5)
+    return Image(out.numpy(), image.grid, image.meta)
 
 
 def bounds(image: Image, rule: Mapping[str, Any]) -> tuple[float, float]:

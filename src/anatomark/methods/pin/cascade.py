@@ -40,6 +40,9 @@ from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Stu
 from anatomark.nets.cascade import ContextNet, PatchNet
 
 
+PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
+
+
 class Level(BaseModel):
     """One level of patches. Lengths are fractions of the model's radius (largest distance of a landmark from the
     centroid of the mean shape), so one default serves a mouse and a man."""
@@ -62,7 +65,7 @@ class CascadeConfig(MethodConfig):
 
     context_px: int = 32
     context_cover: float = 2.8  # side of the coarse block
-    context_starts: int = 16
+    context_starts: int = 10
     rotations_deg: float | None = None  # random rotations in training; None: from the training poses
     shift: float = 0.25  # random shift of the coarse block in training
     scaling: float = 0.15  # random log scale in training
@@ -384,12 +387,17 @@ class CascadePIN(Method):
                 break
             images = self._around(image, rule, k, world)
             for t in range(level.iterations):
-                votes, weight = self._votes(k, images, pose, world, rng, 1.0 if t == 0 else 0.5)
+                count = self._starts(last=t == level.iterations - 1)
+                votes, weight = self._votes(k, images, pose, world, rng, count)
                 world = np.median(votes, 0)
                 pose, b = self._fit(world, weight)
                 if level.update == "shape":
                     world = pose.apply(self._decode(b))
         return self._landmarks(world, votes)
+
+    def _starts(self, *, last: bool) -> int:
+        """The way there needs fewer starts than the answer."""
+        return self.config.starts if last else max(2, self.config.starts // 2)
 
     def _find_pose(self, image: Image) -> tuple[Pose, Array]:
         """Pose and shape from the coarse block: many rotations, their median, then again upright."""
@@ -400,13 +408,13 @@ class CascadePIN(Method):
         turns = [random_rotation(rng, d) if full else np.eye(d) for _ in range(c.context_starts if full else 1)]
         axes = np.stack(turns)
         centres = np.repeat(centre[None], len(turns), 0)
-        for limit in (15.0, 10.0, 5.0):
-            points = self._context_points(image, centres, axes)
-            middle = np.median(points, 0)
-            pose, b = self._fit(middle)
-            upright = [random_rotation(rng, d, limit) for _ in range(5)]
+        pose, b = self._fit(np.median(self._context_points(image, centres, axes), 0))
+        for i, limit in enumerate(PASSES_DEG):
+            count = self._starts(last=i == len(PASSES_DEG) - 1)
+            upright = [random_rotation(rng, d, limit) for _ in range(count)]
             axes = np.stack([pose.rotation @ t * pose.scale for t in upright])
-            centres = np.repeat(pose.apply(np.zeros(d))[None], 5, 0)
+            centres = np.repeat(pose.apply(np.zeros(d))[None], len(upright), 0)
+            pose, b = self._fit(np.median(self._context_points(image, centres, axes), 0))
         return pose, b
 
     def _context_points(self, image: Image, centres: Array, axes: Array) -> Array:
@@ -424,16 +432,14 @@ class CascadePIN(Method):
         return replace(pose, scale=float(np.clip(pose.scale, 0.6, 1.6))), b
 
     def _votes(
-        self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, spread: float
+        self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, count: int
     ) -> tuple[Array, Array]:
-        """Where the patches of several starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm, and
+        """Where the patches of ``count`` starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm, and
         each landmark's weight (N,), the inverse of its distributions' variance."""
-        level, d, m = self.levels[k], self.ndim, self.config.starts
-        poses = [
-            Pose(pose.rotation @ random_rotation(rng, d, level.rotation_deg * spread), pose.translation, pose.scale)
-            for _ in range(m)
-        ]
-        jitter = _in_ball(rng, (m, *world.shape)) * level.reach * self.radius * 0.4 * spread
+        level, d = self.levels[k], self.ndim
+        turns = [random_rotation(rng, d, level.rotation_deg / 2) for _ in range(count)]
+        poses = [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
+        jitter = _in_ball(rng, (count, *world.shape)) * level.reach * self.radius * 0.2
         state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
         mean, variance = self._read_votes(self.nets[k](self._patches(k, images, state).to(self._weights_device)).cpu())
         half = self._half(k)
