@@ -112,7 +112,7 @@ def jobs_of(name: str, seed: int) -> list[Job]:
         Job(name, seed, f"regression {marks[0]}", single(marks[0], alpha=0.0), ("B",)),
     ]
     for i, mark in enumerate(marks):
-        rules = ("A", "B", "C", "c-pair") if i == 0 else ("C", "c-pair")
+        rules: tuple[str, ...] = ("A", "B", "C", "c-pair") if i == 0 else ("C", "c-pair")
         jobs.append(Job(name, seed, f"joint {mark}", single(mark), rules, early=True))
     for variant, settings in VARIANTS.items():
         rules = ("B", "C", "c-pair")
@@ -375,7 +375,7 @@ def slug(text: str) -> str:
 
 def figures_of(name: str, one: dict[str, Row], two: dict[str, Row]) -> dict[str, float]:
     """Flat figures of one data set."""
-    short, out = DATA[name].short, {}
+    short, out = DATA[name].short, dict[str, float]()
     for table, rows in (("table1", one), ("table2", two)):
         for key, row in rows.items():
             out |= row.figures(f"{short}_{table}_{key}")
@@ -423,8 +423,8 @@ def markdown(results: dict[str, Any], tables: dict[str, tuple[dict[str, Row], di
         f"(100,000 steps, patches of 101 pixels at 0.5 mm), the same in all rows: patches of {PATCH_PX} pixels on a "
         "coarser grid, as said below, and intensities normalised by percentiles (the paper: none). Errors: mean ± SD "
         "over images (and landmarks), all seeds pooled; then the mean of each seed. Seconds per image, for "
-        f"all landmarks of the row, on {s['threads']} CPU thread, without reading and resampling, in the fastest seed: to "
-        "be compared with each other only. The test cases of the data sets were not read.",
+        f"all landmarks of the row, on {s['threads']} CPU thread, without reading and resampling, in the fastest seed: "
+        "to be compared with each other only. The test cases of the data sets were not read.",
         "",
         "The figures compare losses, rules and models under one small budget; they are not what a PIN trained to the "
         "end reaches.",

@@ -18,7 +18,8 @@ from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
 from anatomark.data.intensity import guess_modality, intensity_rule
 from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
 from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
-from anatomark.methods.pin.cascade import CascadeConfig, CascadePIN, Level
+from anatomark.methods.pin.cascade import CascadePIN
+from anatomark.methods.pin.preparation import CascadeConfig, Level
 
 NAMES = ("a", "b", "c", "d", "e")
 BRIGHTNESS = (260.0, 200.0, 150.0, 110.0, 75.0)

@@ -81,9 +81,9 @@ def unit_coordinates(grid: Grid, world: Array) -> torch.Tensor:
 def read_block(
     image: Image, centres: Array, axes: Array, px: int, spacing: float, warp: WarpFunction | None = None
 ) -> torch.Tensor:
-    """(M, 1, px, ..., px) float32: one D-dimensional block per state, ``px`` voxels ``spacing`` mm apart along each model
-    axis, centred at ``centres`` (M, D) world mm and turned by ``axes`` (M, D, D). Array axes follow the model's axes
-    slowest = last (z, y, x). Outside: 0."""
+    """(M, 1, px, ..., px) float32: one D-dimensional block per state, ``px`` voxels ``spacing`` mm apart along each
+    model axis, centred at ``centres`` (M, D) world mm and turned by ``axes`` (M, D, D). Array axes follow the model's
+    axes slowest = last (z, y, x). Outside: 0."""
     m, d = centres.shape
     half = (px - 1) / 2 * spacing
     if warp is None:
@@ -100,7 +100,7 @@ def read_block(
 
 
 def _affine_lattice(grid: Grid, centres: Array, half_axes: Array, px: int) -> torch.Tensor:
-    """Sampling coordinates (M, px, ..., px, D) of cubes: centre (M, D) and half sides along the model's axes (M, D, D)."""
+    """Sampling coordinates (M, px, ..., px, D) of cubes with centres (M, D) and half sides (M, D, D)."""
     ends = unit_coordinates(grid, centres[:, None] + np.moveaxis(half_axes, 2, 1))  # (M, model axis, D)
     middle = unit_coordinates(grid, centres)
     theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)

@@ -68,9 +68,7 @@ class Demonstrated:
         ]
 
 
-def demo(
-    out: str | os.PathLike[str], *, minutes: float | None = None, report: Reporter | None = None
-) -> Demonstrated:
+def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: Reporter | None = None) -> Demonstrated:
     """Train PIN on the template for ``minutes`` (3), find the landmarks in Colin27, compare with the experts' points.
 
     Writes ``cases.csv``, the run, the predictions and the evaluation with ``report.html`` into ``out``; parts that an
@@ -102,6 +100,6 @@ def demo(
 
 
 def copy_errors() -> np.ndarray:
-    """(32,) mm: the errors on the person when the template's points are simply copied (both lie roughly in MNI space)."""
+    """(32,) mm: errors on the person when the template's points are simply copied; both lie roughly in MNI space."""
     template, person = (read_landmarks(DATA / f"{c}_afids.fcsv") for c in (TEMPLATE, PERSON))
     return template.errors_to(person)

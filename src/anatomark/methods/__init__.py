@@ -1,4 +1,4 @@
-"""The methods, by name and preset. A new method is one file and one line here (or an entry point of another package)."""
+"""The methods, by name and preset. A new method is one file and one line here, or an entry point."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def find(name: str, preset: str = "recommended") -> type[Method]:
     if name in TABLE:
         if preset not in TABLE[name]:
             known = ", ".join(TABLE[name])
-            raise InputError(f"method {name!r} has no preset {preset!r}{nearest(preset, list(TABLE[name]))}; it has: {known}")
+            raise InputError(
+                f"method {name!r} has no preset {preset!r}{nearest(preset, list(TABLE[name]))}; it has: {known}"
+            )
         module, _, cls = TABLE[name][preset].partition(":")
         found: type[Method] = getattr(import_module(module), cls)
         return found

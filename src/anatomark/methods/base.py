@@ -68,8 +68,8 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage. ``share`` is its part of a time budget given as ``--minutes``; ``schedule`` is ``constant`` or
-    ``cosine`` (with ``warmup`` steps); ``modules`` names the sub-modules that are trained, all others are frozen."""
+    """One training stage. ``share`` is its part of a time budget given as ``--minutes``; ``schedule`` is ``constant``
+    or ``cosine`` (with ``warmup`` steps); ``modules`` names the sub-modules that are trained, all others are frozen."""
 
     name: str
     steps: int
@@ -120,9 +120,7 @@ class Method(nn.Module):
         """One training example as tensors without a batch axis. Runs in data workers; uses no weights."""
         raise NotImplementedError
 
-    def collect(
-        self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator
-    ) -> Iterator[Batch] | None:
+    def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
         """Examples made in the main process with the current weights. None: use :meth:`examples`. Optional."""
         return None
 
@@ -139,5 +137,3 @@ class Method(nn.Module):
         ``start`` is a first guess. No file access, no globals; the same image gives the same answer.
         """
         raise NotImplementedError
-
-

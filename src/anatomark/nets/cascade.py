@@ -31,7 +31,11 @@ class ContextNet(nn.Module):
         self.body = nn.Sequential(*layers)
         self.ndim, self.landmarks = ndim, landmarks
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(0.2), nn.Linear(before * size**ndim, 384), nn.ReLU(), nn.Linear(384, landmarks * ndim)
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(before * size**ndim, 384),
+            nn.ReLU(),
+            nn.Linear(384, landmarks * ndim),
         )
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
@@ -48,9 +52,9 @@ class PatchNet(nn.Module):
     """Patches of all landmarks to where each landmark lies in them.
 
     Input (B, N, C, px, px), px a multiple of 8. One trunk serves all landmarks; per-landmark scales and shifts (FiLM,
-    Perez et al. 2018) and per-landmark output layers let it know which one it reads. Output: logits (B, N, P, k, k) over
-    k = px / 2 cells a side, one map for each of the P planes: the probability that the landmark, seen along the plane's
-    normal, lies in that cell of the finest patch.
+    Perez et al. 2018) and per-landmark output layers let it know which one it reads. Output: logits (B, N, P, k, k)
+    over k = px / 2 cells a side, one map for each of the P planes: the probability that the landmark, seen along the
+    plane's normal, lies in that cell of the finest patch.
     """
 
     def __init__(self, channels: int, planes: int, landmarks: int, width: int = 24):

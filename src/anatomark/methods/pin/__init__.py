@@ -1,1 +1,1 @@
-"""PIN, the patch-based iterative network (Li et al., MICCAI 2018): ``published`` as in the paper, ``cascade`` as we use it."""
+"""PIN, the patch-based iterative network (Li et al., MICCAI 2018): as published, and the cascade that we use."""

@@ -1,89 +1,39 @@
 """PIN as we recommend it: a pose first, then 2.5D patches in the pose's frame, from coarse to fine.
 
-State = similarity pose + whitened parameters of a Procrustes-aligned PCA; patches are cut in the current pose's frame, so
-the networks always see upright anatomy. A coarse block finds the pose. Then, as in PIN, patches around all current points
-go to the network together, it says where each landmark lies from there, and the points move, a few times, from several
-starts. Where PIN classifies the direction and regresses the displacement, each plane here gives a distribution over the
-cells of its patch: classified by cross entropy, regressed through its mean. ``shape`` levels move pose and shape
-parameters by the most probable fit to these votes; ``free`` levels let each landmark leave the PCA's subspace.
+State = similarity pose + whitened parameters of a Procrustes-aligned PCA; patches are cut in the current pose's frame,
+so the networks always see upright anatomy. A coarse block finds the pose. Then, as in PIN, patches around all current
+points go to the network together, it says where each landmark lies from there, and the points move, a few times, from
+several starts. Where PIN classifies the direction and regresses the displacement, each plane here gives a distribution
+over the cells of its patch: classified by cross entropy, regressed through its mean (``votes.py``). ``shape`` levels
+move pose and shape parameters by the most probable fit to these votes; ``free`` levels let each landmark leave the
+PCA's subspace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import block_mean
-from anatomark.core.shape import (
-    PCAShape,
-    Pose,
-    mean_shape,
-    procrustes,
-    random_rotation,
-    rotation_angle,
-    rotation_from_vector,
-)
+from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation, rotation_from_vector
 from anatomark.core.warp import Warp, random_warp
 from anatomark.data.augment import random_intensity
-from anatomark.data.intensity import bounds, foreground_centre, normalise
+from anatomark.data.intensity import bounds, normalise
 from anatomark.data.posed import planes, read_block, read_patches
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.base import Batch, Method, Plan, Stage, Study, TrainingCase
+from anatomark.methods.pin.preparation import CascadeConfig, Level, block_for, prepare, start_centre
+from anatomark.methods.pin.votes import read_votes, vote_loss
 from anatomark.nets.cascade import ContextNet, PatchNet
 
-
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
-
-
-class Level(BaseModel):
-    """One level of patches. Lengths are fractions of the model's radius (largest distance of a landmark from the
-    centroid of the mean shape), so one default serves a mouse and a man."""
-
-    model_config = ConfigDict(extra="forbid")
-    px: int = Field(32, ge=8, multiple_of=8)
-    spacing: float  # of the finest scale
-    scales: list[float] = [1.0, 2.0]
-    update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
-    rotation_deg: float  # noise of the training states, standard deviation
-    shift: float
-    log_scale: float
-    reach: float  # free displacement of each landmark in training, uniform up to this
-    iterations: int = 3
-    width: int = 24
-
-
-class CascadeConfig(MethodConfig):
-    """Settings of the recommended PIN. All ours; sizes in fractions of the model's radius unless they say mm."""
-
-    context_px: int = 32
-    context_cover: float = 2.8  # side of the coarse block
-    context_starts: int = 10
-    rotations_deg: float | None = None  # random rotations in training; None: from the training poses
-    shift: float = 0.25  # random shift of the coarse block in training
-    scaling: float = 0.15  # random log scale in training
-    levels: list[Level] | None = None  # None: from radius and spacing
-    starts: int = 4
-    alpha: float = 0.5  # weight of the classification of cells against the regression (eq. 2)
-    cell_sigma: float = 0.7  # blur of the classification target, cells
-    shape_variance: float = 0.98
-    shape_modes: int = 30
-    warped_copies: int = 500
-    warp_mm: float | None = None  # largest displacement of the warps; None: from radius and number of cases
-    warp_share: float = 0.8
-    intensity: float = 1.0
-    free_step: bool = True  # False: stop at the shape model (for comparison)
-    batch: int | None = None  # cases in a step of a level; None: about 384 landmarks
-    context_batch: int = 24
-    steps_context: int = 2000
-    steps_level: int = 2000
 
 
 @dataclass(frozen=True)
@@ -127,45 +77,16 @@ class CascadePIN(Method):
 
     @classmethod
     def prepare(cls, config: CascadeConfig, study: Study) -> Plan:
-        """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
-        shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
-        mean, poses = mean_shape(shapes)
-        radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
-        spread = max(rotation_angle(p.rotation) for p in poses)
-        rotations = config.rotations_deg
-        if rotations is None:
-            rotations = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
-        warp_mm = config.warp_mm
-        if warp_mm is None:
-            warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
-        ndim = shapes.shape[2]
-        offset, shift, spacing = _start_statistics(study, poses, radius, full=rotations >= 180)
-        levels = config.levels or default_levels(ndim, spacing / radius)
-        aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
-        shape = _shape_model(aligned, mean, radius, warp_mm, config)
-        facts = {
-            "mean_shape": mean.tolist(),
-            "radius_mm": radius,
-            "rotations_deg": rotations,
-            "start_offset_mm": offset.tolist(),
-            "start_shift_mm": max(shift, config.shift * radius),
-            "warp_mm": float(warp_mm),
-            "levels": [v.model_dump() for v in levels],
-            "shape": shape.to_json(),
-        }
-        return Plan(
-            names=list(study.names),
-            ndim=ndim,
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts=facts,
-        )
+        """See :func:`anatomark.methods.pin.preparation.prepare`."""
+        return prepare(config, study)
 
     def stages(self) -> list[Stage]:
         """The context network, then one stage per level."""
         c = self.config
         batch = c.batch or int(np.clip(384 // len(self.names), 4, 48))
-        out = [Stage("context", c.steps_context, c.context_batch, modules=("context",), clip_norm=1.0)]
+        share = 2.0 if self.rotations >= 180 else 1.0  # any pose is much to learn, and all else stands on it
+        steps = int(c.steps_context * share)
+        out = [Stage("context", steps, c.context_batch, share=share, modules=("context",), clip_norm=1.0)]
         for k in range(len(self.levels)):
             share = 1.0 if self.levels[k].update == "shape" else 1.5
             net = (f"nets.{k}",)
@@ -207,7 +128,7 @@ class CascadePIN(Method):
         rule = self._rule(image)
         out: dict[str, Image] = {}
         for key, spacing in {"context": self._context_spacing, **self._spacings()}.items():
-            block = _block(image, spacing)
+            block = block_for(image, spacing)
             if block not in made:
                 made[block] = normalise(block_mean(image, block), rule)
             out[key] = made[block]
@@ -229,7 +150,7 @@ class CascadePIN(Method):
         out = {}
         for s, scale in enumerate(level.scales):
             reach = (self._half(k) * scale * np.sqrt(self.ndim) + level.reach * self.radius) * 1.3 + 0.1 * self.radius
-            block = _block(image, level.spacing * scale * self.radius)
+            block = block_for(image, level.spacing * scale * self.radius)
             out[f"{k}.{s}"] = normalise(block_mean(_part(image, world, reach, block), block), rule)
         return out
 
@@ -261,7 +182,7 @@ class CascadePIN(Method):
         return batch
 
     def _random_warp(self, rng: np.random.Generator, pose: Pose) -> tuple[Any, Any]:
-        """(output -> input function, landmark-moving function): a pooled warp in the model's frame, scaled at random."""
+        """A pooled warp in the model's frame, scaled at random: functions output -> input, and to move landmarks."""
         k = int(rng.integers(200))
         if k not in self._warps:
             own = np.random.default_rng([77, k])
@@ -325,22 +246,8 @@ class CascadePIN(Method):
             mask = batch["target_mask"][..., None]
             return {"loss": (error * mask).sum() / (mask.sum() * self.ndim).clamp(min=1)}
         logits = self.nets[_level_index(stage) - 1](batch["patches"])
-        truth, k = batch["target"], logits.shape[-1]
-        flat = logits.flatten(-2)
-        cells = _cell_centres(k, flat.device)
-        mean = _plane_means(flat.softmax(-1), k)
-        seen = torch.stack([truth[..., list(p)] for p in planes(self.ndim)], -2)  # (B, N, P, 2)
-        known = batch["target_mask"][..., None] * (seen.abs() < 1).all(-1)
-        sigma = self.config.cell_sigma * 2 / k
-        near = [torch.exp(-0.5 * ((cells - seen[..., a, None]) / sigma) ** 2) for a in (0, 1)]
-        goal = (near[1][..., :, None] * near[0][..., None, :]).flatten(-2)
-        goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-12)
-        cross = -(goal * flat.log_softmax(-1)).sum(-1)
-        miss = torch.nn.functional.smooth_l1_loss(mean, seen, reduction="none", beta=0.02).mean(-1)
-        count = known.sum().clamp(min=1)
-        classification, regression = (cross * known).sum() / count, (miss * known).sum() / count
-        loss = self.config.alpha * classification + (1 - self.config.alpha) * 20 * regression
-        return {"loss": loss, "classification": classification.detach(), "regression": regression.detach()}
+        c = self.config
+        return vote_loss(logits, batch["target"], batch["target_mask"], alpha=c.alpha, cell_sigma=c.cell_sigma)
 
     # ------------------------------------------------------------------ the state
 
@@ -372,7 +279,7 @@ class CascadePIN(Method):
         self.eval()
         rule = self._rule(image)
         if start is None:
-            coarse = block_mean(image, _block(image, self._context_spacing))
+            coarse = block_mean(image, block_for(image, self._context_spacing))
             pose, b = self._find_pose(normalise(coarse, rule))
         else:
             guess = start.select(self.names).points
@@ -434,38 +341,24 @@ class CascadePIN(Method):
     def _votes(
         self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, count: int
     ) -> tuple[Array, Array]:
-        """Where the patches of ``count`` starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm, and
-        each landmark's weight (N,), the inverse of its distributions' variance."""
+        """Where the patches of ``count`` starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm,
+        and each landmark's weight (N,), the inverse of its distributions' variance."""
         level, d = self.levels[k], self.ndim
         turns = [random_rotation(rng, d, level.rotation_deg / 2) for _ in range(count)]
         poses = [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
         jitter = _in_ball(rng, (count, *world.shape)) * level.reach * self.radius * 0.2
         state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
-        mean, variance = self._read_votes(self.nets[k](self._patches(k, images, state).to(self._weights_device)).cpu())
+        mean, variance = self._read(k, images, state)
         half = self._half(k)
         moved = State(poses, state.points + mean * half)
         return moved.world(), 1 / np.median(variance.sum(-1), 0)
 
-    def _read_votes(self, logits: torch.Tensor) -> tuple[Array, Array]:
-        """Mean displacement and variance (M, N, D) in half widths: each axis is seen in one or two planes, which count
-        by their inverse variance."""
-        k = logits.shape[-1]
-        p = logits.flatten(-2).softmax(-1)
-        mean = _plane_means(p, k)
-        cells = _cell_centres(k, p.device)
-        rows, columns = p.view(*p.shape[:-1], k, k).sum(-1), p.view(*p.shape[:-1], k, k).sum(-2)
-        square = torch.stack([(columns * cells**2).sum(-1), (rows * cells**2).sum(-1)], -1)
-        variance = (square - mean**2).clamp(min=(0.2 / k) ** 2)
-        m, n, _ = p.shape[:3]
-        total, weighted = torch.zeros(m, n, self.ndim), torch.zeros(m, n, self.ndim)
-        for i, axes in enumerate(planes(self.ndim)):
-            for j, a in enumerate(axes):
-                total[..., a] += 1 / variance[..., i, j]
-                weighted[..., a] += mean[..., i, j] / variance[..., i, j]
-        return (weighted / total).double().numpy(), (1 / total).double().numpy()
+    def _read(self, k: int, images: Mapping[str, Image], state: State) -> tuple[Array, Array]:
+        logits = self.nets[k](self._patches(k, images, state).to(self._weights_device))
+        return read_votes(logits.cpu(), self.ndim)
 
     def _landmarks(self, world: Array, votes: Array | None) -> Landmarks:
-        n, d = world.shape
+        d = world.shape[1]
         if votes is None or len(votes) < 2:
             return Landmarks(self.names, world)
         centred = votes - votes.mean(0)
@@ -475,31 +368,9 @@ class CascadePIN(Method):
         return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(d))
 
 
-def default_levels(ndim: int, voxel: float) -> list[Level]:
-    """The levels of the recommended preset. ``voxel``: spacing of the training images in radii."""
-    levels = [
-        Level(spacing=1 / 36, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.04),
-        Level(spacing=1 / 90, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
-    ]
-    if voxel < 1 / 250:
-        levels.append(Level(spacing=1 / 250, rotation_deg=4, shift=0.005, log_scale=0.03, reach=0.03))
-    return levels
-
-
 def _level_index(stage: Stage) -> int:
     """1 for the stage ``level1`` and so on."""
     return int(stage.name.removeprefix("level"))
-
-
-def start_centre(image: Image) -> Array:
-    """World mm (D,) where the search begins: the foreground's centre of mass, in 2D the middle of the image."""
-    return foreground_centre(image) if image.ndim == 3 else image.grid.centre
-
-
-def _block(image: Image, spacing_mm: float) -> tuple[int, ...]:
-    """(D,) voxels to average so that an image comes close to a spacing."""
-    fit = np.floor(spacing_mm / image.grid.spacing * 1.15)
-    return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
 
 
 def _part(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -> Image:
@@ -514,48 +385,6 @@ def _part(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -
     cut = tuple(slice(a, b) for a, b in zip(first * size, end, strict=True))
     grid = Grid.from_axes(end - first * size, image.grid.axes, image.grid.to_world(first * size))
     return Image(image.array[(slice(None), *cut)], grid, image.meta)
-
-
-def _start_statistics(study: Study, poses: list[Pose], radius: float, *, full: bool) -> tuple[Array, float, float]:
-    """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
-    margin), and the median finest spacing (mm), over at most 40 cases."""
-    chosen = np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int)
-    offsets, spacings = [], []
-    for i in chosen:
-        image = study.cases[i].image()
-        block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
-        offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), study.intensity)))
-        spacings.append(image.grid.spacing.min())
-    mean = np.zeros(poses[0].ndim) if full else np.mean(offsets, 0)
-    stray = np.abs(np.stack(offsets) - mean).max()
-    return mean, float(1.25 * stray + 0.05 * radius), float(np.median(spacings))
-
-
-def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, config: CascadeConfig) -> PCAShape:
-    """PCA of the aligned shapes (M, N, D) and of smoothly warped copies of them."""
-    d = aligned.shape[2]
-    rng = np.random.default_rng(5)
-    box = Grid.centred((2,) * d, np.eye(d)[:, ::-1] * 1.3 * radius, np.zeros(d))
-    copies = [s for s in aligned]
-    for i in range(config.warped_copies):
-        shape = aligned[i % len(aligned)]
-        field = random_warp(rng, box, warp_mm * rng.uniform(0.2, 1), radius * rng.uniform(0.5, 1.5), nodes=14)
-        moved = field.inverse(shape)
-        copies.append(procrustes(mean, moved).invert(moved))
-    return PCAShape.fit(np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes)
-
-
-def _cell_centres(k: int, device: torch.device) -> torch.Tensor:
-    """(k,) centres of k cells over -1 ... 1, where -1 and 1 are the first and last pixel centres of 2 k pixels."""
-    px = 2 * k
-    return (torch.arange(k, device=device) * 2 + 0.5) * (2 / (px - 1)) - 1
-
-
-def _plane_means(p: torch.Tensor, k: int) -> torch.Tensor:
-    """(..., 2) mean (column, row) position of distributions (..., k * k)."""
-    cells = _cell_centres(k, p.device)
-    square = p.view(*p.shape[:-1], k, k)
-    return torch.stack([(square.sum(-2) * cells).sum(-1), (square.sum(-1) * cells).sum(-1)], -1)
 
 
 def _masked(name: str, target: Array) -> Batch:

@@ -16,7 +16,9 @@ from anatomark.core.image import Image
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.data.posed import planes
 from anatomark.methods.base import Plan
-from anatomark.methods.pin.cascade import CascadeConfig, CascadePIN, Level, State, default_levels
+from anatomark.methods.pin.cascade import CascadePIN, State
+from anatomark.methods.pin.preparation import CascadeConfig, Level, default_levels
+from anatomark.methods.pin.votes import read_votes
 from anatomark.nets.precision import use_bf16
 
 
@@ -126,11 +128,11 @@ def votes_at(displacement: torch.Tensor, k: int, sigma_cells: float = 0.7) -> to
 def test_votes_are_read_back_below_a_cell(ndim: int) -> None:
     method, k = phantom.untrained(ndim), 8
     truth = torch.rand(4, 5, ndim, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
-    mean, variance = method._read_votes(votes_at(truth, k))
+    mean, variance = read_votes(votes_at(truth, k), method.ndim)
     cell = 4 / (2 * k - 1)
     assert np.abs(mean - truth.numpy()).max() < 0.2 * cell
     assert (variance > 0).all()
-    wider = method._read_votes(votes_at(truth * 0.3, k, 1.5))[1]
+    wider = read_votes(votes_at(truth * 0.3, k, 1.5), method.ndim)[1]
     assert wider.mean() > 2 * variance.mean()
 
 
@@ -139,7 +141,7 @@ def test_an_unsure_plane_does_not_spoil_a_sure_one() -> None:
     truth = torch.tensor([[[0.5, -0.4, 0.3]]])
     logits = votes_at(truth, k)
     logits[:, :, 2] = 0  # the plane xy says nothing; x and y are still seen in xz and yz
-    mean, _ = method._read_votes(logits)
+    mean, _ = read_votes(logits, method.ndim)
     assert np.abs(mean - truth.numpy()).max() < 0.2 * 4 / (2 * k - 1)
 
 

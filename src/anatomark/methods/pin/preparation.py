@@ -1,0 +1,148 @@
+"""What the recommended PIN knows before it learns: settings, mean shape, shape model, range of poses, levels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from anatomark.core.grid import Array, Grid
+from anatomark.core.image import Image
+from anatomark.core.resample import block_mean
+from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes, rotation_angle
+from anatomark.core.warp import random_warp
+from anatomark.data.intensity import foreground_centre, normalise
+from anatomark.methods.base import MethodConfig, Plan, Study
+
+
+class Level(BaseModel):
+    """One level of patches. Lengths are fractions of the model's radius (largest distance of a landmark from the
+    centroid of the mean shape), so one default serves a mouse and a man."""
+
+    model_config = ConfigDict(extra="forbid")
+    px: int = Field(default=32, ge=8, multiple_of=8)
+    spacing: float  # of the finest scale
+    scales: list[float] = [1.0, 2.0]
+    update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
+    rotation_deg: float  # noise of the training states, standard deviation
+    shift: float
+    log_scale: float
+    reach: float  # free displacement of each landmark in training, uniform up to this
+    iterations: int = 3
+    width: int = 24
+
+
+class CascadeConfig(MethodConfig):
+    """Settings of the recommended PIN. All ours; sizes in fractions of the model's radius unless they say mm."""
+
+    context_px: int = 32
+    context_cover: float = 2.8  # side of the coarse block
+    context_starts: int = 10
+    rotations_deg: float | None = None  # random rotations in training; None: from the training poses
+    shift: float = 0.25  # random shift of the coarse block in training
+    scaling: float = 0.15  # random log scale in training
+    levels: list[Level] | None = None  # None: from radius and spacing
+    starts: int = 4
+    alpha: float = 0.5  # weight of the classification of cells against the regression (eq. 2)
+    cell_sigma: float = 0.7  # blur of the classification target, cells
+    shape_variance: float = 0.98
+    shape_modes: int = 30
+    warped_copies: int = 500
+    warp_mm: float | None = None  # largest displacement of the warps; None: from radius and number of cases
+    warp_share: float = 0.8
+    intensity: float = 1.0
+    free_step: bool = True  # False: stop at the shape model (for comparison)
+    batch: int | None = None  # cases in a step of a level; None: about 384 landmarks
+    context_batch: int = 24
+    steps_context: int = 2000
+    steps_level: int = 2000
+
+
+def prepare(config: CascadeConfig, study: Study) -> Plan:
+    """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
+    shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
+    mean, poses = mean_shape(shapes)
+    radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
+    spread = max(rotation_angle(p.rotation) for p in poses)
+    rotations = config.rotations_deg
+    if rotations is None:
+        rotations = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
+    warp_mm = config.warp_mm
+    if warp_mm is None:
+        warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
+    ndim = shapes.shape[2]
+    offset, shift, spacing = _start_statistics(study, poses, radius, full=rotations >= 180)
+    levels = config.levels or default_levels(ndim, spacing / radius)
+    aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
+    shape = _shape_model(aligned, mean, radius, warp_mm, config)
+    facts = {
+        "mean_shape": mean.tolist(),
+        "radius_mm": radius,
+        "rotations_deg": rotations,
+        "start_offset_mm": offset.tolist(),
+        "start_shift_mm": max(shift, config.shift * radius),
+        "warp_mm": float(warp_mm),
+        "levels": [v.model_dump() for v in levels],
+        "shape": shape.to_json(),
+    }
+    return Plan(
+        names=list(study.names),
+        ndim=ndim,
+        modality=study.modality,
+        intensity=dict(study.intensity),
+        facts=facts,
+    )
+
+
+def default_levels(ndim: int, voxel: float) -> list[Level]:
+    """The levels of the recommended preset. ``voxel``: spacing of the training images in radii."""
+    levels = [
+        Level(spacing=1 / 36, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.04),
+        Level(spacing=1 / 90, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
+    ]
+    if voxel < 1 / 250:
+        levels.append(Level(spacing=1 / 250, rotation_deg=4, shift=0.005, log_scale=0.03, reach=0.03))
+    return levels
+
+
+def start_centre(image: Image) -> Array:
+    """World mm (D,) where the search begins: the foreground's centre of mass, in 2D the middle of the image."""
+    return foreground_centre(image) if image.ndim == 3 else image.grid.centre
+
+
+def block_for(image: Image, spacing_mm: float) -> tuple[int, ...]:
+    """(D,) voxels to average so that an image comes close to a spacing."""
+    fit = np.floor(spacing_mm / image.grid.spacing * 1.15)
+    return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
+
+
+def _start_statistics(study: Study, poses: list[Pose], radius: float, *, full: bool) -> tuple[Array, float, float]:
+    """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
+    margin), and the median finest spacing (mm), over at most 40 cases."""
+    chosen = np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int)
+    offsets, spacings = [], []
+    for i in chosen:
+        image = study.cases[i].image()
+        block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
+        offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), study.intensity)))
+        spacings.append(image.grid.spacing.min())
+    mean = np.zeros(poses[0].ndim) if full else np.mean(offsets, 0)
+    stray = np.abs(np.stack(offsets) - mean).max()
+    return mean, float(1.25 * stray + 0.05 * radius), float(np.median(spacings))
+
+
+def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, config: CascadeConfig) -> PCAShape:
+    """PCA of the aligned shapes (M, N, D) and of smoothly warped copies of them."""
+    d = aligned.shape[2]
+    rng = np.random.default_rng(5)
+    box = Grid.centred((2,) * d, np.eye(d)[:, ::-1] * 1.3 * radius, np.zeros(d))
+    copies = list(aligned)
+    for i in range(config.warped_copies):
+        shape = aligned[i % len(aligned)]
+        field = random_warp(rng, box, warp_mm * rng.uniform(0.2, 1), radius * rng.uniform(0.5, 1.5), nodes=14)
+        moved = field.inverse(shape)
+        copies.append(procrustes(mean, moved).invert(moved))
+    return PCAShape.fit(
+        np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes
+    )
