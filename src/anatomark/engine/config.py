@@ -53,6 +53,7 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
     stage_steps: dict[str, int] = Field(default_factory=dict)
     validate_every: dict[str, int] = Field(default_factory=dict)
+    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with --init 0.2, not to unlearn
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -29,13 +29,9 @@ from anatomark.errors import InputError
 from anatomark.methods.base import Method, Plan, Stage
 from anatomark.nets.precision import use_bf16
 
-SAVE_EVERY_S = 60.0
-VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
-SHORTEST_INTERVAL = 50  # steps between validations
-VALIDATION_SHARE = 0.1  # of a time budget
 MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
+FINE_TUNING = 0.2  # learning rate with --init, as a share of the usual one
 COPIES = 4  # augmented copies to validate on
-ROUND = 50  # batches from one call of Method.collect
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,8 @@ def fit(
         return Fitted(run, None, False, 0.0)
     division = read_division(manifest, config)
     source = load_run(init) if init is not None else None
+    if config.learning_rate_factor is None:
+        config = config.model_copy(update={"learning_rate_factor": FINE_TUNING if source else 1.0})
     residuals = None
     if folds:
         residuals, config = cross_validate(fit_division, division, run, config, folds, init=source, report=report)
@@ -166,14 +164,18 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
     use_bf16({"auto": None, "fp32": False, "bf16": True}[config.precision])
     fabric = _fabric(config.device)
     cls, settings = method_of(config)
-    plan = _plan(cls, settings, division, run, config)
+    plan = _plan(cls, settings, division, run, config, init)
     torch.manual_seed(config.seed)
     method = cls(settings, plan)
     if init is not None and not (run / CHECKPOINT).exists():
         report.say(initialise(method, init))
     cache = Path(config.cache) if config.cache else run / "cache"
     store, validation = _caches(method, division, config, cache, report)
-    stages = [replace(s, steps=config.stage_steps.get(s.name, s.steps)) for s in _dealt(method.stages(), config.steps)]
+    rate = config.learning_rate_factor or 1.0
+    stages = [
+        replace(s, steps=config.stage_steps.get(s.name, s.steps), lr=s.lr * rate)
+        for s in _dealt(method.stages(), config.steps)
+    ]
     wrapped = fabric.setup_module(method)
     wrapped.mark_forward_method("loss")
     state = State(run, config, method, fabric, wrapped, stages, store, validation, report, started=started)
@@ -182,12 +184,14 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
     return state
 
 
-def _plan(cls: type[Method], settings: Any, division: Division, run: Path, config: RunConfig) -> Plan:
+def _plan(cls: type[Method], settings: Any, division: Division, run: Path, config: RunConfig, init: Any) -> Plan:
     if (run / "plan.json").exists():
         return read_plan(run)
     plan = cls.prepare(settings, study_of(division, config))
     if not plan.descriptions:
         plan.descriptions = list(division.train[0].landmarks.descriptions)
+    if init is not None and hasattr(cls, "adapt_plan"):
+        plan = cls.adapt_plan(plan, init.plan)
     return plan
 
 
@@ -247,7 +251,8 @@ def _add_copy(store: CaseStore, source: Source, number: int, seed: int) -> None:
 def initialise(method: Method, source: Run) -> str:
     """Load what fits of another run (``checkpoint.Run``) into a method; one line says what was kept.
 
-    A method may offer ``adapt_state(state, old_plan) -> state`` to match per-landmark tensors by name.
+    A method may offer ``adapt_state(state, old_plan) -> state`` to match per-landmark tensors by name, and
+    ``adapt_plan(plan, old_plan) -> plan`` so that lengths and frames mean the same to the old weights.
     """
     state = dict(source.weights)
     adapt = getattr(method, "adapt_state", None)

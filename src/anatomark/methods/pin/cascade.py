@@ -29,7 +29,14 @@ from anatomark.data.intensity import bounds, normalise
 from anatomark.data.posed import planes, read_block, read_patches
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Method, Plan, Stage, Study, TrainingCase
-from anatomark.methods.pin.preparation import CascadeConfig, Level, block_for, prepare, start_centre
+from anatomark.methods.pin.preparation import (
+    CascadeConfig,
+    Level,
+    adapt_plan,
+    block_for,
+    prepare,
+    start_centre,
+)
 from anatomark.methods.pin.votes import read_votes, vote_loss
 from anatomark.nets.cascade import ContextNet, PatchNet
 
@@ -79,6 +86,11 @@ class CascadePIN(Method):
     def prepare(cls, config: CascadeConfig, study: Study) -> Plan:
         """See :func:`anatomark.methods.pin.preparation.prepare`."""
         return prepare(config, study)
+
+    @classmethod
+    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
+        """See :func:`anatomark.methods.pin.preparation.adapt_plan`."""
+        return adapt_plan(plan, old)
 
     def stages(self) -> list[Stage]:
         """The context network, then one stage per level."""

@@ -146,3 +146,23 @@ def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, con
     return PCAShape.fit(
         np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes
     )
+
+
+def adapt_plan(plan: Plan, old: Plan) -> Plan:
+    """``plan`` in the frame of another model's plan, so that its weights mean the same: its radius, levels, coarse
+    block and orientation, and this plan's shapes laid onto its mean shape. Unchanged where the two share fewer than
+    three landmarks, another dimension, or other kinds of facts."""
+    known = [n for n in plan.names if n in old.names]
+    if len(known) < 3 or plan.ndim != old.ndim or "mean_shape" not in old.facts:
+        return plan
+    d, facts = plan.ndim, dict(plan.facts)
+    mean, goal = np.asarray(facts["mean_shape"]), np.asarray(old.facts["mean_shape"])
+    rows, goals = [plan.names.index(n) for n in known], [old.names.index(n) for n in known]
+    pose = procrustes(mean[rows], goal[goals])
+    shape = PCAShape.from_json(facts["shape"])
+    modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
+    laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
+    kept = ("radius_mm", "levels", "start_offset_mm", "start_shift_mm", "warp_mm")
+    facts.update({k: old.facts[k] for k in kept}, mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
+    facts["rotations_deg"] = max(facts["rotations_deg"], old.facts["rotations_deg"])
+    return plan.model_copy(update={"facts": facts})

@@ -13,11 +13,11 @@ from torch import nn
 import phantom
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
 from anatomark.data.posed import planes
 from anatomark.methods.base import Plan
 from anatomark.methods.pin.cascade import CascadePIN, State
-from anatomark.methods.pin.preparation import CascadeConfig, Level, default_levels
+from anatomark.methods.pin.preparation import CascadeConfig, Level, adapt_plan, default_levels
 from anatomark.methods.pin.votes import read_votes
 from anatomark.nets.precision import use_bf16
 
@@ -313,3 +313,29 @@ def test_weights_of_another_model_find_their_landmarks(ndim: int, before: str, n
         for i, row in enumerate(at):
             if row < 0:
                 torch.testing.assert_close(one.weight[i], other.weight.mean(0))
+
+
+def test_a_plan_laid_onto_another_model_makes_its_weights_fit_a_subset() -> None:
+    # the subset's own radius and centre differ, so without the old frame the old weights would read other patches
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(6, 3)) * 20
+    names = [f"p{i}" for i in range(6)]
+
+    def plan_of(kept: list[str]) -> Plan:
+        rows = [names.index(n) for n in kept]
+        mean = points[rows] - points[rows].mean(0)
+        shape = PCAShape(mean.ravel(), np.linalg.qr(rng.normal(size=(mean.size, 2)))[0], np.array([2.0, 1.0]))
+        radius = float(np.linalg.norm(mean, axis=1).max())
+        facts = {"mean_shape": mean.tolist(), "radius_mm": radius, "rotations_deg": 30.0, "levels": [], "warp_mm": 5.0}
+        facts |= {"start_offset_mm": [0.0] * 3, "start_shift_mm": radius / 4, "shape": shape.to_json()}
+        return Plan(names=kept, ndim=3, modality="mr", intensity={}, facts=facts)
+
+    old, new = plan_of(names), plan_of(["p4", "p0", "p2"])
+    laid = adapt_plan(new, old)
+    assert laid.facts["radius_mm"] == old.facts["radius_mm"] != new.facts["radius_mm"]
+    expected = np.asarray(old.facts["mean_shape"])[[4, 0, 2]]
+    np.testing.assert_allclose(laid.facts["mean_shape"], expected, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(laid.facts["shape"]["mean"]).reshape(-1, 3), expected, atol=1e-9)
+    modes = np.asarray(laid.facts["shape"]["modes"])
+    np.testing.assert_allclose(modes.T @ modes, np.eye(2), atol=1e-9)
+    assert adapt_plan(plan_of(["p1", "p2"]), old).facts["radius_mm"] != old.facts["radius_mm"]
