@@ -45,9 +45,8 @@ class Model:
         """
         if not isinstance(image, Image):
             image = read_image(image, spacing)
+        image = self.flattened(image)
         where = str(image.meta.get("path") or "the image")
-        if image.ndim == 3 and self.ndim == 2 and image.grid.shape[0] == 1:
-            image = squeeze_to_2d(image)
         if image.ndim != self.ndim:
             raise InputError(f"{where}: is {image.ndim}D, but the model {self.name} is for {self.ndim}D images")
         check_image(image, where)
@@ -58,6 +57,11 @@ class Model:
             found = replace(found, radius90=radii(found, self.calibration))
         described = found.descriptions if any(found.descriptions) else tuple(self.run.plan.descriptions)
         return replace(found, descriptions=described, meta={**found.meta, "flags": flags(found, image)})
+
+    def flattened(self, image: Image) -> Image:
+        """A 3D image whose slowest axis has length 1 as a 2D image, where the model is for 2D; others as they are."""
+        single = image.ndim == 3 and self.ndim == 2 and image.grid.shape[0] == 1
+        return squeeze_to_2d(image) if single else image
 
 
 def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:

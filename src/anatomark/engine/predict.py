@@ -171,7 +171,7 @@ def _writable(out: Path) -> None:
 
 def _predicted(model: Model, job: Job, out: Path, format: str, pictures: bool) -> Outcome:
     try:
-        image = job.read()
+        image = model.flattened(job.read())
         start = time.perf_counter()
         found = model.predict(image)
         seconds = time.perf_counter() - start

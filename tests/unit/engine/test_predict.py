@@ -217,3 +217,15 @@ def test_stems(tmp_path: Path) -> None:
     (tmp_path / "series.1").mkdir()
     assert image_stem(tmp_path / "series.1") == "series.1"
     json.dumps(image_stem("x"))
+
+
+def test_a_flat_volume_is_a_picture_for_a_2d_model(home: Path, model: Model, tmp_path: Path) -> None:
+    if model.ndim != 2:
+        pytest.skip("about 2D models")
+    picture = read_image(_images(home)[0], 2.0)
+    grid = Grid.from_axes((1, *picture.grid.shape), np.eye(3)[:, ::-1] * 2.0, (0, 0, 0))
+    write_image(Image(picture.array[:, None], grid), tmp_path / "flat.nii.gz")
+    outcomes = predict_paths(model, [tmp_path / "flat.nii.gz"], tmp_path / "found", pictures=True)
+    assert [o.state for o in outcomes] == ["written"]
+    found = read_landmarks(tmp_path / "found" / "flat.csv", case="flat")
+    np.testing.assert_allclose(found.points, model.predict(picture).points)

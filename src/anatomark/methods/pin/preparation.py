@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -61,10 +62,16 @@ class CascadeConfig(MethodConfig):
 
 def prepare(config: CascadeConfig, study: Study) -> Plan:
     """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
+    # a case without any of the landmarks says nothing of shape and pose
+    study = replace(study, cases=[c for c in study.cases if c.landmarks.select(study.names).defined.any()])
     shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
     mean, poses = mean_shape(shapes)
     radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
-    spread = max(rotation_angle(p.rotation) for p in poses)
+    if radius < 1e-6:  # a single landmark has no extent: its surroundings stand in
+        radius = 0.25 * float(study.cases[0].image().grid.extent_mm.min())
+    known = np.isfinite(shapes).all(2).sum(1)
+    sure = known >= min(shapes.shape[2], known.max())  # fewer points leave the rotation open
+    spread = max(rotation_angle(p.rotation) for p, good in zip(poses, sure, strict=True) if good)
     rotations = config.rotations_deg
     if rotations is None:
         rotations = 180.0 if spread > 60 else max(30.0, 1.5 * spread)

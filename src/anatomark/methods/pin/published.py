@@ -167,6 +167,22 @@ class PublishedPIN(Method):
             shapes = np.array(self.plan.facts["shapes"], dtype=np.float64)
             fit_autoencoder(space, shapes, self.config.autoencoder_steps, self.config.seed)
 
+    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Another model's weights for this model's landmarks. Single: each landmark takes the network of its name;
+        several: input planes move to their landmark's place, new landmarks get the mean of the old."""
+        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
+        if self.config.mode == "single":
+            kept = {f"nets.{r}.": f"nets.{i}." for i, r in enumerate(rows) if r >= 0}
+            parts = {key: ".".join(key.split(".")[:2]) + "." for key in state}
+            return {kept[p] + key.removeprefix(p): state[key] for key, p in parts.items() if p in kept}
+        out, first = dict(state), "nets.0.convs.0.weight"
+        planes = plane_count(self.ndim)
+        if first in out and out[first].shape[1] == planes * len(old.names):
+            by_landmark = out[first].unflatten(1, (len(old.names), planes))
+            moved = [by_landmark[:, r] if r >= 0 else by_landmark.mean(1) for r in rows]
+            out[first] = torch.stack(moved, 1).flatten(1, 2)
+        return out
+
     def working_images(self, image: Image) -> dict[str, Image]:
         """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
         image = image.canonical()
@@ -186,12 +202,17 @@ class PublishedPIN(Method):
     def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
         """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
         work = case.images["work"]
-        points = to_voxels(work.grid, case.landmarks.points)
+        points = self._voxels(case)
         space = self.spaces[stage.options["net"]]
         truth = space.encode(points)
         state = self._draw(space, truth, _size(work), rng)
         patches = cut_planes(work.array[0], space.decode(state[None]), self.config.patch_px)[0]
         return {"patches": torch.from_numpy(patches), **_target(truth, state)}
+
+    def _voxels(self, case: TrainingCase) -> Array:
+        """(N, D) the model's landmarks, which ``config.landmarks`` may have chosen among the case's."""
+        marks = case.landmarks if case.landmarks.names == self.names else case.landmarks.select(self.names)
+        return to_voxels(case.images["work"].grid, marks.points)
 
     def _draw(self, space: Space, truth: Array | None, size: Array, rng: np.random.Generator) -> Array:
         if self.config.sampling == "multiscale" and truth is not None and rng.random() < 0.5:
@@ -213,7 +234,7 @@ class PublishedPIN(Method):
         while True:
             chosen = [cases[k] for k in rng.integers(len(cases), size=stage.batch)]
             work = [c.images["work"] for c in chosen]
-            truths = [space.encode(to_voxels(w.grid, c.landmarks.points)) for w, c in zip(work, chosen, strict=True)]
+            truths = [space.encode(self._voxels(c)) for c in chosen]
             states = np.stack([self._draw(space, t, _size(w), rng) for t, w in zip(truths, work, strict=True)])
             if self.config.sampling == "on_policy":
                 gone = np.minimum(rng.geometric(0.5, stage.batch) - 1, self.iterations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -152,3 +153,28 @@ def test_any_pose_is_found_after_training_on_all_rotations() -> None:
     errors = phantom.errors(method, cases + again).mean(1)
     assert np.median(errors) < 4
     assert np.median(errors[4:]) < 6
+
+
+def test_a_single_landmark_has_a_model_too() -> None:
+    image, marks = phantom.phantom(0, 3)
+    one = marks.select(["b"])
+    study = replace(phantom.study([(image, one)]), names=("b",))
+    method = CascadePIN(CascadeConfig(**phantom.SMALL), CascadePIN.prepare(CascadeConfig(**phantom.SMALL), study))
+    assert 0 < method.radius < image.grid.extent_mm.min()
+    (case,) = phantom.training_cases(method, [(image, one)])
+    for stage in method.stages():
+        batch = method.examples(case, stage, np.random.default_rng(0))
+        assert all(values.isfinite().all() for values in batch.values())
+        assert method.loss({k: v[None].repeat(2, *(1,) * v.ndim) for k, v in batch.items()}, stage)["loss"] > 0
+    assert np.isfinite(method.locate(image).points).all()
+
+
+def test_cases_with_too_few_points_do_not_widen_the_search() -> None:
+    cases = [phantom.phantom(i, 3) for i in range(4)]
+    few = [(image, marks.select(["a", "c"]).select(marks.names)) for image, marks in cases[2:3]]
+    none = [(image, marks.select(["x"]).select(marks.names)) for image, marks in cases[3:]]
+    config = CascadeConfig(**phantom.SMALL)
+    whole = CascadePIN.prepare(config, phantom.study(cases[:2])).facts
+    holed = CascadePIN.prepare(config, phantom.study(cases[:2] + few + none)).facts
+    assert holed["rotations_deg"] == pytest.approx(whole["rotations_deg"], abs=15)
+    assert holed["start_shift_mm"] == pytest.approx(whole["start_shift_mm"], rel=0.3)

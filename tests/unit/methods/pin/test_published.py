@@ -363,3 +363,32 @@ def test_default_spacing_thins_large_2d_images() -> None:
     assert default_spacing([cephalogram]) == pytest.approx(0.5)
     skull = Grid.from_axes((150, 160, 140), np.eye(3)[:, ::-1] * 0.141, np.zeros(3))
     assert default_spacing([skull]) == pytest.approx(0.141)
+
+
+def test_weights_of_another_model_find_their_landmarks() -> None:
+    cases = [phantom(i) for i in range(4)]
+    old, new = make(cases, mode="single"), make(cases, mode="single", landmarks=["c", "a"])
+    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    for net, i in zip(new.nets, (2, 0), strict=True):
+        torch.testing.assert_close(net.state_dict(), old.nets[i].state_dict())
+    several, fewer = make(cases), make(cases, landmarks=["c", "a"])
+    first = "nets.0.convs.0.weight"
+    before, after = several.state_dict()[first], fewer.adapt_state(several.state_dict(), several.plan)[first]
+    torch.testing.assert_close(after, torch.cat([before[:, 6:9], before[:, 0:3]], 1))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "on_policy"])
+def test_chosen_landmarks_are_taught_by_name(sampling: str) -> None:
+    cases = [phantom(i) for i in range(3)]
+    chosen = make(cases, mode="single", landmarks=["c"], sampling=sampling)
+    image, marks = cases[0]
+    whole = TrainingCase("0", chosen.working_images(image), marks)  # as the engine has it: all of the study's landmarks
+    by_name = TrainingCase("0", whole.images, marks.select(["c"]))
+    stage = chosen.stages()[0]
+
+    def targets(case: TrainingCase) -> torch.Tensor:
+        made = chosen.collect([case], stage, np.random.default_rng(3))
+        batch = chosen.examples(case, stage, np.random.default_rng(3)) if made is None else next(made)
+        return batch["displacement"]
+
+    torch.testing.assert_close(targets(whole), targets(by_name))
