@@ -17,6 +17,7 @@ from anatomark.analysis.metrics import THRESHOLDS_MM, between_observers, compare
 from anatomark.analysis.result import EvaluationResult
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status, common_names
+from anatomark.engine.checkpoint import existing, remove_empty
 from anatomark.engine.pipeline import image_stem
 from anatomark.engine.predict import described, load
 from anatomark.engine.progress import Reporter
@@ -72,6 +73,24 @@ def evaluate(
     split, and where predictions and truth share no case or no label.
     """
     out, reporter = Path(out), progress or Reporter(quiet=True)
+    there = existing(out)
+    try:
+        return _evaluated(model, manifest_path, out, split, truth, thresholds, overwrite, reporter)
+    except BaseException:
+        remove_empty(out, there)
+        raise
+
+
+def _evaluated(
+    model: Any,
+    manifest_path: str | os.PathLike[str],
+    out: Path,
+    split: str | None,
+    truth: str | None,
+    thresholds: Sequence[float],
+    overwrite: bool,
+    reporter: Reporter,
+) -> EvaluationResult:
     _check(out, thresholds, overwrite)
     manifest = read_manifest(manifest_path)
     split = split or ("test" if manifest.has_split("test") else "val")

@@ -22,7 +22,7 @@ from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
 from anatomark.engine.memory import keep_freed_memory
 from anatomark.engine.progress import Reporter
-from anatomark.engine.state import State, restore, write_setup
+from anatomark.engine.state import State, restore, save, write_setup
 from anatomark.engine.steps import worker_count
 from anatomark.engine.validate import Residuals, Validation
 from anatomark.errors import InputError
@@ -127,6 +127,8 @@ def fit_division(
         raise
     if (run / CHECKPOINT).exists():
         restore(state)
+    elif init is not None:
+        save(state)  # a run killed before its first checkpoint must not go on without the weights it began with
     state.saved = time.monotonic()
     while state.at < len(state.stages):
         train_stage(state)
@@ -264,6 +266,11 @@ def initialise(method: Method, source: Run) -> str:
         raise InputError(f"--init {source.folder}: none of its {len(state)} tensors fits this method and its settings")
     method.load_state_dict({**own, **fits})
     known = [n for n in method.plan.names if n in source.plan.names]
+    if not known:
+        raise InputError(
+            f"--init {source.folder}: knows none of the landmarks {', '.join(method.plan.names[:5])}; it knows "
+            f"{', '.join(source.plan.names[:5])} ..."
+        )
     kept = sum(own[k].numel() for k in fits) / max(1, sum(v.numel() for v in own.values()))
     return (
         f"started from {source.folder}: {len(fits)} of {len(own)} tensors kept ({kept:.0%} of the weights), "

@@ -169,7 +169,14 @@ def adapt_plan(plan: Plan, old: Plan) -> Plan:
     shape = PCAShape.from_json(facts["shape"])
     modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
     laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
-    kept = ("radius_mm", "levels", "start_offset_mm", "start_shift_mm", "warp_mm")
-    facts.update({k: old.facts[k] for k in kept}, mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
-    facts["rotations_deg"] = max(facts["rotations_deg"], old.facts["rotations_deg"])
+    # where the search starts is a matter of the new images: from the new centre on to the old model's
+    aside = pose.invert(np.zeros(d))
+    rotations = max(facts["rotations_deg"], old.facts["rotations_deg"])
+    full = rotations >= 180  # the direction of an offset is then unknown
+    facts["start_offset_mm"] = [0.0] * d if full else (np.asarray(facts["start_offset_mm"]) + aside).tolist()
+    stray = facts["start_shift_mm"] + (float(np.linalg.norm(aside)) if full else 0.0)
+    facts["start_shift_mm"] = max(stray, old.facts["start_shift_mm"])
+    facts.update({k: old.facts[k] for k in ("radius_mm", "levels", "warp_mm")})
+    facts.update(mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
+    facts["rotations_deg"] = rotations
     return plan.model_copy(update={"facts": facts})
