@@ -79,7 +79,7 @@ def demo(
     out: Out = Path("anatomark-demo"),
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, envvar=DEMO_MINUTES, help="Training budget."),
+        typer.Option(min=0.01, envvar=DEMO_MINUTES, help="Training budget instead of a fixed number of steps."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +129,13 @@ def fit(
 
     given: dict[str, Any] = {"method": method, "preset": preset, "minutes": minutes, "steps": steps}
     settings = make_config(config, set_ or [], **given, device=device, threads=threads, workers=workers)
-    fitted = train(cases, out, settings, resume=resume, init=init, folds=folds, report=_reporter(as_json))
+    try:
+        fitted = train(cases, out, settings, resume=resume, init=init, folds=folds, report=_reporter(as_json))
+    except KeyboardInterrupt:
+        kept = (out / "last.ckpt").exists()
+        how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
+        typer.echo(f"stopped; {how}", err=True)
+        raise typer.Exit(130) from None
     _show_fit(fitted, as_json)
 
 

@@ -249,7 +249,7 @@ def _grid(path: Path, source: Any, facts: dict[str, Any], given: Sequence[float]
     elif not facts["believed"]:
         raise InputError(
             f"{path}: has no spacing that can be believed; give mm per pixel in the manifest's column spacing "
-            "or with --spacing"
+            "(or, to predict, with --spacing)"
         )
     if facts["picture"]:
         direction, origin = np.eye(d), np.zeros(d)

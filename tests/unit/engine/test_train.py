@@ -181,7 +181,7 @@ def test_schedules() -> None:
     cosine, flat = Stage("x", 100, 1, warmup=10), Stage("x", 100, 1, warmup=0, schedule="constant")
     factors = [rate_factor(cosine, s) for s in range(100)]
     assert factors[0] < 0.1 and max(factors) == factors[10] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert factors[-1] < 0.01
     assert {rate_factor(flat, s) for s in range(100)} == {1.0}
     with pytest.raises(ValueError, match="cosin"):

@@ -37,27 +37,33 @@ class Level(BaseModel):
 class CascadeConfig(MethodConfig):
     """Settings of the recommended PIN. All ours; sizes in fractions of the model's radius unless they say mm."""
 
-    context_px: int = 32
-    context_cover: float = 2.8  # side of the coarse block
-    context_starts: int = 10
-    rotations_deg: float | None = None  # random rotations in training; None: from the training poses
-    shift: float = 0.25  # random shift of the coarse block in training
-    scaling: float = 0.15  # random log scale in training
+    context_px: int = Field(default=32, ge=16)
+    context_cover: float = Field(default=2.8, gt=0)  # side of the coarse block
+    context_starts: int = Field(default=10, ge=1)
+    rotations_deg: float | None = Field(
+        default=None, ge=0, le=180
+    )  # random rotations in training; None: from the training poses
+    shift: float = Field(default=0.25, ge=0)  # random shift of the coarse block in training
+    scaling: float = Field(default=0.15, ge=0)  # random log scale in training
     levels: list[Level] | None = None  # None: from radius and spacing
-    starts: int = 4
-    alpha: float = 0.5  # weight of the classification of cells against the regression (eq. 2)
-    cell_sigma: float = 0.7  # blur of the classification target, cells
-    shape_variance: float = 0.98
-    shape_modes: int = 30
-    warped_copies: int = 500
-    warp_mm: float | None = None  # largest displacement of the warps; None: from radius and number of cases
-    warp_share: float = 0.8
-    intensity: float = 1.0
+    starts: int = Field(default=4, ge=1)
+    alpha: float = Field(
+        default=0.5, ge=0, le=1
+    )  # weight of the classification of cells against the regression (eq. 2)
+    cell_sigma: float = Field(default=0.7, gt=0)  # blur of the classification target, cells
+    shape_variance: float = Field(default=0.98, gt=0, le=1)
+    shape_modes: int = Field(default=30, ge=0)
+    warped_copies: int = Field(default=500, ge=0)
+    warp_mm: float | None = Field(
+        default=None, ge=0
+    )  # largest displacement of the warps; None: from radius and number of cases
+    warp_share: float = Field(default=0.8, ge=0, le=1)
+    intensity: float = Field(default=1.0, ge=0)
     free_step: bool = True  # False: stop at the shape model (for comparison)
-    batch: int | None = None  # cases in a step of a level; None: about 384 landmarks
-    context_batch: int = 24
-    steps_context: int = 2000
-    steps_level: int = 2000
+    batch: int | None = Field(default=None, ge=1)  # cases in a step of a level; None: about 384 landmarks
+    context_batch: int = Field(default=24, ge=1)
+    steps_context: int = Field(default=2000, ge=1)
+    steps_level: int = Field(default=2000, ge=1)
 
 
 def prepare(config: CascadeConfig, study: Study) -> Plan:
