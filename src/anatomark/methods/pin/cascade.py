@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
@@ -40,7 +41,17 @@ from anatomark.methods.pin.preparation import (
 from anatomark.methods.pin.votes import read_votes, vote_loss
 from anatomark.nets.cascade import ContextNet, PatchNet
 
+Indices = NDArray[np.int64]
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
+
+
+@dataclass(frozen=True)
+class Part:
+    """A normalised working image of the voxels ``first`` (D,) up to ``end`` (D,)."""
+
+    first: Indices
+    end: Indices
+    image: Image
 
 
 @dataclass(frozen=True)
@@ -156,15 +167,27 @@ class CascadePIN(Method):
         levels = enumerate(self.levels)
         return {f"{k}.{s}": v.spacing * x * self.radius for k, v in levels for s, x in enumerate(v.scales)}
 
-    def _around(self, image: Image, rule: Mapping[str, Any], k: int, world: Array) -> dict[str, Image]:
-        """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch."""
+    def _around(
+        self, image: Image, rule: Mapping[str, Any], k: int, world: Array, read: dict[tuple[int, ...], Part]
+    ) -> dict[str, Image]:
+        """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch.
+
+        ``read`` holds the parts read so far by block; one that covers what is wanted serves again.
+        """
         level = self.levels[k]
-        out = {}
-        for s, scale in enumerate(level.scales):
-            reach = (self._half(k) * scale * np.sqrt(self.ndim) + level.reach * self.radius) * 1.3 + 0.1 * self.radius
-            block = block_for(image, level.spacing * scale * self.radius)
-            out[f"{k}.{s}"] = normalise(block_mean(_part(image, world, reach, block), block), rule)
-        return out
+        scales = {f"{k}.{s}": scale for s, scale in enumerate(level.scales)}
+        blocks = {key: block_for(image, level.spacing * scale * self.radius) for key, scale in scales.items()}
+        for block in set(blocks.values()):
+            widest = max(scales[key] for key, b in blocks.items() if b == block)
+            # a turned plane's corner, and room for what the points move in this level
+            reach = self._half(k) * widest * np.sqrt(2) * 1.1 + (0.15 + level.reach) * self.radius
+            first, end = _extent(image, world, reach, block)
+            if block not in read or (first < read[block].first).any() or (end > read[block].end).any():
+                cut = (slice(None), *(slice(a, b) for a, b in zip(first, end, strict=True)))
+                grid = Grid.from_axes((end - first).tolist(), image.grid.axes, image.grid.to_world(first))
+                part = Image(image.array[cut], grid, image.meta)
+                read[block] = Part(first, end, normalise(block_mean(part, block) if max(block) > 1 else part, rule))
+        return {key: read[block].image for key, block in blocks.items()}
 
     @property
     def _weights_device(self) -> torch.device:
@@ -301,14 +324,18 @@ class CascadePIN(Method):
             b = self._encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
         world, votes = pose.apply(self._decode(b)), None
+        read: dict[tuple[int, ...], Part] = {}
+        last = self.levels[self._active - 1] if self._active else None
         for k, level in enumerate(self.levels[: self._active]):
             if level.update == "free" and not self.config.free_step:
                 break
-            images = self._around(image, rule, k, world)
+            images = self._around(image, rule, k, world, read)
             for t in range(level.iterations):
                 count = self._starts(last=t == level.iterations - 1)
                 votes, weight = self._votes(k, images, pose, world, rng, count)
                 world = np.median(votes, 0)
+                if level is last and t == level.iterations - 1 and level.update == "free":
+                    break  # the answer; its pose would serve nothing
                 pose, b = self._fit(world, weight)
                 if level.update == "shape":
                     world = pose.apply(self._decode(b))
@@ -385,18 +412,15 @@ def _level_index(stage: Stage) -> int:
     return int(stage.name.removeprefix("level"))
 
 
-def _part(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -> Image:
-    """A view of the image up to ``reach_mm`` around points (N, D), cut at whole blocks."""
+def _extent(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -> tuple[Indices, Indices]:
+    """First and end index (D,) of what lies up to ``reach_mm`` around points (N, D), in whole blocks."""
     index = image.grid.to_index(world)
     margin = reach_mm / image.grid.spacing
     size = np.asarray(block)
     whole = -(-np.asarray(image.grid.shape) // size)  # blocks, the last one maybe cut short
     first = np.clip(np.floor((index.min(0) - margin) / size), 0, whole - 1).astype(int)
     last = np.clip(np.ceil((index.max(0) + margin) / size), first + 1, whole).astype(int)
-    end = np.minimum(last * size, image.grid.shape)
-    cut = tuple(slice(a, b) for a, b in zip(first * size, end, strict=True))
-    grid = Grid.from_axes(end - first * size, image.grid.axes, image.grid.to_world(first * size))
-    return Image(image.array[(slice(None), *cut)], grid, image.meta)
+    return first * size, np.minimum(last * size, image.grid.shape)
 
 
 def _masked(name: str, target: Array) -> Batch:

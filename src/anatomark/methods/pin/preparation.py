@@ -39,7 +39,7 @@ class CascadeConfig(MethodConfig):
 
     context_px: int = Field(default=32, ge=16)
     context_cover: float = Field(default=2.8, gt=0)  # side of the coarse block
-    context_starts: int = Field(default=10, ge=1)
+    context_starts: int = Field(default=8, ge=1)
     rotations_deg: float | None = Field(
         default=None, ge=0, le=180
     )  # random rotations in training; None: from the training poses

@@ -102,7 +102,7 @@ def test_the_part_of_an_image_around_the_points_gives_the_same_patches(ndim: int
     method = phantom.untrained(ndim)
     corner = grid.to_world(np.array(shape) * 0.85)
     state = State([Pose(random_rotation(np.random.default_rng(1), ndim), corner)], method.mean[None])
-    part, whole = method._around(image, method._rule(image), 0, state.world()[0]), method.working_images(image)
+    part, whole = method._around(image, method._rule(image), 0, state.world()[0], {}), method.working_images(image)
     for key, made in part.items():
         assert max(whole[key].grid.spacing / grid.spacing) > 1.5
         assert made.array.size < 0.8 * whole[key].array.size
