@@ -84,6 +84,7 @@ def test_after_kill_9(study: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "cut" / "weights.safetensors").exists()
+    (tmp_path / "cut" / ".tmp-0000-log.csv").touch()  # as if killed in the middle of writing
     done = subprocess.run([*cut, "--resume"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr

@@ -26,6 +26,7 @@ from anatomark.engine.state import State, restore, save, write_setup
 from anatomark.engine.steps import worker_count
 from anatomark.engine.validate import Residuals, Validation
 from anatomark.errors import InputError
+from anatomark.io.atomic import remove_temporary
 from anatomark.methods.base import Method, Plan, Stage
 from anatomark.nets.precision import use_bf16
 
@@ -182,6 +183,7 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
     wrapped.mark_forward_method("loss")
     state = State(run, config, method, fabric, wrapped, stages, store, validation, report, started=started)
     run.mkdir(parents=True, exist_ok=True)
+    remove_temporary(run)
     write_setup(state)
     return state
 

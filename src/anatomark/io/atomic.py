@@ -13,6 +13,16 @@ from typing import Any
 from anatomark.errors import InputError
 
 
+TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove files that a process which was killed in the middle of writing left in ``folder``."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffixes, so that a writer picks the same format); on success it is
@@ -21,7 +31,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Missing parent folders are made. An OSError (disk full, not writable) becomes an InputError of one line.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
