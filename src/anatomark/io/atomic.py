@@ -12,7 +12,6 @@ from typing import Any
 
 from anatomark.errors import InputError
 
-
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
 
 
