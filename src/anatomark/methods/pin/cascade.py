@@ -12,46 +12,27 @@ PCA's subspace.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from anatomark.core.grid import Array, Grid
+from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import block_mean
-from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation, rotation_from_vector
-from anatomark.core.warp import Warp, random_warp
-from anatomark.data.augment import random_intensity
-from anatomark.data.intensity import bounds, normalise
+from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
+from anatomark.data.anatomy import ShapeModel, block_for, start_centre
+from anatomark.data.augment import PooledWarps, random_intensity
+from anatomark.data.parts import Parts
 from anatomark.data.posed import planes, read_block, read_patches
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Method, Plan, Stage, Study, TrainingCase
-from anatomark.methods.pin.preparation import (
-    CascadeConfig,
-    Level,
-    adapt_plan,
-    block_for,
-    prepare,
-    start_centre,
-)
+from anatomark.methods.pin.preparation import CascadeConfig, Level, adapt_plan, prepare
 from anatomark.methods.pin.votes import read_votes, vote_loss
 from anatomark.nets.cascade import ContextNet, PatchNet
 
-Indices = NDArray[np.int64]
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
-
-
-@dataclass(frozen=True)
-class Part:
-    """A normalised working image of the voxels ``first`` (D,) up to ``end`` (D,)."""
-
-    first: Indices
-    end: Indices
-    image: Image
 
 
 @dataclass(frozen=True)
@@ -78,17 +59,16 @@ class CascadePIN(Method):
         facts = plan.facts
         self.names = tuple(plan.names)
         self.ndim = plan.ndim
-        self.mean: Array = np.asarray(facts["mean_shape"])
+        self.model = ShapeModel.from_facts(facts)
+        self.mean, self.shape = self.model.mean, self.model.shape
         self.radius = float(facts["radius_mm"])
         self.rotations = float(facts["rotations_deg"])
         self.levels = [Level.model_validate(x) for x in facts["levels"]]
-        self.shape = PCAShape.from_json(facts["shape"])
-        self.noise_mm = 0.02 * self.radius
         n, d = len(self.names), self.ndim
         self.context = ContextNet(d, config.context_px, n)
         p = len(planes(d))
         self.nets = torch.nn.ModuleList(PatchNet(p * len(v.scales), p, n, v.width) for v in self.levels)
-        self._warps: dict[int, Warp] = {}
+        self._warps = PooledWarps(self.ndim, self.radius, float(facts.get("warp_mm", 0.0)))
         self._active = len(self.levels)  # levels that locate uses; those not trained yet would only do harm
 
     # ------------------------------------------------------------------ what depends on the data
@@ -148,46 +128,28 @@ class CascadePIN(Method):
         """``context`` and one image per level and scale (``0.1``: first level, second scale), block means towards that
         spacing; equal ones are shared."""
         made: dict[tuple[int, ...], Image] = {}
-        rule = self._rule(image)
-        out: dict[str, Image] = {}
+        parts, out = Parts(image, self.plan.intensity), {}
         for key, spacing in {"context": self._context_spacing, **self._spacings()}.items():
             block = block_for(image, spacing)
             if block not in made:
-                made[block] = normalise(block_mean(image, block), rule)
+                made[block] = parts.whole(spacing)
             out[key] = made[block]
         return out
-
-    def _rule(self, image: Image) -> dict[str, Any]:
-        """This image's own window: the bounds come from all of it, whatever part is read."""
-        low, high = bounds(image, self.plan.intensity)
-        return {"kind": "window", "low": low, "high": high}
 
     def _spacings(self) -> dict[str, float]:
         """Patch spacing in mm by key."""
         levels = enumerate(self.levels)
         return {f"{k}.{s}": v.spacing * x * self.radius for k, v in levels for s, x in enumerate(v.scales)}
 
-    def _around(
-        self, image: Image, rule: Mapping[str, Any], k: int, world: Array, read: dict[tuple[int, ...], Part]
-    ) -> dict[str, Image]:
-        """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch.
-
-        ``read`` holds the parts read so far by block; one that covers what is wanted serves again.
-        """
-        level = self.levels[k]
-        scales = {f"{k}.{s}": scale for s, scale in enumerate(level.scales)}
-        blocks = {key: block_for(image, level.spacing * scale * self.radius) for key, scale in scales.items()}
-        for block in set(blocks.values()):
-            widest = max(scales[key] for key, b in blocks.items() if b == block)
+    def _around(self, parts: Parts, k: int, world: Array) -> dict[str, Image]:
+        """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch."""
+        level, out = self.levels[k], {}
+        # the widest first: where scales share their voxels, it serves the others
+        for s, scale in sorted(enumerate(level.scales), key=lambda x: -x[1]):
             # a turned plane's corner, and room for what the points move in this level
-            reach = self._half(k) * widest * np.sqrt(2) * 1.1 + (0.15 + level.reach) * self.radius
-            first, end = _extent(image, world, reach, block)
-            if block not in read or (first < read[block].first).any() or (end > read[block].end).any():
-                cut = (slice(None), *(slice(a, b) for a, b in zip(first, end, strict=True)))
-                grid = Grid.from_axes((end - first).tolist(), image.grid.axes, image.grid.to_world(first))
-                part = Image(image.array[cut], grid, image.meta)
-                read[block] = Part(first, end, normalise(block_mean(part, block) if max(block) > 1 else part, rule))
-        return {key: read[block].image for key, block in blocks.items()}
+            reach = self._half(k) * scale * np.sqrt(2) * 1.1 + (0.15 + level.reach) * self.radius
+            out[f"{k}.{s}"] = parts.around(level.spacing * scale * self.radius, world, reach)
+        return out
 
     @property
     def _weights_device(self) -> torch.device:
@@ -203,7 +165,7 @@ class CascadePIN(Method):
         """A random warp of the case seen from a random state near its truth."""
         truth = case.landmarks.points
         pose = procrustes(self.mean, truth)
-        warp = self._random_warp(rng, pose) if rng.random() < self.config.warp_share else None
+        warp = self._warps.draw(rng, pose) if rng.random() < self.config.warp_share else None
         if warp is not None:
             truth = warp[1](truth)
             pose = procrustes(self.mean, truth)
@@ -215,27 +177,6 @@ class CascadePIN(Method):
         image = "block" if stage.name == "context" else "patches"
         batch[image] = random_intensity(batch[image], rng, self.config.intensity)
         return batch
-
-    def _random_warp(self, rng: np.random.Generator, pose: Pose) -> tuple[Any, Any]:
-        """A pooled warp in the model's frame, scaled at random: functions output -> input, and to move landmarks."""
-        k = int(rng.integers(200))
-        if k not in self._warps:
-            own = np.random.default_rng([77, k])
-            side = 2.6 * self.radius
-            box = Grid.centred((2,) * self.ndim, np.eye(self.ndim)[:, ::-1] * side / 2, np.zeros(self.ndim))
-            wave = self.radius * own.uniform(0.5, 1.5)
-            self._warps[k] = random_warp(own, box, float(self.plan.facts["warp_mm"]), wave, nodes=18)
-        full = self._warps[k]
-        warp = Warp(full.grid, full.field * float(rng.uniform(0, 1)))
-        stretch = np.exp(rng.normal(0, 0.06, self.ndim)) if rng.random() < 0.5 else np.ones(self.ndim)
-
-        def read(world: Array) -> Array:
-            return pose.apply(warp(pose.invert(world) * stretch))
-
-        def move(points: Array) -> Array:
-            return pose.apply(warp.inverse(pose.invert(points), tolerance_mm=1e-3 * self.radius / 10) / stretch)
-
-        return read, move
 
     def _context_example(
         self, case: TrainingCase, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator
@@ -263,11 +204,11 @@ class CascadePIN(Method):
             float(np.exp(rng.normal(0, level.log_scale * wide))),
         )
         state = noise.then(pose)
-        b = self._encode(pose.invert(truth))
+        b = self.model.encode(pose.invert(truth))
         if level.update == "shape":
-            points = self._decode(b + rng.normal(0, 0.7 * wide, self.shape.size))
+            points = self.model.decode(b + rng.normal(0, 0.7 * wide, self.shape.size))
         else:
-            points = state.invert(np.where(np.isfinite(truth), truth, pose.apply(self._decode(b))))
+            points = state.invert(np.where(np.isfinite(truth), truth, pose.apply(self.model.decode(b))))
         points = points + _in_ball(rng, points.shape) * level.reach * self.radius * rng.uniform(0.05, 1.0)
         patches = self._patches(k, case.images, State([state], points[None]), warp)[0]
         return {"patches": patches, **_masked("target", (state.invert(truth) - points) / self._half(k))}
@@ -286,15 +227,6 @@ class CascadePIN(Method):
 
     # ------------------------------------------------------------------ the state
 
-    def _encode(self, points: Array) -> Array:
-        """Whitened shape parameters (K,) of model-frame points (N, D), NaN = missing."""
-        b = self.shape.encode_partial(points.reshape(-1), self.noise_mm)
-        return b / np.maximum(self.shape.sd, 1e-9)
-
-    def _decode(self, b: Array) -> Array:
-        """Model-frame points (N, D) of whitened parameters (K,)."""
-        return self.shape.decode(b * self.shape.sd).reshape(-1, self.ndim)
-
     def _half(self, k: int) -> float:
         level = self.levels[k]
         return level.spacing * self.radius * (level.px - 1) / 2
@@ -312,33 +244,31 @@ class CascadePIN(Method):
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """See :meth:`Method.locate`. Score: agreement of the last votes; covariance: their spread."""
         self.eval()
-        rule = self._rule(image)
+        parts = Parts(image, self.plan.intensity)
         if start is None:
-            coarse = block_mean(image, block_for(image, self._context_spacing))
-            pose, b = self._find_pose(normalise(coarse, rule))
+            pose, b = self._find_pose(parts.whole(self._context_spacing))
         else:
             guess = start.select(self.names).points
             if not np.isfinite(guess).any():
                 raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
             pose = procrustes(self.mean, guess)
-            b = self._encode(pose.invert(guess))
+            b = self.model.encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
-        world, votes = pose.apply(self._decode(b)), None
-        read: dict[tuple[int, ...], Part] = {}
+        world, votes = pose.apply(self.model.decode(b)), None
         last = self.levels[self._active - 1] if self._active else None
         for k, level in enumerate(self.levels[: self._active]):
             if level.update == "free" and not self.config.free_step:
                 break
-            images = self._around(image, rule, k, world, read)
+            images = self._around(parts, k, world)
             for t in range(level.iterations):
                 count = self._starts(last=t == level.iterations - 1)
                 votes, weight = self._votes(k, images, pose, world, rng, count)
                 world = np.median(votes, 0)
                 if level is last and t == level.iterations - 1 and level.update == "free":
                     break  # the answer; its pose would serve nothing
-                pose, b = self._fit(world, weight)
+                pose, b = self.model.fit(world, weight)
                 if level.update == "shape":
-                    world = pose.apply(self._decode(b))
+                    world = pose.apply(self.model.decode(b))
         return self._landmarks(world, votes)
 
     def _starts(self, *, last: bool) -> int:
@@ -354,13 +284,13 @@ class CascadePIN(Method):
         turns = [random_rotation(rng, d) if full else np.eye(d) for _ in range(c.context_starts if full else 1)]
         axes = np.stack(turns)
         centres = np.repeat(centre[None], len(turns), 0)
-        pose, b = self._fit(np.median(self._context_points(image, centres, axes), 0))
+        pose, b = self.model.fit(np.median(self._context_points(image, centres, axes), 0))
         for i, limit in enumerate(PASSES_DEG):
             count = self._starts(last=i == len(PASSES_DEG) - 1)
             upright = [random_rotation(rng, d, limit) for _ in range(count)]
             axes = np.stack([pose.rotation @ t * pose.scale for t in upright])
             centres = np.repeat(pose.apply(np.zeros(d))[None], len(upright), 0)
-            pose, b = self._fit(np.median(self._context_points(image, centres, axes), 0))
+            pose, b = self.model.fit(np.median(self._context_points(image, centres, axes), 0))
         return pose, b
 
     def _context_points(self, image: Image, centres: Array, axes: Array) -> Array:
@@ -368,14 +298,6 @@ class CascadePIN(Method):
         block = read_block(image, centres, axes, self.config.context_px, self._context_spacing)
         local = self.context(block.to(self._weights_device)).cpu().double().numpy() * half
         return centres[:, None] + np.einsum("mij,mnj->mni", axes, local)
-
-    def _fit(self, world: Array, weight: Array | None = None) -> tuple[Pose, Array]:
-        """Pose and whitened shape (within 3 standard deviations) of world points (N, D), weighted (N,)."""
-        pose = procrustes(self.mean, world, weight)
-        for _ in range(2):  # the shape's own part must not be taken for pose
-            b = np.clip(self._encode(pose.invert(world)), -3, 3)
-            pose = procrustes(self._decode(b), world, weight)
-        return replace(pose, scale=float(np.clip(pose.scale, 0.6, 1.6))), b
 
     def _votes(
         self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, count: int
@@ -410,17 +332,6 @@ class CascadePIN(Method):
 def _level_index(stage: Stage) -> int:
     """1 for the stage ``level1`` and so on."""
     return int(stage.name.removeprefix("level"))
-
-
-def _extent(image: Image, world: Array, reach_mm: float, block: tuple[int, ...]) -> tuple[Indices, Indices]:
-    """First and end index (D,) of what lies up to ``reach_mm`` around points (N, D), in whole blocks."""
-    index = image.grid.to_index(world)
-    margin = reach_mm / image.grid.spacing
-    size = np.asarray(block)
-    whole = -(-np.asarray(image.grid.shape) // size)  # blocks, the last one maybe cut short
-    first = np.clip(np.floor((index.min(0) - margin) / size), 0, whole - 1).astype(int)
-    last = np.clip(np.ceil((index.max(0) + margin) / size), first + 1, whole).astype(int)
-    return first * size, np.minimum(last * size, image.grid.shape)
 
 
 def _masked(name: str, target: Array) -> Batch:

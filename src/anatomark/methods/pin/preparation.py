@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from anatomark.core.grid import Array, Grid
-from anatomark.core.image import Image
-from anatomark.core.resample import block_mean
-from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes, rotation_angle
-from anatomark.core.warp import random_warp
-from anatomark.data.intensity import foreground_centre, normalise
+from anatomark.data.anatomy import Anatomy, adapt_facts
 from anatomark.methods.base import MethodConfig, Plan, Study
 
 
@@ -68,43 +61,22 @@ class CascadeConfig(MethodConfig):
 
 def prepare(config: CascadeConfig, study: Study) -> Plan:
     """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
-    # a case without any of the landmarks says nothing of shape and pose
-    study = replace(study, cases=[c for c in study.cases if c.landmarks.select(study.names).defined.any()])
-    shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
-    mean, poses = mean_shape(shapes)
-    radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
-    if radius < 1e-6:  # a single landmark has no extent: its surroundings stand in
-        radius = 0.25 * float(study.cases[0].image().grid.extent_mm.min())
-    known = np.isfinite(shapes).all(2).sum(1)
-    sure = known >= min(shapes.shape[2], known.max())  # fewer points leave the rotation open
-    spread = max(rotation_angle(p.rotation) for p, good in zip(poses, sure, strict=True) if good)
-    rotations = config.rotations_deg
-    if rotations is None:
-        rotations = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
-    warp_mm = config.warp_mm
-    if warp_mm is None:
-        warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
-    ndim = shapes.shape[2]
-    offset, shift, spacing = _start_statistics(study, poses, radius, full=rotations >= 180)
-    levels = config.levels or default_levels(ndim, spacing / radius)
-    aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
-    shape = _shape_model(aligned, mean, radius, warp_mm, config)
-    facts = {
-        "mean_shape": mean.tolist(),
-        "radius_mm": radius,
-        "rotations_deg": rotations,
-        "start_offset_mm": offset.tolist(),
-        "start_shift_mm": max(shift, config.shift * radius),
-        "warp_mm": float(warp_mm),
-        "levels": [v.model_dump() for v in levels],
-        "shape": shape.to_json(),
-    }
+    anatomy = Anatomy.of(
+        study.cases, study.names, study.intensity, rotations_deg=config.rotations_deg, warp_mm=config.warp_mm
+    )
+    ndim = anatomy.mean.shape[1]
+    levels = config.levels or default_levels(ndim, anatomy.spacing / anatomy.radius)
+    shape = anatomy.shape_model(variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies)
     return Plan(
         names=list(study.names),
         ndim=ndim,
         modality=study.modality,
         intensity=dict(study.intensity),
-        facts=facts,
+        facts={
+            **anatomy.facts(shift=config.shift),
+            "levels": [v.model_dump() for v in levels],
+            "shape": shape.to_json(),
+        },
     )
 
 
@@ -119,70 +91,11 @@ def default_levels(ndim: int, voxel: float) -> list[Level]:
     return levels
 
 
-def start_centre(image: Image) -> Array:
-    """World mm (D,) where the search begins: the foreground's centre of mass, in 2D the middle of the image."""
-    return foreground_centre(image) if image.ndim == 3 else image.grid.centre
-
-
-def block_for(image: Image, spacing_mm: float) -> tuple[int, ...]:
-    """(D,) voxels to average so that an image comes close to a spacing."""
-    fit = np.floor(spacing_mm / image.grid.spacing * 1.15)
-    return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
-
-
-def _start_statistics(study: Study, poses: list[Pose], radius: float, *, full: bool) -> tuple[Array, float, float]:
-    """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
-    margin), and the median finest spacing (mm), over at most 40 cases."""
-    chosen = np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int)
-    offsets, spacings = [], []
-    for i in chosen:
-        image = study.cases[i].image()
-        block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
-        offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), study.intensity)))
-        spacings.append(image.grid.spacing.min())
-    mean = np.zeros(poses[0].ndim) if full else np.mean(offsets, 0)
-    stray = np.abs(np.stack(offsets) - mean).max()
-    return mean, float(1.25 * stray + 0.05 * radius), float(np.median(spacings))
-
-
-def _shape_model(aligned: Array, mean: Array, radius: float, warp_mm: float, config: CascadeConfig) -> PCAShape:
-    """PCA of the aligned shapes (M, N, D) and of smoothly warped copies of them."""
-    d = aligned.shape[2]
-    rng = np.random.default_rng(5)
-    box = Grid.centred((2,) * d, np.eye(d)[:, ::-1] * 1.3 * radius, np.zeros(d))
-    copies = list(aligned)
-    for i in range(config.warped_copies):
-        shape = aligned[i % len(aligned)]
-        field = random_warp(rng, box, warp_mm * rng.uniform(0.2, 1), radius * rng.uniform(0.5, 1.5), nodes=14)
-        moved = field.inverse(shape)
-        copies.append(procrustes(mean, moved).invert(moved))
-    return PCAShape.fit(
-        np.stack(copies).reshape(len(copies), -1), variance=config.shape_variance, most=config.shape_modes
-    )
-
-
 def adapt_plan(plan: Plan, old: Plan) -> Plan:
     """``plan`` in the frame of another model's plan, so that its weights mean the same: its radius, levels, coarse
     block and orientation, and this plan's shapes laid onto its mean shape. Unchanged where the two share fewer than
     three landmarks, another dimension, or other kinds of facts."""
-    known = [n for n in plan.names if n in old.names]
-    if len(known) < 3 or plan.ndim != old.ndim or "mean_shape" not in old.facts:
+    facts = adapt_facts(plan.facts, plan.names, old.facts, old.names) if "levels" in old.facts else None
+    if facts is None:
         return plan
-    d, facts = plan.ndim, dict(plan.facts)
-    mean, goal = np.asarray(facts["mean_shape"]), np.asarray(old.facts["mean_shape"])
-    rows, goals = [plan.names.index(n) for n in known], [old.names.index(n) for n in known]
-    pose = procrustes(mean[rows], goal[goals])
-    shape = PCAShape.from_json(facts["shape"])
-    modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
-    laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
-    # where the search starts is a matter of the new images: from the new centre on to the old model's
-    aside = pose.invert(np.zeros(d))
-    rotations = max(facts["rotations_deg"], old.facts["rotations_deg"])
-    full = rotations >= 180  # the direction of an offset is then unknown
-    facts["start_offset_mm"] = [0.0] * d if full else (np.asarray(facts["start_offset_mm"]) + aside).tolist()
-    stray = facts["start_shift_mm"] + (float(np.linalg.norm(aside)) if full else 0.0)
-    facts["start_shift_mm"] = max(stray, old.facts["start_shift_mm"])
-    facts.update({k: old.facts[k] for k in ("radius_mm", "levels", "warp_mm")})
-    facts.update(mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
-    facts["rotations_deg"] = rotations
-    return plan.model_copy(update={"facts": facts})
+    return plan.model_copy(update={"facts": {**facts, "levels": old.facts["levels"]}})

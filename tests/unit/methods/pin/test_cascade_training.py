@@ -14,6 +14,7 @@ import phantom
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
+from anatomark.data.parts import Parts
 from anatomark.data.posed import planes
 from anatomark.methods.base import Plan
 from anatomark.methods.pin.cascade import CascadePIN, State
@@ -102,7 +103,7 @@ def test_the_part_of_an_image_around_the_points_gives_the_same_patches(ndim: int
     method = phantom.untrained(ndim)
     corner = grid.to_world(np.array(shape) * 0.85)
     state = State([Pose(random_rotation(np.random.default_rng(1), ndim), corner)], method.mean[None])
-    part, whole = method._around(image, method._rule(image), 0, state.world()[0], {}), method.working_images(image)
+    part, whole = method._around(Parts(image, method.plan.intensity), 0, state.world()[0]), method.working_images(image)
     for key, made in part.items():
         assert max(whole[key].grid.spacing / grid.spacing) > 1.5
         assert made.array.size < 0.8 * whole[key].array.size
