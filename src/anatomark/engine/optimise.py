@@ -10,15 +10,26 @@ from anatomark.methods.base import Method, Stage
 
 
 def rate_factor(stage: Stage, step: int) -> float:
-    """Learning rate at ``step`` as a share of ``stage.lr``."""
+    """Learning rate at ``step`` as a share of ``stage.lr``.
+
+    ``restarts`` is cosine annealing with warm restarts (Loshchilov & Hutter 2017): ``stage.options["cycles"]`` periods,
+    each twice as long as the one before, fill the steps.
+    """
     warmup = min(stage.warmup, stage.steps // 5)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if stage.schedule == "constant":
         return 1.0
-    if stage.schedule != "cosine":
-        raise ValueError(f"stage {stage.name}: schedule {stage.schedule!r} is neither 'constant' nor 'cosine'")
-    return float(0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, stage.steps - warmup))))
+    if stage.schedule not in ("cosine", "restarts"):
+        raise ValueError(
+            f"stage {stage.name}: schedule {stage.schedule!r} is neither 'constant' nor 'cosine' nor 'restarts'"
+        )
+    gone = (step - warmup) / max(1, stage.steps - warmup)
+    if stage.schedule == "restarts":
+        periods = gone * (2 ** int(stage.options["cycles"]) - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1
+        k = np.floor(np.log2(periods + 1) + 1e-9)
+        gone = (periods + 1) / 2**k - 1
+    return float(0.5 * (1 + np.cos(np.pi * gone)))
 
 
 def _trained(method: Method, stage: Stage) -> list[nn.Module]:

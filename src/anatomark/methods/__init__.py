@@ -14,6 +14,13 @@ TABLE: dict[str, dict[str, str]] = {
         "paper": "anatomark.methods.pin.published:PublishedPIN",
         "paper-single": "anatomark.methods.pin.published:PublishedPIN",
     },
+    "global_to_local": {
+        "recommended": "anatomark.methods.global_to_local.coarse:GlobalToLocal",
+        "paper": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
+        "paper-cephalogram": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
+        "paper-ccta": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
+        "paper-olfactory-mr": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
+    },
 }
 ENTRY_POINTS = "anatomark.methods"  # outsiders: name = "module:Class"; presets from the class
 

@@ -184,6 +184,12 @@ def test_schedules() -> None:
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert factors[-1] < 0.01
     assert {rate_factor(flat, s) for s in range(100)} == {1.0}
+    # the published restarts (Noothout et al. 2020): 10,000 steps, then each period twice as long
+    warm = Stage("x", 310_000, 1, warmup=0, schedule="restarts", options={"cycles": 5})
+    for begin, length in ((0, 10_000), (10_000, 20_000), (30_000, 40_000), (70_000, 80_000), (150_000, 160_000)):
+        assert rate_factor(warm, begin) == pytest.approx(1, abs=1e-6)
+        assert rate_factor(warm, begin + length // 2) == pytest.approx(0.5)
+        assert rate_factor(warm, begin + length - 1) < 1e-6
     with pytest.raises(ValueError, match="cosin"):
         rate_factor(Stage("x", 10, 1, warmup=0, schedule="cosin"), 1)
 
