@@ -4,6 +4,10 @@ Definitions: the radial error is the distance in mm between prediction and truth
 percentile pool landmark-case pairs and look at located ones; their number and the failures stand beside them. SDR at
 t is the share of all annotated pairs with an error of at most t, so an undetected landmark is a failure. A case's
 error is the mean over its located landmarks. Confidence intervals are percentile bootstraps over **cases**.
+
+Absence: a prediction that gives a landmark no position says that it is absent. Recall is the share of the landmarks
+that the truth calls absent, precision the share of those called absent in the truth's absent and annotated ones;
+unannotated ones, and cases without any prediction, say nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +36,14 @@ class Outcome(StrEnum):
     """What became of one landmark in one case."""
 
     LOCATED = "located"  # annotated and predicted: has an error
-    MISSED = "missed"  # annotated, but no prediction: a failure
+    MISSED = "missed"  # annotated, but nothing was predicted in this case: a failure
+    FALSE_ABSENCE = "false absence"  # annotated, but predicted without a position: a failure
     FALSE_PRESENCE = "false presence"  # known to be absent, but predicted
     ABSENT = "correctly absent"
     UNSCORED = "not annotated"  # nothing known of the truth: no metric
+
+
+FAILURES = (Outcome.MISSED, Outcome.FALSE_ABSENCE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,7 @@ class Errors:
     @cached_property
     def annotated(self) -> NDArray[np.bool_]:
         """(M, N) True where the truth is defined: the pairs that count."""
-        return (self.outcome == Outcome.LOCATED) | (self.outcome == Outcome.MISSED)
+        return np.isin(self.outcome, (Outcome.LOCATED, *FAILURES))
 
     @property
     def case_error(self) -> Array:
@@ -72,7 +80,11 @@ class Errors:
 
     def failures(self, case: int) -> int:
         """How many annotated landmarks of a case have no prediction."""
-        return int((self.outcome[case] == Outcome.MISSED).sum())
+        return int(np.isin(self.outcome[case], FAILURES).sum())
+
+    def count(self, outcome: Outcome, *, case: int | None = None) -> int:
+        """How many pairs, or landmarks of one case, came out so."""
+        return int(((self.outcome if case is None else self.outcome[case]) == outcome).sum())
 
     def ranking(self) -> list[int]:
         """Cases with annotated landmarks from best to worst: fewest failures first, then the smallest case error."""
@@ -104,6 +116,9 @@ class Statistics:
 
     ``pairs`` annotated, ``located`` of them with a prediction, ``failures`` without. ``mre_ci95`` and ``sdr_ci95`` are
     None for fewer than two cases. ``covered90`` is the share of located points within their predicted 90 % radius.
+    ``absent``: landmarks that the truth calls absent in cases with a prediction, ``false_presences`` of them located;
+    ``false_absences``: the failures that a prediction called absent; ``absence_recall`` and ``absence_precision`` are
+    None where the truth calls none absent (precision: where none was called so either).
     """
 
     pairs: int
@@ -119,6 +134,10 @@ class Statistics:
     sdr: dict[float, float]
     sdr_ci95: dict[float, tuple[float, float]]
     covered90: float | None = None
+    absent: int = 0
+    false_absences: int = 0
+    absence_recall: float | None = None
+    absence_precision: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, units in the keys; SDR keyed by its threshold in mm."""
@@ -126,7 +145,11 @@ class Statistics:
             "pairs": self.pairs,
             "located": self.located,
             "failures": self.failures,
+            "absent": self.absent,
             "false_presences": self.false_presences,
+            "false_absences": self.false_absences,
+            "absence_recall": self.absence_recall,
+            "absence_precision": self.absence_precision,
             "mre_mm": self.mre,
             "mre_ci95_mm": self.mre_ci95,
             "sd_mm": self.sd,
@@ -142,8 +165,9 @@ class Statistics:
 def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | None], names: Sequence[str]) -> Errors:
     """Errors of ``predicted`` against ``truth``, both by case, for the landmarks ``names``.
 
-    A case without prediction, and a landmark that a prediction does not define, is missed where the truth has it; an
-    unannotated truth gives no metric. Raises InputError where a prediction has another dimension than its truth.
+    A case without prediction is missed where the truth has points, and not scored where it calls them absent; a
+    landmark that a prediction does not define counts as called absent; an unannotated truth gives no metric. Raises
+    InputError where a prediction has another dimension than its truth.
     """
     d = next(iter(truth.values())).ndim if truth else 3
     shape = (len(truth), len(names))
@@ -156,18 +180,18 @@ def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | 
             if given is not None and given.ndim != d:
                 raise InputError(f"case {case}: the {which} is {given.ndim}D, expected {d}D landmarks")
         true = points.select(names)
+        if guess is None:
+            outcome[m, true.defined] = Outcome.MISSED
+            continue
+        guess = guess.select(names)
         absent = np.array([s is Status.ABSENT for s in true.status], dtype=bool)
-        located = np.zeros(len(names), dtype=bool)
-        if guess is not None:
-            guess = guess.select(names)
-            located = guess.defined
-            offset[m] = guess.points - true.points
-            score[m] = np.nan if guess.score is None else guess.score
-            radius[m] = np.nan if guess.radius90 is None else guess.radius90
-        outcome[m, true.defined] = Outcome.MISSED
-        outcome[m, true.defined & located] = Outcome.LOCATED
+        offset[m] = guess.points - true.points
+        score[m] = np.nan if guess.score is None else guess.score
+        radius[m] = np.nan if guess.radius90 is None else guess.radius90
+        outcome[m, true.defined] = Outcome.FALSE_ABSENCE
+        outcome[m, true.defined & guess.defined] = Outcome.LOCATED
         outcome[m, absent] = Outcome.ABSENT
-        outcome[m, absent & located] = Outcome.FALSE_PRESENCE
+        outcome[m, absent & guess.defined] = Outcome.FALSE_PRESENCE
     return Errors(tuple(truth), tuple(names), offset, outcome, score, radius)
 
 
@@ -193,11 +217,15 @@ def statistics(
     draws = _draws(int(seen.sum()), samples, seed)
     total = np.where(located, error, 0.0)[seen].sum(1)
     intervals = {t: _interval(draws, h[seen].sum(1), annotated[seen].sum(1)) for t, h in hits.items()}
+    right, false_presences, false_absences = (
+        int((outcome == o).sum()) for o in (Outcome.ABSENT, Outcome.FALSE_PRESENCE, Outcome.FALSE_ABSENCE)
+    )
+    absent, called = right + false_presences, right + false_absences
     return Statistics(
         pairs=pairs,
         located=pool.size,
         failures=pairs - pool.size,
-        false_presences=int((outcome == Outcome.FALSE_PRESENCE).sum()),
+        false_presences=false_presences,
         mre=float(pool.mean()) if pool.size else None,
         mre_ci95=_interval(draws, total, located[seen].sum(1)),
         sd=float(pool.std(ddof=1)) if pool.size > 1 else None,
@@ -207,6 +235,10 @@ def statistics(
         sdr={t: float(h.sum() / pairs) for t, h in hits.items()} if pairs else {},
         sdr_ci95={t: i for t, i in intervals.items() if i is not None},
         covered90=float(within.mean()) if within.size else None,
+        absent=absent,
+        false_absences=false_absences,
+        absence_recall=right / absent if absent else None,
+        absence_precision=right / called if absent and called else None,
     )
 
 

@@ -60,7 +60,8 @@ def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, ve
         several=any(row["pairs"] > 1 for row in landmarks),
         uneven=len({row["pairs"] for row in landmarks}) > 1,
         flagged=any(row["flags"] for row in cases),
-        failed=bool(stats.failures or stats.false_presences),
+        failed=bool(stats.failures),
+        absent=bool(stats.absent),
         top=max([row["mre_mm"] for row in landmarks if row["mre_mm"] is not None], default=1.0) or 1.0,
         pictures=[
             {
@@ -210,8 +211,10 @@ def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
         ("95th percentile", f"{_mm(s.p95)} mm", f"largest {_mm(s.largest)} mm"),
     ]
     tiles += [(f"Within {t:g} mm", f"{_share(v)} %", _range(s, t)) for t, v in list(s.sdr.items())[:1]]
-    false = f", {s.false_presences} false presences" if s.false_presences else ""
-    tiles.append(("Failures", str(s.failures), f"of {s.pairs} points{false}"))
+    tiles.append(("Failures", str(s.failures), f"of {s.pairs} points"))
+    if s.absent:
+        precise = f"precision {_share(s.absence_precision)} %"
+        tiles.append((f"Found absent, of {s.absent}", f"{_share(s.absence_recall)} %", precise))
     if s.covered90 is not None:
         tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "should be 90 %"))
     if result.seconds_per_case is not None:

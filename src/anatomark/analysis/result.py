@@ -85,7 +85,11 @@ class EvaluationResult:
                     "truth": self.truth,
                     "pairs": s.pairs,
                     "failures": s.failures,
+                    "absent": s.absent,
                     "false_presences": s.false_presences,
+                    "false_absences": s.false_absences,
+                    "absence_recall": s.absence_recall,
+                    "absence_precision": s.absence_precision,
                     "mre_mm": s.mre,
                     "ci_low_mm": low,
                     "ci_high_mm": high,
@@ -105,7 +109,7 @@ class EvaluationResult:
 
     def case_rows(self) -> list[dict[str, Any]]:
         """``per_case.csv``: one row per case."""
-        error, means = self.errors.error, self.errors.case_error
+        error, means, count = self.errors.error, self.errors.case_error, self.errors.count
         rows = []
         for m, case in enumerate(self.errors.cases):
             located = error[m][np.isfinite(error[m])]
@@ -115,7 +119,9 @@ class EvaluationResult:
                     "truth": self.truth,
                     "annotated": int(self.errors.annotated[m].sum()),
                     "failures": self.errors.failures(m),
-                    "false_presences": int((self.errors.outcome[m] == Outcome.FALSE_PRESENCE).sum()),
+                    "absent": count(Outcome.ABSENT, case=m) + count(Outcome.FALSE_PRESENCE, case=m),
+                    "false_presences": count(Outcome.FALSE_PRESENCE, case=m),
+                    "false_absences": count(Outcome.FALSE_ABSENCE, case=m),
                     "error_mm": _mean(means[m : m + 1]),
                     "median_mm": float(np.median(located)) if located.size else None,
                     "max_mm": float(located.max()) if located.size else None,

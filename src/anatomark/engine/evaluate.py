@@ -120,6 +120,18 @@ def _evaluated(
     return result
 
 
+def chosen_model(
+    model: str | os.PathLike[str] | Predictor, device: str | None = None, threads: int | None = None
+) -> str | os.PathLike[str] | Predictor:
+    """``model`` for :func:`evaluate`, loaded where a device or a number of threads is given. Raises InputError for a
+    folder of predictions, which needs neither."""
+    if device is None and threads is None:
+        return model
+    if _prediction_folder(model) is not None:
+        raise InputError(f"{model}: is a folder of predictions; --device and --threads are for a model")
+    return load(os.fspath(model), device, threads) if isinstance(model, str | os.PathLike) else model
+
+
 def read_truth(case: Case, observer: str | None = None) -> Landmarks:
     """The case's landmarks, of ``observer`` where given (``mean``: of all). Raises InputError for an unknown one."""
     if observer is None:

@@ -14,6 +14,7 @@ import numpy as np
 from anatomark.engine.cases import Division, Source, divided
 from anatomark.engine.checkpoint import Run, existing, load_run, remove_empty
 from anatomark.engine.config import RunConfig, read_config
+from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
 from anatomark.engine.validate import Residuals
 from anatomark.errors import InputError
@@ -73,16 +74,18 @@ def cross_validate(
             steps = read_config(folder / "config.yaml")
             update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
             config = config.model_copy(update=update, deep=True)
-        results.append((k + 1, _predict(folder, [cases[i] for i in part])))
+        results.append((k + 1, _predict(folder, [cases[i] for i in part], config.seed, -(-CASES // folds))))
     if config.cache is None:
         shutil.rmtree(cache, ignore_errors=True)
     pooled = Residuals(
         tuple(c for _, r in results for c in r.cases),
         tuple(p for _, r in results for p in r.predictions),
         tuple(t for _, r in results for t in r.truths),
+        sum((r.trials for _, r in results if r.trials is not None), Trials()),
     )
     _write(run / "folds", pooled, results, division.names)
     report.say(f"out-of-fold: {summary(pooled)}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
+    report.say(described_presence(frozen_threshold(pooled.trials)))
     return pooled, config
 
 
@@ -91,10 +94,17 @@ def _settled(folder: Path, config: RunConfig) -> RunConfig:
     return read_config(folder / "config.yaml") if (folder / "config.yaml").exists() else config
 
 
-def _predict(folder: Path, sources: Sequence[Source]) -> Residuals:
+def _predict(folder: Path, sources: Sequence[Source], seed: int, crops: int) -> Residuals:
+    """Predictions in the images, and in one crop of each of the first ``crops``."""
     method = load_run(folder).method()
-    predictions = tuple(method.locate(s.image()) for s in sources)
-    return Residuals(tuple(s.id for s in sources), predictions, tuple(s.landmarks for s in sources))
+    predictions, trials = [], Trials()
+    for i, s in enumerate(sources):
+        image = s.image()
+        predictions.append(method.locate(image))
+        locate = method.locate if i < crops else None
+        trials += case_trials(locate, s.id, image, s.landmarks, predictions[-1], seed)
+    ids, truths = tuple(s.id for s in sources), tuple(s.landmarks for s in sources)
+    return Residuals(ids, tuple(predictions), truths, trials)
 
 
 def summary(residuals: Residuals) -> str:

@@ -12,10 +12,13 @@ import torch
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.engine.checkpoint import Run
+from anatomark.engine.config import RunConfig
 from anatomark.engine.finish import sigma_of
+from anatomark.engine.presence import with_absent
 from anatomark.errors import InputError
+from anatomark.io.atomic import read_text
 from anatomark.io.images import check_image, read_image, squeeze_to_2d
 from anatomark.methods.base import Method
 from anatomark.nets.precision import use_bf16
@@ -34,14 +37,23 @@ class Model:
         self.method: Method = run.method().to(_device(device))
         self.calibration = run.calibration
 
+    @property
+    def licence(self) -> str:
+        """What the weights may be used for: the first paragraph of the run folder's ``LICENSE.txt``, else what its
+        config says; empty where neither says anything."""
+        note = self.run.folder / "LICENSE.txt"
+        if note.exists():
+            return " ".join(read_text(note).split("\n\n")[0].split())
+        return self.run.config.license if self.run.config.license != RunConfig().license else ""
+
     def predict(
         self, image: Image | str | os.PathLike[str], spacing: tuple[float, ...] | float | None = None
     ) -> Landmarks:
         """Landmarks of an image, or of an image file, in world mm (3D: LPS; 2D: x right, y down).
 
         ``spacing`` mm along x, y[, z], for files that have none. ``score`` in 0..1, ``covariance`` mm^2 and
-        ``radius90`` mm where known; ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or
-        unfit image.
+        ``radius90`` mm where known; ``status`` absent where a landmark is not in the image (``presence.py``);
+        ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or unfit image.
         """
         if not isinstance(image, Image):
             image = read_image(image, spacing)
@@ -53,6 +65,7 @@ class Model:
         use_bf16({"auto": None, "fp32": False, "bf16": True}[self.run.config.precision])
         with torch.inference_mode():
             found = self.method.locate(image)
+        found = with_absent(found, image.grid, self.calibration)
         if found.radius90 is None:
             found = replace(found, radius90=radii(found, self.calibration))
         described = found.descriptions if any(found.descriptions) else tuple(self.run.plan.descriptions)
@@ -95,8 +108,11 @@ def flags(landmarks: Landmarks, image: Image) -> list[str]:
         low = known & (landmarks.score < LOW_SCORE)
         if low.any():
             out.append(f"low score: {_named(landmarks, low)}")
-    if not known.all():
-        out.append(f"not found: {_named(landmarks, ~known)}")
+    absent = np.array([s is Status.ABSENT for s in landmarks.status], dtype=bool)
+    if absent.any():
+        out.append(f"absent: {_named(landmarks, absent)}")
+    if not (known | absent).all():
+        out.append(f"not found: {_named(landmarks, ~(known | absent))}")
     return out
 
 

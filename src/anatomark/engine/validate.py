@@ -12,16 +12,19 @@ import torch
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.data.dataset import CaseStore
+from anatomark.engine.presence import Trials
 from anatomark.methods.base import Method
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """Predictions and truth of some cases. ``errors`` (M, N) mm, NaN where there is no truth or no prediction."""
+    """Predictions and truth of some cases. ``errors`` (M, N) mm, NaN where there is no truth or no prediction.
+    ``trials``: presence scores in these images and in crops of them, where that was tried."""
 
     cases: tuple[str, ...]
     predictions: tuple[Landmarks, ...]
     truths: tuple[Landmarks, ...]
+    trials: Trials | None = None
 
     @property
     def errors(self) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, ManyInputErrors, nearest
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import image_grid, read_image, squeeze_grid, squeeze_to_2d
@@ -116,8 +116,8 @@ class Case:
             return [*found, "the landmarks cell is blank; blank the split too to leave the case out"], ()
         try:
             landmarks = self._load()
-            if not landmarks.defined.any():
-                found.append(f"{self.landmarks}: no landmark is defined")
+            if all(s is Status.UNANNOTATED for s in landmarks.status):
+                found.append(f"{self.landmarks}: no landmark is defined, or known to be absent")
             if grid is not None and landmarks.ndim == 2:
                 squeeze_grid(grid)
             elif grid is not None and grid.ndim == 2 and not self._all_in_plane(landmarks):

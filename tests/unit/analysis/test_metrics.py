@@ -66,12 +66,28 @@ def test_states_of_truth_and_prediction() -> None:
     }
     guess = marks([point, None, None], (d, a, u))
     errors = compare(truth, dict.fromkeys(truth, guess), NAMES)
-    assert errors.outcome[0].tolist() == [Outcome.LOCATED, Outcome.MISSED, Outcome.MISSED]
+    assert errors.outcome[0].tolist() == [Outcome.LOCATED, Outcome.FALSE_ABSENCE, Outcome.FALSE_ABSENCE]
     assert errors.outcome[1].tolist() == [Outcome.FALSE_PRESENCE, Outcome.ABSENT, Outcome.ABSENT]
     assert set(errors.outcome[2].tolist()) == {Outcome.UNSCORED}
     found = statistics(errors)
     assert (found.pairs, found.located, found.failures, found.false_presences) == (3, 1, 2, 1)
     assert found.mre == 0 and found.sdr[2.0] == pytest.approx(1 / 3)
+    assert (found.absent, found.false_absences, errors.failures(0)) == (3, 2, 2)
+    assert found.absence_recall == pytest.approx(2 / 3) and found.absence_precision == pytest.approx(2 / 4)
+
+
+def test_a_case_without_prediction_says_nothing_of_absence() -> None:
+    truth = {
+        "p": marks([[1, 1, 1], None, None], (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED)),
+        "q": marks([None, [1, 1, 1], [2, 2, 2]], (Status.ABSENT, Status.DEFINED, Status.DEFINED)),
+    }
+    found = compare(truth, {"p": marks([[1, 1, 1], None, None]), "q": None}, NAMES)
+    assert found.outcome[1].tolist() == [Outcome.UNSCORED, Outcome.MISSED, Outcome.MISSED]
+    figures = statistics(found)
+    assert (figures.absent, figures.false_absences, figures.failures) == (1, 0, 2)
+    assert (figures.absence_recall, figures.absence_precision) == (1, 1)
+    present = statistics(compare({"p": TRUTH}, {"p": marks([[0, 0, 0], None, None])}, NAMES))
+    assert (present.absence_recall, present.absence_precision, present.false_absences) == (None, None, 2)
 
 
 def test_a_case_or_name_without_prediction_is_a_failure() -> None:

@@ -29,7 +29,7 @@ tiny.register()
 @pytest.fixture(scope="module", params=[3, 2])
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"predict{request.param}")
-    study = tiny.write_study(folder / "data", 3, ndim=request.param, size=16)
+    study = tiny.write_study(folder / "data", 3, ndim=request.param)
     fit(study, folder / "run", make_config(method="tiny", steps=4), report=Reporter(quiet=True))
     return folder
 
