@@ -159,6 +159,8 @@ def predict(
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
     trained = load(model, device, threads)
     report = _reporter(as_json)
+    if trained.licence:
+        report.say(f"licence of the model {trained.name}: {trained.licence}")
     outcomes = predict_paths(
         trained, images, out, spacing=mm, pictures=pictures, format=format, overwrite=overwrite, report=report
     )
@@ -172,13 +174,17 @@ def evaluate(
     out: Out,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
     truth: Annotated[str | None, typer.Option(help="Which observer, or mean of all.")] = None,
+    device: Device = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model, or a folder of predictions, against the manifest's landmarks: tables and report.html."""
+    from anatomark.engine.evaluate import chosen_model
     from anatomark.engine.evaluate import evaluate as measure
 
-    result = measure(model, cases, out, split=split, truth=truth, overwrite=overwrite, progress=_reporter(as_json))
+    used = chosen_model(model, device, threads)
+    result = measure(used, cases, out, split=split, truth=truth, overwrite=overwrite, progress=_reporter(as_json))
     if as_json:
         typer.echo(json.dumps(result.summary(), indent=2))
         return
@@ -298,6 +304,10 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
     lines += [_figures(name, one) for name, one in {s["model"]: s, **s["comparisons"]}.items()]
     if s["mre_ci95_mm"]:
         lines.append("mean, 95 % confidence over cases: {:.3f} to {:.3f} mm".format(*s["mre_ci95_mm"]))
+    if s["absent"]:
+        precision = "-" if s["absence_precision"] is None else f"{s['absence_precision']:.1%}"
+        known = f"recall {s['absence_recall']:.1%} of {s['absent']}, precision {precision}"
+        lines.append(f"absent landmarks: {known}, {s['false_absences']} false absences")
     if s["seconds_per_case"] is not None:
         lines.append(f"{s['seconds_per_case']:.2f} s per case")
     return lines

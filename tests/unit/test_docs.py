@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from anatomark import methods
+from anatomark.engine.config import RunConfig
+from anatomark.methods.refine import RefineConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 COMMANDS = ROOT / "docs" / "reference" / "commands.md"
@@ -81,3 +85,23 @@ def test_every_command_has_a_section() -> None:
 def test_a_commands_options_are_documented_and_real(command: str) -> None:
     table = "\n".join(re.findall(r"^\| *`(--[^`]*)`", _documented()[command], flags=re.M))
     assert _options(table) == _options(_help(command))
+
+
+def _rows(page: str, heading: str = "") -> set[str]:
+    """The keys in the first column of the tables under a heading of a reference page, or before the first one."""
+    text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+    part = re.split(r"^## ", text.split(f"## {heading}\n")[1] if heading else text, flags=re.M)[0]
+    return {key for cell in re.findall(r"^\| *(`[^|]*)\|", part, flags=re.M) for key in re.findall(r"`([^`]*)`", cell)}
+
+
+def test_every_setting_of_a_run_is_documented() -> None:
+    fields = set(RunConfig.model_fields) - {"method", "refine"}
+    assert fields == {k for k in _rows("settings.md") if "." not in k}
+    assert set(RefineConfig.model_fields) == _rows("settings.md", "The refiner")
+
+
+@pytest.mark.parametrize(("method", "preset"), [(m, p) for m in methods.TABLE for p in ("recommended", "paper")])
+def test_every_setting_and_preset_of_a_method_is_documented(method: str, preset: str) -> None:
+    assert set(methods.find(method, preset).Config.model_fields) == _rows("methods.md", f"{method}, {preset}")
+    text = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8").split("## ")[0]
+    assert all(f"`{p}`" in text for p in methods.presets(method))

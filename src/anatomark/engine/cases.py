@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.data.intensity import MODALITIES, guess_modality, intensity_rule
+from anatomark.data.observers import combined
 from anatomark.engine.config import RunConfig
 from anatomark.errors import InputError, nearest
 from anatomark.io.images import squeeze_to_2d
+from anatomark.io.landmarks import split_observer
 from anatomark.io.manifest import Case, read_manifest
 from anatomark.methods.base import Study, StudyCase
 
@@ -48,6 +50,7 @@ class Division:
     val: tuple[Source, ...]
     names: tuple[str, ...]
     how: str
+    left_out: tuple[str, ...] = ()  # training cases in which no landmark is defined
 
     @property
     def independent(self) -> bool:
@@ -57,6 +60,8 @@ class Division:
     def describe(self) -> str:
         """One line for the console and the card."""
         n, names = _count(len(self.train), "training case"), ", ".join(s.id for s in self.val)
+        if self.left_out:
+            n += f" ({_count(len(self.left_out), 'other')} left out, no landmark defined: {', '.join(self.left_out)})"
         if self.how == "val split":
             return f"{n}, {_count(len(self.val), 'validation case')} (the manifest's val split)"
         if self.how == "held out":
@@ -90,13 +95,18 @@ def read_division(manifest_path: str | os.PathLike[str], config: RunConfig) -> D
     """The training and validation cases of a manifest; its test split is not read.
 
     Without a val split: from 5 training cases on a seeded share of ``val_fraction`` is held out; below, augmented
-    copies of training cases are validated on; ``val_fraction`` 0 means no validation. Raises InputError.
+    copies of training cases are validated on; ``val_fraction`` 0 means no validation. A training case in which no
+    landmark is defined is left out, and said so. Raises InputError.
     """
     manifest = read_manifest(manifest_path)
     train, val = manifest.split("train"), [c for c in manifest.cases if c.split == "val"]
     names = _names([(c, c.read_landmarks()) for c in train[:1]], config.landmarks)
     sources = [_source(c, names, config.landmarks is not None) for c in train]
-    return divided(sources, [_source(c, names, config.landmarks is not None) for c in val], names, config)
+    empty = tuple(s.id for s in sources if not s.landmarks.defined.any())
+    if len(empty) == len(sources):
+        raise InputError(f"{manifest_path}: no training case has a defined landmark; there is nothing to learn from")
+    spared = [_source(c, names, config.landmarks is not None) for c in val]
+    return replace(divided([s for s in sources if s.id not in empty], spared, names, config), left_out=empty)
 
 
 def divided(train: Sequence[Source], val: Sequence[Source], names: tuple[str, ...], config: RunConfig) -> Division:
@@ -115,6 +125,25 @@ def divided(train: Sequence[Source], val: Sequence[Source], names: tuple[str, ..
         if not any(s.landmarks.defined[k] for s in kept):
             raise InputError(f"landmark {name!r} is defined in none of the {len(kept)} training cases; leave it out")
     return Division(kept, spared, names, how)
+
+
+def combined_truth(division: Division) -> Division:
+    """The same with training landmarks that average all observers, in the convention of the one that the manifest
+    names (``data/observers.py``); validation cases keep theirs. Raises InputError where no observer is named."""
+    others = []
+    for source in division.train:
+        named = split_observer(source.case.landmarks or "")[1]
+        marks = source.case.observers()
+        if named not in marks or len(marks) < 2:
+            known = ", ".join(o for o in marks if o) or "none"
+            raise InputError(
+                f"case {source.id!r}, {source.case.landmarks}: observers=combined needs two or more observers, one of "
+                f"them named as table.csv#name; found: {known}"
+            )
+        others.append({o: m for o, m in marks.items() if o != named})
+    truth = combined([s.landmarks for s in division.train], others)
+    train = tuple(replace(s, landmarks=t) for s, t in zip(division.train, truth, strict=True))
+    return replace(division, train=train)
 
 
 def _names(first: Sequence[tuple[Case, Landmarks]], wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import anatomark
-from anatomark.engine.config import RunConfig, checked, method_of, read_config
+from anatomark.engine.compose import REFINE, assembled
+from anatomark.engine.config import RunConfig, checked, read_config
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, write_bytes
 from anatomark.methods.base import Method, Plan
@@ -40,7 +41,7 @@ class Run:
 
     def method(self) -> Method:
         """The method with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""
-        cls, settings = method_of(self.config)
+        cls, settings = assembled(self.config)
         try:
             method = cls(settings, self.plan)
             method.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in self.weights.items()})
@@ -131,7 +132,9 @@ def _pickled(data: bytes) -> bool:
 
 
 def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any]) -> str:
-    said = [config.method.model_dump(mode="json"), config.precision, plan.model_dump(mode="json"), calibration]
+    settings = [config.method.model_dump(mode="json"), config.precision]
+    settings += [config.refine.model_dump(mode="json")] if REFINE in plan.facts else []
+    said = [*settings, plan.model_dump(mode="json"), calibration]
     return hashlib.sha256(data + json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 

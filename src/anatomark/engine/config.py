@@ -14,6 +14,7 @@ from anatomark import methods
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_text, write_text
 from anatomark.methods.base import Method, MethodConfig
+from anatomark.methods.refine import RefineConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,6 +50,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
     seed: int = Field(default=0, ge=0)
     method: MethodChoice = Field(default_factory=MethodChoice)
+    refine: RefineConfig = Field(default_factory=RefineConfig)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     stage_steps: dict[str, int] = Field(default_factory=dict)
@@ -63,6 +65,7 @@ class RunConfig(BaseModel):
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     validation_cases: int = Field(default=24, ge=1)
     landmarks: list[str] | None = None
+    observers: Literal["named", "combined"] = "named"  # combined: the others', freed from their habits, are averaged in
     modality: str | None = None
     weights: Literal["float32", "half"] = "float32"
     license: str = "not stated"
@@ -191,9 +194,17 @@ def method_of(config: RunConfig) -> tuple[type[Method], MethodConfig]:
 
 def completed(config: RunConfig) -> RunConfig:
     """The same config with every setting of the method written out."""
-    _, settings = method_of(config)
+    cls, settings = method_of(config)
     choice = config.method.model_copy(update={"settings": settings.model_dump(mode="json")})
-    return config.model_copy(update={"method": choice}, deep=True)
+    refine = config.refine.model_copy(update={"enabled": refined(cls, config)})
+    return config.model_copy(update={"method": choice, "refine": refine}, deep=True)
+
+
+def refined(cls: type[Method], config: RunConfig) -> bool:
+    """Whether the refiner follows the method: as the config says, else as the method's author chose."""
+    if config.refine.enabled is None:
+        return config.refine.only or cls.refined
+    return config.refine.enabled
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from anatomark.core.grid import Array
 from anatomark.engine.cases import Division
 from anatomark.engine.checkpoint import write_weights
 from anatomark.engine.config import RunConfig, write_config
+from anatomark.engine.presence import described_presence, frozen_threshold
 from anatomark.engine.progress import clock
 from anatomark.engine.validate import Residuals
 from anatomark.io.atomic import write_json, write_text
 from anatomark.methods.base import Method
 
 LEVEL = 0.9  # share of errors that a radius is to cover
+COMBINED = "mean of all observers, freed from their offsets to the one named; validation: the one named"
 FEWEST = 9  # errors from which on a 90 % radius of its own is trusted: the 9th of 9 is the quantile
 
 
@@ -36,14 +38,21 @@ def finish(
 
     Raises InputError where the disk refuses.
     """
-    independent = out_of_fold or (residuals if division.independent else None)
+    independent = _independent(division, residuals, out_of_fold)
     how = "out-of-fold" if out_of_fold is not None else division.how
-    write_json(run / "calibration.json", calibration(independent, how, method.plan.names))
+    presence = frozen_threshold(independent.trials if independent is not None else None)
+    known = calibration(independent, how, method.plan.names)
+    write_json(run / "calibration.json", {**known, "presence": presence})
     write_json(run / "plan.json", method.plan.model_dump(mode="json"))
     settled = config.model_copy(update={"minutes": None})  # the steps of each stage say it all
     write_text(run / "card.md", card(settled, method, division, residuals, out_of_fold, seconds))
     write_config(run / "config.yaml", settled)
     write_weights(run, method, half=config.weights == "half")
+
+
+def _independent(division: Division, residuals: Residuals | None, out_of_fold: Residuals | None) -> Residuals | None:
+    """The cases that no weight was fitted to, if there are any."""
+    return out_of_fold or (residuals if division.independent else None)
 
 
 def calibration(residuals: Residuals | None, how: str, names: list[str]) -> dict[str, Any]:
@@ -117,6 +126,7 @@ def card(
         f"| landmarks | {len(plan.names)} in {plan.ndim}D: {', '.join(_shown(plan.names, plan.descriptions))} |",
         f"| modality | {plan.modality} |",
         f"| data | {division.describe()} |",
+        *([f"| truth in training | {COMBINED} |"] if config.observers == "combined" else []),
         f"| training cases | {', '.join(s.id for s in division.train)} |",
         f"| steps | {', '.join(f'{k} {v}' for k, v in config.stage_steps.items())}, seed {config.seed} |",
         f"| time | {clock(seconds)} |",
@@ -127,6 +137,11 @@ def card(
         "",
     ]
     lines += _errors(division, residuals, out_of_fold, plan.names)
+    independent = _independent(division, residuals, out_of_fold)
+    absence = described_presence(frozen_threshold(independent.trials if independent is not None else None))
+    lines += ["", f"{absence[0].upper()}{absence[1:]}."]
+    for note in method.notes():
+        lines += ["", note]
     return "\n".join(lines) + "\n"
 
 

@@ -194,6 +194,8 @@ def _write(
         "flagged": bool(found.meta["flags"]),
         "flags": list(found.meta["flags"]),
     }
+    if "posterior_mass" in found.meta:
+        facts["posterior_mass"] = dict(zip(found.names, found.meta["posterior_mass"], strict=True))
     files = []
     for ending in endings:
         path = out / f"{job.stem}.{ending}"

@@ -14,20 +14,22 @@ import numpy as np
 import torch
 
 from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
-from anatomark.engine.cases import Division, Source, read_division, source_path, study_of
+from anatomark.engine.cases import Division, Source, combined_truth, read_division, source_path, study_of
 from anatomark.engine.checkpoint import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
-from anatomark.engine.config import RunConfig, completed, method_of, read_config
+from anatomark.engine.compose import Composed, adapted_plan, assembled, cache_facts, part_of, with_refiner
+from anatomark.engine.config import RunConfig, completed, read_config
 from anatomark.engine.finish import finish
 from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
 from anatomark.engine.memory import keep_freed_memory
+from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
 from anatomark.engine.state import State, restore, save, write_setup
 from anatomark.engine.steps import worker_count
 from anatomark.engine.validate import Residuals, Validation
 from anatomark.errors import InputError
 from anatomark.io.atomic import remove_temporary
-from anatomark.methods.base import Method, Plan, Stage
+from anatomark.methods.base import Method, Plan, Stage, Study
 from anatomark.nets.precision import use_bf16
 
 MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
@@ -66,14 +68,27 @@ def fit(
     if (run / "weights.safetensors").exists():
         report.say(f"{run} is finished already")
         return Fitted(run, None, False, 0.0)
-    division = read_division(manifest, config)
     source = load_run(init) if init is not None else None
-    if config.learning_rate_factor is None:
-        config = config.model_copy(update={"learning_rate_factor": FINE_TUNING if source else 1.0})
+    config = _started_from(source, config)
+    division = read_division(manifest, config)
     residuals = None
     if folds:
         residuals, config = cross_validate(fit_division, division, run, config, folds, init=source, report=report)
     return fit_division(division, run, config, init=source, out_of_fold=residuals, report=report)
+
+
+def _started_from(source: Run | None, config: RunConfig) -> RunConfig:
+    """The config with what follows from ``--init``. Raises InputError where the two disagree."""
+    only = source is not None and config.refine.only
+    update: dict[str, Any] = {}
+    if config.learning_rate_factor is None:
+        update["learning_rate_factor"] = FINE_TUNING if source is not None and not only else 1.0
+    if source is not None and only:  # the method is the one there, with its landmarks
+        asked, there, usual = (c.method for c in (config, completed(source.config), RunConfig()))
+        if (asked.name, asked.preset) not in ((there.name, there.preset), (usual.name, usual.preset)):
+            raise InputError(f"refine.only: --init {source.folder} is of method {there.name}, not {asked.name}")
+        update.update(method=there, landmarks=config.landmarks or list(source.plan.names))
+    return config.model_copy(update=update)
 
 
 def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
@@ -118,6 +133,8 @@ def fit_division(
     """:func:`fit` for cases that are read and divided already. Raises InputError."""
     report = report or Reporter()
     report.say(division.describe())
+    if config.observers == "combined":
+        division = combined_truth(division)
     there = existing(run)
     try:
         state = _start(division, run, config, init, report)
@@ -130,14 +147,27 @@ def fit_division(
         restore(state)
     elif init is not None:
         save(state)  # a run killed before its first checkpoint must not go on without the weights it began with
+    if (run / CHECKPOINT).exists() and state.at == state.step == 0 and not state.evidence:
+        _judge_initial(state)
+        save(state)
     state.saved = time.monotonic()
     while state.at < len(state.stages):
         train_stage(state)
     residuals = _final_residuals(state)
+    if division.independent and out_of_fold is None and residuals is not None:
+        residuals = replace(residuals, trials=_trials(state, residuals))
     finish(run, state.config, state.method, division, residuals, out_of_fold, state.seconds)
     _remove_cache(state)
     (run / CHECKPOINT).unlink(missing_ok=True)
     return Fitted(run, residuals, division.independent, state.seconds)
+
+
+def _judge_initial(state: State) -> None:
+    """What the given weights are worth before training: evidence for the first stage."""
+    if len(state.validation):
+        found = state.validation.run(state.method, state.config.validation_cases)
+        state.report.say(f"before training: validation {found.selection_mm():.3f} mm")
+        state.evidence = found.evidence("init", state.validation.independent)
 
 
 def _final_residuals(state: State) -> Residuals | None:
@@ -148,6 +178,20 @@ def _final_residuals(state: State) -> Residuals | None:
         found, truth = state.evidence["predictions"], state.evidence["truth"]
         return Residuals(tuple(found), tuple(found.values()), tuple(truth[c] for c in found))
     return state.validation.run(state.method, len(state.validation))
+
+
+def _trials(state: State, residuals: Residuals) -> Trials:
+    """What the finished method says of presence in the validation images and in crops of some of them."""
+    store, chosen, total = state.validation.store, state.validation.chosen(CASES), Trials()
+    state.method.eval()
+    with torch.no_grad(), state.report.bar("crops", len(chosen)) as bar:
+        for case, found, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
+            i = store.ids.index(case)
+            locate = state.method.locate if i in chosen else None
+            total += case_trials(locate, case, store.images(i)["image"], truth, found, state.config.seed)
+            bar.update(total.crops + total.failed, case)
+    state.report.say(described_presence(frozen_threshold(total)))
+    return total
 
 
 def _remove_cache(state: State) -> None:
@@ -166,7 +210,7 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
         torch.set_num_threads(config.threads)
     use_bf16({"auto": None, "fp32": False, "bf16": True}[config.precision])
     fabric = _fabric(config.device)
-    cls, settings = method_of(config)
+    cls, settings = assembled(config)
     plan = _plan(cls, settings, division, run, config, init)
     torch.manual_seed(config.seed)
     method = cls(settings, plan)
@@ -191,12 +235,23 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
 def _plan(cls: type[Method], settings: Any, division: Division, run: Path, config: RunConfig, init: Any) -> Plan:
     if (run / "plan.json").exists():
         return read_plan(run)
-    plan = cls.prepare(settings, study_of(division, config))
+    study = study_of(division, config)
+    if config.refine.only:
+        return _refined_plan(study, init)
+    plan = cls.prepare(settings, study)
     if not plan.descriptions:
         plan.descriptions = list(division.train[0].landmarks.descriptions)
-    if init is not None and hasattr(cls, "adapt_plan"):
-        plan = cls.adapt_plan(plan, init.plan)
-    return plan
+    return plan if init is None else adapted_plan(cls, settings, plan, init.plan)
+
+
+def _refined_plan(study: Study, init: Run | None) -> Plan:
+    """The plan of the model that is to be refined and not changed otherwise. Raises InputError."""
+    if init is None:
+        raise InputError("refine.only: give the model to refine as --init")
+    if tuple(init.plan.names) != study.names:
+        known = ", ".join(init.plan.names[:5])
+        raise InputError(f"refine.only: the landmarks must be those of --init {init.folder}, in order: {known} ...")
+    return with_refiner(init.plan.model_copy(deep=True), study, init.plan)
 
 
 def _fabric(device: str) -> Any:
@@ -224,7 +279,7 @@ def _caches(
     method: Method, division: Division, config: RunConfig, folder: Path, report: Reporter
 ) -> tuple[CaseStore, Validation]:
     """Working images of the training cases and images of the validation cases, on disk."""
-    made = [config.method.model_dump(mode="json"), method.plan.model_dump(mode="json")]
+    made = cache_facts(config, method.plan)
     train = CaseStore(folder, config.cache_mb / max(1, worker_count(config)))
     held = CaseStore(folder, config.cache_mb / 4)
     copies = [(i % len(division.train), i) for i in range(COPIES)] if division.how == "augmented copies" else []
@@ -258,10 +313,10 @@ def initialise(method: Method, source: Run) -> str:
     A method may offer ``adapt_state(state, old_plan) -> state`` to match per-landmark tensors by name, and
     ``adapt_plan(plan, old_plan) -> plan`` so that lengths and frames mean the same to the old weights.
     """
-    state = dict(source.weights)
     adapt = getattr(method, "adapt_state", None)
+    state = source.weights if isinstance(method, Composed) else part_of("method", source.weights, source.plan)
     if adapt is not None:
-        state = adapt(state, source.plan)
+        state = adapt(dict(state), source.plan)
     own = method.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fits:

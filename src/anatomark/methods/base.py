@@ -68,8 +68,9 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage. ``share`` is its part of a time budget given as ``--minutes``; ``schedule`` is ``constant``
-    or ``cosine`` (with ``warmup`` steps); ``modules`` names the sub-modules that are trained, all others are frozen."""
+    """One training stage. ``share`` is its part of a time budget given as ``--minutes``; ``schedule`` is ``constant``,
+    ``cosine``, or ``restarts`` (cosine with warm restarts: ``options["cycles"]`` periods that double fill the steps),
+    each after ``warmup`` steps; ``modules`` names the sub-modules that are trained, all others are frozen."""
 
     name: str
     steps: int
@@ -97,6 +98,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    refined: ClassVar[bool] = False  # whether the refiner follows where the user does not say
     config: Any
     plan: Plan
 
@@ -130,6 +132,10 @@ class Method(nn.Module):
 
     def after_step(self, stage: Stage) -> None:
         """Called after each optimiser step. Optional."""
+
+    def notes(self) -> list[str]:
+        """Sentences for the model card on what was settled in training. Optional."""
+        return []
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """Landmarks of an image as read from a file: world mm, with score and covariance (mm^2).

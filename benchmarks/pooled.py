@@ -1,0 +1,77 @@
+"""Several evaluations as one: a cross-validation whose folds were trained and evaluated by themselves.
+
+    python benchmarks/pooled.py EVALUATION... --out FILE.json [--truth "landmark files"]
+
+An EVALUATION is a folder that ``anatomark evaluate`` wrote, or an ``out_of_fold.csv`` of ``fit --folds``. No case may
+occur twice. Figures: ``mre_mm`` with its 95 % interval (bootstrap over cases), ``median_mm``, ``p95_mm``,
+``worst_case_mm``, ``cases``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import anatomark
+from anatomark.errors import InputError
+from anatomark.io.atomic import write_json
+
+SAMPLES = 2000
+
+
+def read_errors(path: Path, truth: str | None) -> dict[str, list[float]]:
+    """Errors in mm by case; of one truth where the evaluation holds several. Raises InputError."""
+    file = path / "errors.csv" if path.is_dir() else path
+    found: dict[str, list[float]] = defaultdict(list)
+    with file.open(newline="", encoding="utf-8") as table:
+        for row in csv.DictReader(table):
+            if row["error_mm"] and (truth is None or row.get("truth", truth) == truth):
+                found[row["case"]].append(float(row["error_mm"]))
+    if not found:
+        raise InputError(f"{file}: holds no errors" + (f" against {truth!r}" if truth else ""))
+    return found
+
+
+def pooled(paths: list[Path], truth: str | None) -> dict[str, float]:
+    """The figures of all cases together. Raises InputError where a case occurs twice."""
+    cases: dict[str, list[float]] = {}
+    for path in paths:
+        for case, errors in read_errors(path, truth).items():
+            if case in cases:
+                raise InputError(f"{path}: case {case!r} was evaluated before")
+            cases[case] = errors
+    errors = list(cases.values())
+    total, count = np.array([sum(e) for e in errors]), np.array([len(e) for e in errors])
+    draws = np.random.default_rng(0).integers(len(errors), size=(SAMPLES, len(errors)))
+    low, high = np.percentile(total[draws].sum(1) / count[draws].sum(1), [2.5, 97.5])
+    flat = np.concatenate(errors)
+    figures = {"mre_mm": flat.mean(), "low_mm": low, "high_mm": high, "median_mm": np.median(flat)}
+    figures |= {"p95_mm": np.percentile(flat, 95), "worst_case_mm": (total / count).max(), "cases": len(errors)}
+    return {k: round(float(v), 4) for k, v in figures.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("evaluations", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--truth", default=None)
+    given = parser.parse_args()
+    try:
+        figures = pooled(given.evaluations, given.truth)
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        machine = f"{platform.machine()}, anatomark {anatomark.__version__}"
+        write_json(given.out, {"figures": figures, "machine": machine, "commit": commit.stdout.strip()})
+    except (InputError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(", ".join(f"{k} {v}" for k, v in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
