@@ -31,8 +31,8 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import random_rotation
 from anatomark.data.intensity import intensity_rule
-from anatomark.engine.compose import assembled
 from anatomark.engine.config import make_config
+from anatomark.engine.pipeline import assembled
 from anatomark.methods.base import Method, Study, StudyCase
 from anatomark.methods.global_to_local.published import PublishedGlobalToLocal, cut
 from anatomark.methods.global_to_local.votes import decode

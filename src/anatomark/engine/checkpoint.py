@@ -16,8 +16,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import anatomark
-from anatomark.engine.compose import REFINE, assembled
 from anatomark.engine.config import RunConfig, checked, read_config
+from anatomark.engine.pipeline import REFINE, assembled
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, write_bytes
 from anatomark.methods.base import Method, Plan

@@ -18,7 +18,7 @@ from anatomark.analysis.result import EvaluationResult
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.engine.checkpoint import existing, remove_empty
-from anatomark.engine.pipeline import image_stem
+from anatomark.engine.model import image_stem
 from anatomark.engine.predict import described, load
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest

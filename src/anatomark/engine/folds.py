@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from anatomark.engine.cases import Division, Source, divided
 from anatomark.engine.checkpoint import Run, existing, load_run, remove_empty
 from anatomark.engine.config import RunConfig, read_config
+from anatomark.engine.pipeline import Composed
 from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
 from anatomark.engine.validate import Residuals
@@ -82,6 +83,7 @@ def cross_validate(
         tuple(p for _, r in results for p in r.predictions),
         tuple(t for _, r in results for t in r.truths),
         sum((r.trials for _, r in results if r.trials is not None), Trials()),
+        _merged([r.before for _, r in results]),
     )
     _write(run / "folds", pooled, results, division.names)
     report.say(f"out-of-fold: {summary(pooled)}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
@@ -98,13 +100,28 @@ def _predict(folder: Path, sources: Sequence[Source], seed: int, crops: int) -> 
     """Predictions in the images, and in one crop of each of the first ``crops``."""
     method = load_run(folder).method()
     predictions, trials = [], Trials()
+    before: dict[str, dict[str, Any]] = {}
     for i, s in enumerate(sources):
         image = s.image()
         predictions.append(method.locate(image))
+        for stage, found in method.before_levels(image).items() if isinstance(method, Composed) else ():
+            known = before.setdefault(stage, {"how": "out-of-fold", "predictions": {}, "truth": {}})
+            known["predictions"][s.id], known["truth"][s.id] = found, s.landmarks
         locate = method.locate if i < crops else None
         trials += case_trials(locate, s.id, image, s.landmarks, predictions[-1], seed)
     ids, truths = tuple(s.id for s in sources), tuple(s.landmarks for s in sources)
-    return Residuals(ids, tuple(predictions), truths, trials)
+    return Residuals(ids, tuple(predictions), truths, trials, before)
+
+
+def _merged(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The folds' evidence as one, stage by stage."""
+    out: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for stage, evidence in part.items():
+            known = out.setdefault(stage, {"how": evidence["how"], "predictions": {}, "truth": {}})
+            for key in ("predictions", "truth"):
+                known[key].update(evidence[key])
+    return out
 
 
 def summary(residuals: Residuals) -> str:

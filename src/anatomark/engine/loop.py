@@ -22,7 +22,7 @@ SHORTEST_INTERVAL = 50  # steps between validations
 def train_stage(state: State) -> None:
     """Train the current stage to its end from where the state stands, then move on to the next."""
     resumed = state.optimizer is not None
-    state.method.begin(state.stage, state.evidence)
+    state.method.begin(state.stage, state.before.get(state.stage.name, state.evidence))
     if not resumed:
         if state.config.minutes is not None and state.stage.name not in state.config.stage_steps:
             fix_steps(state)

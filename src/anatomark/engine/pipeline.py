@@ -1,141 +1,156 @@
-"""A trained model as it is used: the method, then the radii that calibration gives, then what is suspicious."""
+"""What a run trains and uses as one: a method and, where asked for, the refiner after it, as one Method."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks, Status
-from anatomark.engine.checkpoint import Run
-from anatomark.engine.config import RunConfig
-from anatomark.engine.finish import sigma_of
-from anatomark.engine.presence import with_absent
-from anatomark.errors import InputError
-from anatomark.io.atomic import read_text
-from anatomark.io.images import check_image, read_image, squeeze_to_2d
-from anatomark.methods.base import Method
-from anatomark.nets.precision import use_bf16
+from anatomark.core.landmarks import Landmarks
+from anatomark.engine.config import RunConfig, method_of, refined
+from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.refine import RefineConfig, Refiner
 
-LOW_SCORE = 0.5
+REFINE = "refine"  # its stages' and working images' names begin with this
 
 
-class Model:
-    """Finds landmarks in images. ``names``: the landmarks in order; ``ndim`` 2 or 3; ``hash`` identifies everything
-    that its predictions depend on."""
+class ComposedConfig(MethodConfig):
+    """The method, its settings, and the refiner's."""
 
-    def __init__(self, run: Run, device: str | None = None):
-        self.run, self.hash = run, run.hash
-        self.name = run.folder.resolve().name
-        self.names, self.ndim = tuple(run.plan.names), run.plan.ndim
-        self.method: Method = run.method().to(_device(device))
-        self.calibration = run.calibration
-
-    @property
-    def licence(self) -> str:
-        """What the weights may be used for: the first paragraph of the run folder's ``LICENSE.txt``, else what its
-        config says; empty where neither says anything."""
-        note = self.run.folder / "LICENSE.txt"
-        if note.exists():
-            return " ".join(read_text(note).split("\n\n")[0].split())
-        return self.run.config.license if self.run.config.license != RunConfig().license else ""
-
-    def predict(
-        self, image: Image | str | os.PathLike[str], spacing: tuple[float, ...] | float | None = None
-    ) -> Landmarks:
-        """Landmarks of an image, or of an image file, in world mm (3D: LPS; 2D: x right, y down).
-
-        ``spacing`` mm along x, y[, z], for files that have none. ``score`` in 0..1, ``covariance`` mm^2 and
-        ``radius90`` mm where known; ``status`` absent where a landmark is not in the image (``presence.py``);
-        ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or unfit image.
-        """
-        if not isinstance(image, Image):
-            image = read_image(image, spacing)
-        image = self.flattened(image)
-        where = str(image.meta.get("path") or "the image")
-        if image.ndim != self.ndim:
-            raise InputError(f"{where}: is {image.ndim}D, but the model {self.name} is for {self.ndim}D images")
-        check_image(image, where)
-        use_bf16({"auto": None, "fp32": False, "bf16": True}[self.run.config.precision])
-        with torch.inference_mode():
-            found = self.method.locate(image)
-        found = with_absent(found, image.grid, self.calibration)
-        if found.radius90 is None:
-            found = replace(found, radius90=radii(found, self.calibration))
-        described = found.descriptions if any(found.descriptions) else tuple(self.run.plan.descriptions)
-        return replace(found, descriptions=described, meta={**found.meta, "flags": flags(found, image)})
-
-    def flattened(self, image: Image) -> Image:
-        """A 3D image whose slowest axis has length 1 as a 2D image, where the model is for 2D; others as they are."""
-        single = image.ndim == 3 and self.ndim == 2 and image.grid.shape[0] == 1
-        return squeeze_to_2d(image) if single else image
+    model_config = {"arbitrary_types_allowed": True}
+    method: type[Method]
+    settings: Any
+    refine: RefineConfig
 
 
-def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:
-    """(N,) mm within which each landmark lies with 90 % probability, as far as independent errors were seen in
-    training: from the covariance scaled by the calibration, else from the errors themselves; NaN where unknown."""
-    pooled = calibration.get("pooled") or {}
-    own = calibration.get("landmarks") or {}
-    sigma = sigma_of(landmarks.covariance, len(landmarks))
-    out = np.full(len(landmarks), np.nan)
-    for k, name in enumerate(landmarks.names):
-        for facts in (own.get(name) or {}, pooled):
-            if facts.get("scale90") is not None and np.isfinite(sigma[k]):
-                out[k] = facts["scale90"] * sigma[k]
-            elif facts.get("radius90_mm") is not None:
-                out[k] = facts["radius90_mm"]
-            if np.isfinite(out[k]):
-                break
-    out[~landmarks.defined] = np.nan
-    return out if np.isfinite(out).any() else None
+def assembled(config: RunConfig) -> tuple[type[Method], MethodConfig]:
+    """The class and settings of what a run's config describes: the method alone, or with the refiner."""
+    cls, settings = method_of(config)
+    if not refined(cls, config):
+        return cls, settings
+    return Composed, ComposedConfig(method=cls, settings=settings, refine=config.refine)
 
 
-def flags(landmarks: Landmarks, image: Image) -> list[str]:
-    """What is suspicious about a prediction, one line each."""
-    out = []
-    known = landmarks.defined
-    outside = known.copy()
-    outside[known] = ~image.grid.contains(landmarks.points[known])
-    if outside.any():
-        out.append(f"outside the image: {_named(landmarks, outside)}")
-    if landmarks.score is not None:
-        low = known & (landmarks.score < LOW_SCORE)
-        if low.any():
-            out.append(f"low score: {_named(landmarks, low)}")
-    absent = np.array([s is Status.ABSENT for s in landmarks.status], dtype=bool)
-    if absent.any():
-        out.append(f"absent: {_named(landmarks, absent)}")
-    if not (known | absent).all():
-        out.append(f"not found: {_named(landmarks, ~(known | absent))}")
-    return out
+class Composed(Method):
+    """A method, then the refiner. Tensors are named ``method.*`` and ``refine.*``."""
+
+    Config = ComposedConfig
+
+    def __init__(self, config: ComposedConfig, plan: Plan):
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.method = config.method(config.settings, plan)
+        self.refine = Refiner(config.refine, plan)
+        self.begun = len(plan.facts[REFINE]["levels"]) > 0
+
+    @classmethod
+    def prepare(cls, config: ComposedConfig, study: Study) -> Plan:
+        """The method's plan with the refiner's facts."""
+        return with_refiner(config.method.prepare(config.settings, study), study)
+
+    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Weights of another run, with or without a refiner."""
+        out = {}
+        for name in ("method", REFINE):
+            part = part_of(name, state, old)
+            adapt = getattr(getattr(self, name), "adapt_state", None)
+            out.update({f"{name}.{k}": v for k, v in (adapt(part, old) if adapt and part else part).items()})
+        return out
+
+    def stages(self) -> list[Stage]:
+        """The method's, then the refiner's."""
+        first = [] if self.config.refine.only else _prefixed("method", self.method.stages())
+        return [*first, *_prefixed(REFINE, self.refine.stages())]
+
+    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+        """While the method is trained the refiner is left out of :meth:`locate`."""
+        self.begun = self._part(stage) is self.refine
+        self._part(stage).begin(stage, evidence)
+
+    def working_images(self, image: Image) -> dict[str, Image]:
+        """Of both, as far as they are trained."""
+        own = {} if self.config.refine.only else self.method.working_images(image)
+        return {**own, **self.refine.working_images(image)}
+
+    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+        """Of the stage's part."""
+        return self._part(stage).examples(case, stage, rng)
+
+    def collect(self, cases: Any, stage: Stage, rng: np.random.Generator) -> Any:
+        """Of the stage's part."""
+        return self._part(stage).collect(cases, stage, rng)
+
+    def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """Of the stage's part."""
+        return self._part(stage).loss(batch, stage)
+
+    def after_step(self, stage: Stage) -> None:
+        """Of the stage's part."""
+        self._part(stage).after_step(stage)
+
+    def notes(self) -> list[str]:
+        """Of both."""
+        return [*self.method.notes(), *self.refine.notes()]
+
+    def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
+        """The method's landmarks, refined."""
+        first = self.method.locate(image, start)
+        return self.refine.locate(image, first) if self.begun else first
+
+    def before_levels(self, image: Image) -> dict[str, Landmarks]:
+        """What each of the refiner's stages starts from, by the stage's name: evidence to size its sub-images by."""
+        first = self.method.locate(image)
+        found = {}
+        for k, stage in enumerate(self.refine.stages()):
+            self.refine.use_levels(k)
+            found[stage.name] = self.refine.locate(image, first)
+        self.refine.use_levels(len(found))
+        return found
+
+    def _part(self, stage: Stage) -> Method:
+        return self.refine if stage.name.startswith(REFINE) else self.method
 
 
-def _named(landmarks: Landmarks, which: Any) -> str:
-    return ", ".join(n for n, w in zip(landmarks.names, which, strict=True) if w)
+def with_refiner(plan: Plan, study: Study, old: Plan | None = None) -> Plan:
+    """``plan`` with what the refiner keeps of the training data, in the frame of the refiner of ``old``, if any."""
+    facts = Refiner.prepare_facts(study, plan.facts)
+    plan = plan.model_copy(update={"facts": {**plan.facts, REFINE: facts}})
+    return plan if old is None else _refiner_adapted(plan, old)
 
 
-def _device(device: str | None) -> torch.device:
-    kind = (device or "auto").partition(":")[0]
-    if kind not in ("auto", "cpu", "cuda", "mps"):
-        raise InputError(f"device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps")
-    if kind == "auto":
-        return torch.device("cpu")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
-    if not there:
-        raise InputError(f"device {device!r}: this machine or this build of torch has no {kind}; use --device cpu")
-    try:
-        return torch.device(str(device))
-    except RuntimeError:
-        raise InputError(f"device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps") from None
+def adapted_plan(cls: type[Method], settings: MethodConfig, plan: Plan, old: Plan) -> Plan:
+    """``plan`` in the frames of another run's, whose weights it is to start from; see ``Method.adapt_plan``."""
+    own = settings.method if isinstance(settings, ComposedConfig) else cls
+    adapt = getattr(own, "adapt_plan", None)
+    return _refiner_adapted(adapt(plan, old) if adapt else plan, old)
 
 
-def image_stem(path: str | os.PathLike[str]) -> str:
-    """A file's name without its ending (``.nii.gz`` is one); a DICOM folder's name."""
-    path = Path(path)
-    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+def _refiner_adapted(plan: Plan, old: Plan) -> Plan:
+    """``plan`` with its refiner, if it has one, in the frame of the other plan's refiner."""
+    if REFINE not in plan.facts:
+        return plan
+    facts = Refiner.adapt_facts(plan.facts[REFINE], plan.names, old)
+    return plan.model_copy(update={"facts": {**plan.facts, REFINE: facts}})
+
+
+def part_of(name: str, state: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    """The tensors of the ``method`` or of the refiner (``refine``) in a run's state, named as these name them."""
+    if REFINE not in plan.facts:  # it has no refiner: all are the method's
+        return dict(state) if name == "method" else {}
+    return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+
+def cache_facts(config: RunConfig, plan: Plan) -> list[Any]:
+    """What working images depend on, plain. The refiner's levels, sized as the training goes on, are no part of it."""
+    plain = plan.model_dump(mode="json")
+    if REFINE in plain["facts"]:
+        plain["facts"][REFINE].pop("levels")
+    return [config.method.model_dump(mode="json"), config.refine.only, plain]
+
+
+def _prefixed(name: str, stages: list[Stage]) -> list[Stage]:
+    return [replace(s, modules=tuple(f"{name}.{m}" for m in s.modules) or (name,)) for s in stages]

@@ -18,7 +18,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.data.dataset import fingerprint_of
 from anatomark.engine.checkpoint import load_run
-from anatomark.engine.pipeline import Model, image_stem
+from anatomark.engine.model import Model, image_stem
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_json

@@ -43,6 +43,7 @@ class State:
     best_mm: float = float("inf")
     found: dict[str, Any] = field(default_factory=dict)  # evidence that the best weights gave
     evidence: dict[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
     rows: list[dict[str, Any]] = field(default_factory=list)
     spent: float = 0.0  # seconds of the sittings before this one
     started: float = field(default_factory=time.monotonic)

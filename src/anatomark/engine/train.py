@@ -16,12 +16,12 @@ import torch
 from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
 from anatomark.engine.cases import Division, Source, combined_truth, read_division, source_path, study_of
 from anatomark.engine.checkpoint import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
-from anatomark.engine.compose import Composed, adapted_plan, assembled, cache_facts, part_of, with_refiner
 from anatomark.engine.config import RunConfig, completed, read_config
 from anatomark.engine.finish import finish
 from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
 from anatomark.engine.memory import keep_freed_memory
+from anatomark.engine.pipeline import Composed, adapted_plan, assembled, cache_facts, part_of, with_refiner
 from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
 from anatomark.engine.state import State, restore, save, write_setup
@@ -151,6 +151,7 @@ def fit_division(
         _judge_initial(state)
         save(state)
     state.saved = time.monotonic()
+    state.before = out_of_fold.before if out_of_fold is not None else {}
     while state.at < len(state.stages):
         train_stage(state)
     residuals = _final_residuals(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from anatomark.methods.base import Method
 @dataclass(frozen=True)
 class Residuals:
     """Predictions and truth of some cases. ``errors`` (M, N) mm, NaN where there is no truth or no prediction.
-    ``trials``: presence scores in these images and in crops of them, where that was tried."""
+    ``trials``: presence scores in these images and in crops of them, where that was tried. ``before``: by the name of a
+    training stage, evidence for it (out-of-fold)."""
 
     cases: tuple[str, ...]
     predictions: tuple[Landmarks, ...]
     truths: tuple[Landmarks, ...]
     trials: Trials | None = None
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def errors(self) -> Array:

@@ -156,9 +156,9 @@ class Refiner(Method):
         if c.reach_mm is not None:
             reach, source = c.reach_mm[k], "given"
         elif len(errors) >= FEWEST:
-            source = "validation" if evidence.get("independent") else "augmented copies"
+            source = evidence.get("how") or ("validation" if evidence.get("independent") else "augmented copies")
             # copies of training cases are found more easily than new cases
-            reach = float(np.quantile(errors, c.coverage)) * (1.0 if source == "validation" else 1.5)
+            reach = float(np.quantile(errors, c.coverage)) * (1.5 if source == "augmented copies" else 1.0)
         else:
             reach, source = GUESSED[k] * self.radius, "guessed from the landmarks' extent"
         finest = max(0.75 * float(self.facts["voxel_mm"]), self.radius / 350)

@@ -15,7 +15,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.engine.config import make_config
-from anatomark.engine.pipeline import Model, flags, image_stem, radii
+from anatomark.engine.model import Model, flags, image_stem, radii
 from anatomark.engine.predict import described, find_jobs, load, predict_paths
 from anatomark.engine.progress import Reporter
 from anatomark.engine.train import fit

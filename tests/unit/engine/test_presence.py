@@ -18,7 +18,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.engine.config import make_config
-from anatomark.engine.pipeline import flags
+from anatomark.engine.model import flags
 from anatomark.engine.predict import load, predict_paths
 from anatomark.engine.presence import (
     Trials,
