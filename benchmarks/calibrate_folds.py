@@ -1,0 +1,62 @@
+"""Calibration of a final model by fold models that were trained one by one.
+
+    python benchmarks/calibrate_folds.py MODEL --fold RUN CASES.csv --fold RUN CASES.csv ...
+
+Each fold's RUN did not learn from the cases that its CASES.csv calls ``test``; their errors, and crops of them, give
+the radii and the threshold of presence in MODEL/calibration.json. ``anatomark fit --folds`` does this by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from anatomark.engine.cases import Source
+from anatomark.engine.checkpoint import load_run
+from anatomark.engine.finish import calibration
+from anatomark.engine.folds import summary
+from anatomark.engine.presence import Trials, case_trials, described_presence, frozen_threshold
+from anatomark.engine.validate import Residuals
+from anatomark.errors import InputError
+from anatomark.io.atomic import write_json
+from anatomark.io.manifest import read_manifest
+
+
+def left_out(run: str, cases: str, seed: int) -> Residuals:
+    """A fold model's predictions in its test cases, and in one crop of each. Raises InputError."""
+    trained = load_run(run)
+    method, names = trained.method(), trained.plan.names
+    sources = [Source(c, c.read_landmarks().select(names)) for c in read_manifest(cases).split("test")]
+    found, trials = [], Trials()
+    for source in sources:
+        image = source.image()
+        found.append(method.locate(image))
+        trials += case_trials(method.locate, source.id, image, source.landmarks, found[-1], seed)
+    return Residuals(tuple(s.id for s in sources), tuple(found), tuple(s.landmarks for s in sources), trials)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--fold", nargs=2, action="append", required=True, metavar=("RUN", "CASES.csv"))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    try:
+        names = load_run(given.model).plan.names
+        parts = [left_out(run, cases, given.seed) for run, cases in given.fold]
+        pooled = Residuals(
+            tuple(c for p in parts for c in p.cases),
+            tuple(x for p in parts for x in p.predictions),
+            tuple(x for p in parts for x in p.truths),
+        )
+        presence = frozen_threshold(sum((p.trials for p in parts if p.trials is not None), Trials()))
+        known = calibration(pooled, "out-of-fold", names)
+        write_json(given.model / "calibration.json", {**known, "presence": presence})
+    except (InputError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"out-of-fold: {summary(pooled)}\n{described_presence(presence)}")
+
+
+if __name__ == "__main__":
+    main()
