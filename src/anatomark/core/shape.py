@@ -54,7 +54,8 @@ def procrustes(source: Array, target: Array, weights: Array | None = None, *, sc
     """The similarity (or, without ``scale``, rigid motion) that takes ``source`` (N, D) closest to ``target`` (N, D).
 
     Weighted least squares in closed form (Umeyama 1991), never a reflection. Rows with NaN on either side have no
-    weight. With fewer than two usable rows rotation is the identity, with none the pose is.
+    weight. Points on a line leave the turn about it open: of all rotations the smallest is taken. With fewer than two
+    usable rows rotation is the identity, with none the pose is.
     """
     d = source.shape[1]
     usable = np.asarray(np.isfinite(source).all(1) & np.isfinite(target).all(1))
@@ -65,7 +66,10 @@ def procrustes(source: Array, target: Array, weights: Array | None = None, *, sc
     a, b = np.where(usable[:, None], source, 0.0), np.where(usable[:, None], target, 0.0)
     mean_a, mean_b = w @ a, w @ b
     a, b = (a - mean_a) * usable[:, None], (b - mean_b) * usable[:, None]
-    u, s, vt = np.linalg.svd((b * w[:, None]).T @ a)
+    spread = (b * w[:, None]).T @ a
+    u, s, vt = np.linalg.svd(spread)
+    if d == 3 and s[1] < 1e-6 * s[0]:  # on a line
+        u, _, vt = np.linalg.svd(spread + 1e-5 * s[0] * np.eye(d))
     sign = np.ones(d)
     sign[-1] = np.sign(np.linalg.det(u @ vt)) or 1.0
     rotation = (u * sign) @ vt

@@ -73,7 +73,7 @@ def read_votes(logits: torch.Tensor, votes: torch.Tensor, ndim: int) -> tuple[Ar
     cloud = torch.einsum("mnpc,mnpic,mnpjc->mnpij", p, off, off)
     cloud = cloud + LEAST_VARIANCE * torch.eye(2, device=p.device)
     if ndim == 2:
-        return mean[:, :, 0].double().cpu().numpy(), cloud[:, :, 0].double().cpu().numpy(), mass.double().cpu().numpy()
+        return mean[:, :, 0].cpu().double().numpy(), cloud[:, :, 0].cpu().double().numpy(), mass.cpu().double().numpy()
     total = torch.zeros(*p.shape[:2], ndim, device=p.device)
     weighted, correlation = torch.zeros_like(total), torch.zeros(*p.shape[:2], ndim, ndim, device=p.device)
     for i, axes in enumerate(planes(ndim)):
@@ -87,4 +87,4 @@ def read_votes(logits: torch.Tensor, votes: torch.Tensor, ndim: int) -> tuple[Ar
     spread = (2 / total).sqrt()
     correlation = 0.5 * correlation + torch.eye(ndim, device=p.device)  # halved: stays positive definite
     covariance = spread[..., :, None] * correlation * spread[..., None, :]
-    return (weighted / total).double().cpu().numpy(), covariance.double().cpu().numpy(), mass.double().cpu().numpy()
+    return (weighted / total).cpu().double().numpy(), covariance.cpu().double().numpy(), mass.cpu().double().numpy()

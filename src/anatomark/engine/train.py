@@ -321,7 +321,10 @@ def initialise(method: Method, source: Run) -> str:
     own = method.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fits:
-        raise InputError(f"--init {source.folder}: none of its {len(state)} tensors fits this method and its settings")
+        there = f"it is of method {source.config.method.name}, preset {source.config.method.preset}"
+        raise InputError(
+            f"--init {source.folder}: none of its {len(state)} tensors fits this method and its settings; {there}"
+        )
     method.load_state_dict({**own, **fits})
     known = [n for n in method.plan.names if n in source.plan.names]
     if not known:

@@ -103,7 +103,9 @@ def check_status(text: str, positioned: bool, where: str) -> Status:
         status = Status(text.lower())
     except ValueError:
         words = ", ".join(Status)
-        raise InputError(f"{where}: status {text!r} is not known{nearest(text, list(Status))}; it is {words}") from None
+        raise InputError(
+            f"{where}: status {text!r} is not known{nearest(text, [*map(str, Status)])}; it is {words}"
+        ) from None
     if status is Status.DEFINED and not positioned:
         raise InputError(f"{where}: status is defined, but there is no position")
     return status

@@ -183,3 +183,15 @@ def test_pca_round_trips_through_json(rows: int) -> None:
     again = PCAShape.from_json(json.loads(json.dumps(model.to_json())))
     for key in ("mean", "modes", "sd"):
         np.testing.assert_array_equal(getattr(again, key), getattr(model, key))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_points_on_a_line_turn_no_more_than_they_must(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for _ in range(20):
+        direction = rng.normal(size=3)
+        source = np.linspace(-10, 10, count)[:, None] * direction / np.linalg.norm(direction)
+        turn = rotation_from_vector(rng.normal(0, 0.03, 3))
+        found = procrustes(source, source @ turn.T + [5, -3, 2])
+        assert rotation_angle(found.rotation) <= rotation_angle(turn) + 0.1
+        assert np.abs(found.apply(source) - (source @ turn.T + [5, -3, 2])).max() < 0.01

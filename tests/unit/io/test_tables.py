@@ -191,6 +191,7 @@ HEAD = "# frame=LPS unit=mm\n"
         (HEAD + "label,x,y,z\n,1,2,3\n", "row 3: the label is blank"),
         (HEAD + "case,label,x,y,z\n,a,1,2,3\n", "row 3: the case is blank"),
         (HEAD + "label,x,y,z,status\na,1,2,3,gone\n", "row 3: status 'gone' is not known"),
+        (HEAD + "label,x,y,z,status\na,,,,abscent\n", "'abscent' is not known .did you mean 'absent'"),
         (HEAD + "label,x,y,z,status\na,,,,defined\n", "row 3: status is defined, but there is no position"),
         (HEAD + "label,x,y,z,staus\na,1,2,3,absent\n", "column 'staus' is not known .did you mean 'status'"),
         (HEAD + "label,x,z\na,1,2\n", "no column 'y'"),

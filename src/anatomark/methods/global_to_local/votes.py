@@ -101,6 +101,7 @@ def decode(logits: torch.Tensor, moves: torch.Tensor, stride: int, vote: Vote = 
     ``vote`` ``positive``: only cells with pi >= 0.5 vote, all alike (the predecessor of 2018). Where the votes' weight
     is (nearly) nought, the most probable cell alone decides.
     """
+    logits, moves = logits.cpu(), moves.cpu()  # not every device has float64
     cells = logits.shape[2:]
     flat = logits.flatten(2).double()
     posterior = flat.sigmoid()

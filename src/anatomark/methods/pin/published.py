@@ -309,7 +309,7 @@ class PublishedPIN(Method):
         return states
 
     def _step(self, space: Space, d: torch.Tensor, logits: torch.Tensor) -> Array:
-        step = update(self.config.rule, d, logits).double().cpu().numpy()
+        step = update(self.config.rule, d, logits).cpu().double().numpy()
         return np.asarray(step / space.unit if self.config.rule == "A" else step)  # rule A: one voxel, not one sd
 
 

@@ -164,12 +164,12 @@ class AutoencoderSpace(ShapeSpace):
         if not np.isfinite(points).any():
             return None
         code = self.net.encode(self._tensor(self.standardised(self.completed(points))[None]))
-        return np.asarray(code[0].double().cpu()) * self._scale
+        return np.asarray(code[0].cpu().double()) * self._scale
 
     @torch.no_grad()
     def decode(self, states: Array) -> Array:
         """The decoder's points."""
-        shapes = self.net.decode(self._tensor(states / self._scale)).double().cpu().numpy()
+        shapes = self.net.decode(self._tensor(states / self._scale)).cpu().double().numpy()
         return (shapes * self.spread + self.centre).reshape(len(states), -1, self.ndim)
 
     def _tensor(self, values: ArrayLike) -> torch.Tensor:
