@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 
 TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
@@ -154,6 +154,13 @@ def caption(name: str, description: str = "") -> str:
     return f"{name} {description}" if description and description != name else name
 
 
+def absent_text(found: Landmarks, most: int = 8) -> str:
+    """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
+    gone = [n for n, state in zip(found.names, found.status, strict=True) if state is Status.ABSENT]
+    more = f" and {len(gone) - most} more" if len(gone) > most else ""
+    return f"absent: {', '.join(gone[:most])}{more}" if gone else ""
+
+
 def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
     # truth is a ring, so that what lies under it stays visible; a prediction is a cross
     style: dict[str, Any] = {"marker": "o", "mfc": "none"} if colour == TRUTH else {"marker": "x"}
@@ -278,6 +285,8 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
                 caption(name, description), (float(spot[0]), float(spot[1])), (-6 if right else 6, 4),
                 textcoords="offset points", color=INK, fontsize=8, ha="right" if right else "left",
             ).set_bbox({"facecolor": HALO, "alpha": 0.45, "edgecolor": "none", "pad": 1})  # fmt: skip
+    if text := absent_text(found):
+        figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True)
     return figure
 
 
@@ -286,7 +295,8 @@ def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
-    width, height = blocks * block - gap, rows * (side + head)
+    absent = absent_text(found)
+    width, height = blocks * block - gap, rows * (side + head) + (head if absent else 0)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
     for i, name in enumerate(names):
         at = found.names.index(name)
@@ -307,4 +317,6 @@ def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
                 ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
     if not names:
         figure.text(0.5, 0.5, "no landmark found", color=INK, ha="center", va="center")
+    if absent:
+        figure.text(0.05 / width, 0.07 / height, absent, color=INK, fontsize=8.5)
     return figure

@@ -14,7 +14,7 @@ from anatomark.analysis import pictures
 from anatomark.analysis.pictures import AXIAL, CORONAL, FLAT, SAGITTAL, case_picture, overlay
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 
 # columns: world step of array axes 0, 1, 2; the second is stored right to left, back to front, x slowest
@@ -90,6 +90,18 @@ def test_3d_pictures_with_a_constant_image_and_nothing_found(tmp_path: Path) -> 
     assert case_picture(image, nothing, truth, ["dot"]).startswith(b"\x89PNG")
     overlay(image, nothing, truth, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("shape", "draw"), [((80, 60), "_whole_2d"), ((12, 14, 10), "_sheet_3d")])
+def test_absent_landmarks_are_named(shape: tuple[int, ...], draw: str) -> None:
+    d = len(shape)
+    image = Image(np.zeros((1, *shape), np.float32), Grid.from_axes(shape, np.eye(d)[:, ::-1], np.zeros(d)))
+    points = np.vstack([np.full(d, 5.0), np.full((2, d), np.nan)])
+    found = Landmarks(("there", "gone", "open"), points, (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED))
+    texts = [t.get_text() for t in getattr(pictures, draw)(pictures._View(image), found, None).texts]
+    assert [t for t in texts if "absent" in t] == ["absent: gone"]
+    whole = getattr(pictures, draw)(pictures._View(image), found.select(["there"]), None)
+    assert not any("absent" in t.get_text() for t in whole.texts)
 
 
 def test_a_point_outside_the_image_is_drawn(tmp_path: Path) -> None:
