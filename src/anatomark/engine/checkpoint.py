@@ -19,7 +19,7 @@ import anatomark
 from anatomark.engine.config import RunConfig, checked, read_config
 from anatomark.engine.pipeline import REFINE, assembled
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import atomic_path, read_json, write_bytes
+from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
 from anatomark.methods.base import Method, Plan
 
 CHECKPOINT = "last.ckpt"
@@ -38,6 +38,15 @@ class Run:
     weights: dict[str, torch.Tensor]
     calibration: dict[str, Any]
     hash: str
+
+    @property
+    def licence(self) -> str:
+        """What the weights may be used for: the first paragraph of the folder's ``LICENSE.txt``, else what its config
+        says; empty where neither says anything."""
+        note = self.folder / "LICENSE.txt"
+        if note.exists():
+            return " ".join(read_text(note).split("\n\n")[0].split())
+        return self.config.license if self.config.license != RunConfig().license else ""
 
     def method(self) -> Method:
         """The method with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""

@@ -14,11 +14,9 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.engine.checkpoint import Run
-from anatomark.engine.config import RunConfig
 from anatomark.engine.finish import sigma_of
 from anatomark.engine.presence import with_absent
 from anatomark.errors import InputError
-from anatomark.io.atomic import read_text
 from anatomark.io.images import check_image, read_image, squeeze_to_2d
 from anatomark.methods.base import Method
 from anatomark.nets.precision import use_bf16
@@ -39,12 +37,8 @@ class Model:
 
     @property
     def licence(self) -> str:
-        """What the weights may be used for: the first paragraph of the run folder's ``LICENSE.txt``, else what its
-        config says; empty where neither says anything."""
-        note = self.run.folder / "LICENSE.txt"
-        if note.exists():
-            return " ".join(read_text(note).split("\n\n")[0].split())
-        return self.run.config.license if self.run.config.license != RunConfig().license else ""
+        """What the weights may be used for; empty where nothing is said."""
+        return self.run.licence
 
     def predict(
         self, image: Image | str | os.PathLike[str], spacing: tuple[float, ...] | float | None = None

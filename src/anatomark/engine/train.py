@@ -83,6 +83,8 @@ def _started_from(source: Run | None, config: RunConfig) -> RunConfig:
     update: dict[str, Any] = {}
     if config.learning_rate_factor is None:
         update["learning_rate_factor"] = FINE_TUNING if source is not None and not only else 1.0
+    if source is not None and config.license == RunConfig().license and source.licence:
+        update["license"] = source.licence  # what a model was made from binds it too
     if source is not None and only:  # the method is the one there, with its landmarks
         asked, there, usual = (c.method for c in (config, completed(source.config), RunConfig()))
         if (asked.name, asked.preset) not in ((there.name, there.preset), (usual.name, usual.preset)):

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
 from anatomark.data.anatomy import Anatomy, block_for
@@ -32,6 +32,7 @@ from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Stu
 from anatomark.nets.local import LocalNet
 
 FEWEST = 30  # errors from which on their quantiles size a sub-image
+LOST = 0.3  # radii: median error of a case from which on its pose counts as lost
 GUESSED = (0.1, 0.04, 0.02)  # radii: errors to cover where none were measured
 STRIDE = 4  # pixels in a cell
 JITTER = 0.1  # of the reach: how far the looks' places lie apart
@@ -152,15 +153,17 @@ class Refiner(Method):
 
     def _level(self, k: int, evidence: Mapping[str, Any]) -> dict[str, Any]:
         c = self.config
-        errors = _errors(evidence)
+        errors, kept = _errors(evidence), _errors(evidence, LOST * self.radius)
         if c.reach_mm is not None:
             reach, source = c.reach_mm[k], "given"
-        elif len(errors) >= FEWEST:
+        elif len(kept) >= FEWEST:
             source = evidence.get("how") or ("validation" if evidence.get("independent") else "augmented copies")
             # copies of training cases are found more easily than new cases
-            reach = float(np.quantile(errors, c.coverage)) * (1.5 if source == "augmented copies" else 1.0)
+            reach = float(np.quantile(kept, c.coverage)) * (1.5 if source == "augmented copies" else 1.0)
         else:
             reach, source = GUESSED[k] * self.radius, "guessed from the landmarks' extent"
+            if len(kept):  # too few to say how small the errors are, but not how large
+                reach = max(reach, float(np.quantile(kept, c.coverage)))
         finest = max(0.75 * float(self.facts["voxel_mm"]), self.radius / 350)
         spacing = float(np.clip(reach / (CENTRAL[k] * self.px / 2), finest, self.radius / 20))
         half = spacing * self.px / 2
@@ -204,6 +207,9 @@ class Refiner(Method):
         if rng.random() < c.crop_share:
             patches, gone = self._cut(k, patches, points, np.where(known[:, None], local, points), rng)
             local = np.where(gone[:, None], points + 1e3 * self.radius, local)
+        absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
+        local = np.where(absent[:, None], points + 1e3 * self.radius, local)  # "not in here", wherever it looks
+        known = known | absent
         target = (local - points) / (level["spacing_mm"] * STRIDE)
         filled = np.where(known[:, None], target, 0.0)
         return {
@@ -336,9 +342,11 @@ def _number(stage: Stage) -> int:
     return int(stage.name.removeprefix("refine")) - 1
 
 
-def _errors(evidence: Mapping[str, Any]) -> Array:
-    """All errors in mm that the evidence holds."""
+def _errors(evidence: Mapping[str, Any], lost_mm: float = np.inf) -> Array:
+    """All errors in mm that the evidence holds; without cases whose median error says that their pose was lost, which no
+    sub-image brings back."""
     found, truth = evidence.get("predictions", {}), evidence.get("truth", {})
     parts = [found[c].errors_to(truth[c].select(found[c].names)) for c in found]
-    errors = np.concatenate(parts) if parts else np.zeros(0)
+    kept = [e for e in parts if np.isfinite(e).any() and np.nanmedian(e) <= lost_mm]
+    errors = np.concatenate(kept) if kept else np.zeros(0)
     return np.asarray(errors[np.isfinite(errors)])

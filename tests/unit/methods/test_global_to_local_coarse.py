@@ -13,11 +13,11 @@ import torch
 import phantom
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods import find
-from anatomark.methods.base import Plan
+from anatomark.methods.base import Plan, TrainingCase
 from anatomark.methods.global_to_local.coarse import CoarseConfig, GlobalToLocal, _random_cuts
 from anatomark.methods.global_to_local.looks import (
     Hypotheses,
@@ -347,3 +347,17 @@ def test_a_single_landmark_has_a_model_too() -> None:
     loss = method.loss({k: v[None].repeat(2, *(1,) * v.ndim) for k, v in batch.items()}, method.stages()[0])
     assert loss["loss"] > 0
     assert np.isfinite(method.locate(image).points).all()
+
+
+def test_an_absent_landmark_is_judged_but_not_placed() -> None:
+    image, truth = phantom.phantom(4, 2)
+    method = untrained(2, [(image, truth)], crop_share=0.0)
+    points = truth.points.copy()
+    points[[1, 2]] = np.nan
+    states = ["defined", "absent", "unannotated", *["defined"] * (len(truth) - 3)]
+    marks = Landmarks(truth.names, points, tuple(Status(s) for s in states))
+    case = TrainingCase("a", method.working_images(image), marks)
+    batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
+    assert batch["judged"][:3].tolist() == [1.0, 1.0, 0.0]
+    assert batch["known"][:3].tolist() == [1.0, 0.0, 0.0]
+    assert not batch["here"][1]

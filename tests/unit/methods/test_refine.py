@@ -17,8 +17,8 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
-from anatomark.methods.base import Plan, Stage
-from anatomark.methods.refine import RefineConfig, Refiner
+from anatomark.methods.base import Plan, Stage, TrainingCase
+from anatomark.methods.refine import STRIDE, RefineConfig, Refiner
 from anatomark.nets.precision import use_bf16
 
 SMALL: dict[str, Any] = {"levels": 1, "px": 16, "width": 8, "batch": 8, "reach_mm": [4.0]}
@@ -452,3 +452,29 @@ def test_stages_train_one_level_each() -> None:
     assert [s.name for s in stages] == ["refine1", "refine2"]
     assert [s.modules for s in stages] == [("nets.0",), ("nets.1",)]
     assert all(isinstance(s, Stage) and "ema" in s.options for s in stages)
+
+
+def test_an_absent_landmark_teaches_that_it_is_not_there_and_an_unknown_one_nothing() -> None:
+    image, truth = phantom.phantom(3, 2)
+    method = refiner(2, [(image, truth)], crop_share=0.0)
+    points = truth.points.copy()
+    points[[1, 2]] = np.nan
+    states = ["defined", "absent", "unannotated", *["defined"] * (len(truth) - 3)]
+    marks = Landmarks(truth.names, points, tuple(Status(s) for s in states))
+    case = TrainingCase("a", method.working_images(image), marks)
+    batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
+    assert batch["mask"].tolist() == [1.0, 1.0, 0.0, *[1.0] * (len(truth) - 3)]
+    half = method.px / STRIDE / 2
+    assert (batch["target"][1].abs() > half).all() and (batch["target"][0].abs() < 2 * half).all()
+
+
+def test_a_case_whose_pose_was_lost_does_not_size_the_sub_images() -> None:
+    level = level_of(evidence(np.r_[np.full(99, 0.5), 1e4]), reach_mm=None)
+    assert level["reach_mm"] == pytest.approx(0.5)
+    assert (level["errors"], level["coverage"]) == (100, 0.99)  # but it is told
+
+
+def test_few_errors_still_say_how_large_they_are() -> None:
+    usual = level_of({}, reach_mm=None)["reach_mm"]
+    few = level_of(evidence(np.full(8, 1.5 * usual)), reach_mm=None)
+    assert few["reach_mm"] == pytest.approx(1.5 * usual)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.data.anatomy import Anatomy, ShapeModel, adapt_facts, block_for, start_centre
@@ -163,12 +163,14 @@ class GlobalToLocal(Method):
                 inside = inside & np.asarray(truth @ normal < limit)
         target = (truth - centre) @ np.linalg.inv(axes).T / (self.spacing * STRIDE)
         known = np.asarray(np.isfinite(target).all(1))
+        absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
         cells = self.px // STRIDE
         inside = inside & known & (np.abs(np.where(known[:, None], target, 0)) < cells / 2).all(1)
         return {
             "block": random_intensity(block, rng, c.intensity),
             "target": torch.from_numpy(np.where(known[:, None], target, 0.0)).float(),
             "known": torch.from_numpy(known).float(),
+            "judged": torch.from_numpy(known | absent).float(),  # whether it is here is known
             "here": torch.from_numpy(inside),
         }
 
@@ -210,7 +212,7 @@ class GlobalToLocal(Method):
         cell = torch.stack([at[..., a] * k**a for a in range(d)]).sum(0)
         cell = torch.where(here > 0, cell, torch.full_like(cell, k**d))
         cross = F.cross_entropy(votes.logits.flatten(0, 1), cell.flatten(), reduction="none").view_as(known)
-        classification = _mean(cross, known)
+        classification = _mean(cross, batch["judged"][:, chosen])
         weight = votes.logits[..., :-1].softmax(-1)
         point = torch.einsum("bnk,bnkd->bnd", weight, self.net.centres + displacement(towards))
         miss = _mean(_huber(point, target), here)
