@@ -343,8 +343,8 @@ def _number(stage: Stage) -> int:
 
 
 def _errors(evidence: Mapping[str, Any], lost_mm: float = np.inf) -> Array:
-    """All errors in mm that the evidence holds; without cases whose median error says that their pose was lost, which no
-    sub-image brings back."""
+    """All errors in mm that the evidence holds; without cases whose median error says that their pose was lost: no
+    sub-image brings these back."""
     found, truth = evidence.get("predictions", {}), evidence.get("truth", {})
     parts = [found[c].errors_to(truth[c].select(found[c].names)) for c in found]
     kept = [e for e in parts if np.isfinite(e).any() and np.nanmedian(e) <= lost_mm]
