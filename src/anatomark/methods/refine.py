@@ -32,6 +32,7 @@ from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Stu
 from anatomark.nets.local import LocalNet
 
 FEWEST = 30  # errors from which on their quantiles size a sub-image
+MOST_FOUND = 0.75  # share of cases that must be found for the others to count as exceptions
 LOST = 0.3  # radii: median error of a case from which on its pose counts as lost
 GUESSED = (0.1, 0.04, 0.02)  # radii: errors to cover where none were measured
 STRIDE = 4  # pixels in a cell
@@ -347,6 +348,9 @@ def _errors(evidence: Mapping[str, Any], lost_mm: float = np.inf) -> Array:
     sub-image brings these back."""
     found, truth = evidence.get("predictions", {}), evidence.get("truth", {})
     parts = [found[c].errors_to(truth[c].select(found[c].names)) for c in found]
-    kept = [e for e in parts if np.isfinite(e).any() and np.nanmedian(e) <= lost_mm]
+    parts = [e for e in parts if np.isfinite(e).any()]
+    kept = [e for e in parts if np.median(e[np.isfinite(e)]) <= lost_mm]
+    if len(kept) < MOST_FOUND * len(parts):  # so many are no exceptions
+        kept = parts
     errors = np.concatenate(kept) if kept else np.zeros(0)
     return np.asarray(errors[np.isfinite(errors)])

@@ -117,13 +117,14 @@ def test_copies_of_training_cases_flatter() -> None:
     assert copies["source"] == "augmented copies"
 
 
-def test_few_errors_say_nothing() -> None:
+def test_few_errors_do_not_say_how_small_they_are() -> None:
     guessed = level_of({}, reach_mm=None)
-    few = level_of(evidence(np.full(8, 30.0)), reach_mm=None)
+    few = level_of(evidence(np.full(8, 0.01)), reach_mm=None)
     assert few["reach_mm"] == guessed["reach_mm"] == pytest.approx(0.1 * refiner(2).radius)
     assert few["source"].startswith("guessed")
     assert guessed["coverage"] is None
-    assert few["coverage"] == 0.0  # nobody is deceived about it
+    far = level_of(evidence(np.full(8, 1e3)), reach_mm=None)
+    assert far["coverage"] == 0.0  # nobody is deceived about it
 
 
 def test_a_given_reach_counts_first_and_its_coverage_is_told() -> None:
