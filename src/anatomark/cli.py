@@ -216,6 +216,33 @@ def convert(
 
 
 @app.command()
+def simulate(
+    cases: Cases,
+    out: Out,
+    count: Annotated[int, typer.Option(help="How many new cases.")],
+    points: Annotated[int, typer.Option(help="Landmarks to add, spread over the foreground.")] = 0,
+    reference: Annotated[str | None, typer.Option(metavar="CASE", help="Where points are spread.")] = None,
+    include_originals: Annotated[bool, typer.Option("--include-originals", help="List the real cases too.")] = False,
+    split: Annotated[str, typer.Option(help="Make them from train, val or test cases.")] = "train",
+    seed: Annotated[int, typer.Option(help="Another seed, other cases.")] = 0,
+    amplitude_mm: Annotated[float | None, typer.Option(help="Largest displacement of the warp.")] = None,
+    wavelength_mm: Annotated[float | None, typer.Option(help="From one swing of the warp to the next.")] = None,
+    rotation_deg: Annotated[float, typer.Option(help="Largest rotation.")] = 10.0,
+    scale: Annotated[float, typer.Option(help="Largest change of size, 0.05 is 5 %.")] = 0.05,
+    intensity: Annotated[float, typer.Option(help="Contrast, uneven gain, noise; 0 changes no value.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Make new cases from real ones: warped, turned, with another contrast; landmarks carried exactly."""
+    from anatomark.data.simulate import Simulation
+    from anatomark.engine.simulate import Request
+    from anatomark.engine.simulate import simulate as make
+
+    settings = Simulation(amplitude_mm, wavelength_mm, rotation_deg, scale, intensity=intensity)
+    request = Request(count, points, reference, seed, split, include_originals, settings)
+    _show(make(cases, out, request, report=_reporter(as_json)), as_json)
+
+
+@app.command()
 def zoo(as_json: Json = False) -> None:
     """List the trained models that come with the package."""
     from anatomark.engine.checkpoint import list_zoo
@@ -278,6 +305,7 @@ def _show_predictions(outcomes: list[Outcome], out: Path, as_json: bool) -> None
     if as_json:
         rows = [
             {"case": o.stem, "image": str(o.image), "state": o.state, "seconds": round(o.seconds, 4),
+             "align_seconds": None if o.align_seconds is None else round(o.align_seconds, 4),
              "files": [str(f) for f in o.files], "flags": list(o.flags), "reason": o.reason}
             for o in outcomes
         ]  # fmt: skip
@@ -285,7 +313,8 @@ def _show_predictions(outcomes: list[Outcome], out: Path, as_json: bool) -> None
     else:
         for o in outcomes:
             if o.state == "written":
-                typer.echo(f"{o.stem}: {o.seconds:.2f} s, {o.files[0]}" + "".join(f"; {f}" for f in o.flags))
+                said = f"{o.stem}: {o.seconds:.2f} s{_of_it_alignment(o.align_seconds)}, {o.files[0]}"
+                typer.echo(said + "".join(f"; {f}" for f in o.flags))
             elif o.state == "skipped":
                 typer.echo(f"{o.stem}: finished before")
         typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} predicted: {out}")
@@ -309,8 +338,12 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         known = f"recall {s['absence_recall']:.1%} of {s['absent']}, precision {precision}"
         lines.append(f"absent landmarks: {known}, {s['false_absences']} false absences")
     if s["seconds_per_case"] is not None:
-        lines.append(f"{s['seconds_per_case']:.2f} s per case")
+        lines.append(f"{s['seconds_per_case']:.2f} s per case{_of_it_alignment(s.get('align_seconds_per_case'))}")
     return lines
+
+
+def _of_it_alignment(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.2f} s of it alignment"
 
 
 def _figures(name: str, s: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from anatomark import methods
 from anatomark.engine.config import RunConfig
+from anatomark.methods.align import AlignConfig
 from anatomark.methods.refine import RefineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,8 +96,9 @@ def _rows(page: str, heading: str = "") -> set[str]:
 
 
 def test_every_setting_of_a_run_is_documented() -> None:
-    fields = set(RunConfig.model_fields) - {"method", "refine"}
+    fields = set(RunConfig.model_fields) - {"method", "align", "refine"}
     assert fields == {k for k in _rows("settings.md") if "." not in k}
+    assert set(AlignConfig.model_fields) == _rows("settings.md", "The alignment")
     assert set(RefineConfig.model_fields) == _rows("settings.md", "The refiner")
 
 

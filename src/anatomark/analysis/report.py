@@ -218,8 +218,10 @@ def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
     if s.covered90 is not None:
         tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "should be 90 %"))
     if result.seconds_per_case is not None:
-        memory = "" if result.peak_gb is None else f"memory {result.peak_gb:.1f} GB"
-        tiles.append(("Time per case", _seconds(result.seconds_per_case), memory or "median"))
+        aligned = result.align_seconds_per_case
+        notes = [] if aligned is None else [f"{_seconds(aligned)} of it alignment"]
+        notes += [] if result.peak_gb is None else [f"memory {result.peak_gb:.1f} GB"]
+        tiles.append(("Time per case", _seconds(result.seconds_per_case), ", ".join(notes) or "median"))
     return tiles
 
 

@@ -19,9 +19,10 @@ class EvaluationResult:
 
     ``model``, ``manifest``, ``split``, ``truth`` (which observer): names, shown in every table. ``baselines``: errors
     of the training mean on the same cases. ``observers``: distances between observers, by pair. ``against``: this model
-    measured against the other observers and their mean. ``seconds`` per case, without reading the file; ``peak_gb``
-    largest resident memory of the process, None where it was not measured. ``flags``: reasons given by case. ``notes``:
-    lines that a reader must see, such as labels that were not scored.
+    measured against the other observers and their mean. ``seconds`` per case, without reading the file;
+    ``align_seconds``: the part of them that the alignment took, of cases that were aligned. ``peak_gb``: largest
+    resident memory of the process, None where it was not measured. ``flags``: reasons given by case. ``notes``: lines
+    that a reader must see, such as labels that were not scored.
     """
 
     model: str
@@ -35,6 +36,7 @@ class EvaluationResult:
     observers: Mapping[str, Errors] = field(default_factory=dict)
     against: Mapping[str, Errors] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    align_seconds: Mapping[str, float] = field(default_factory=dict)
     peak_gb: float | None = None
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -53,6 +55,11 @@ class EvaluationResult:
     def seconds_per_case(self) -> float | None:
         """Median over the cases; None where nothing was timed."""
         return float(np.median(list(self.seconds.values()))) if self.seconds else None
+
+    @property
+    def align_seconds_per_case(self) -> float | None:
+        """Median over the cases that were aligned; None where none was."""
+        return float(np.median(list(self.align_seconds.values()))) if self.align_seconds else None
 
     def comparisons(self) -> dict[str, Statistics]:
         """Figures of the model and of everything beside it, by name of the row."""
@@ -161,6 +168,7 @@ class EvaluationResult:
             "landmarks": len(self.errors.names),
             **self.overall.to_json(),
             "seconds_per_case": self.seconds_per_case,
+            "align_seconds_per_case": self.align_seconds_per_case,
             "peak_memory_gb": self.peak_gb,
             "comparisons": {name: s.to_json() for name, s in rows},
             "notes": list(self.notes),

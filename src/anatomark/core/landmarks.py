@@ -99,22 +99,21 @@ class Landmarks:
         """These landmarks in this order; a name that is not here becomes ``unannotated``."""
         at = {n: i for i, n in enumerate(self.names)}
         rows = [at.get(n, -1) for n in names]
-        d = self.ndim
+        here = np.array([r >= 0 for r in rows], dtype=bool)
+        known = [r for r in rows if r >= 0]
 
-        def pick(values: Array | None, fill: ArrayLike) -> Array | None:
-            if values is None:
-                return None
-            return np.stack([values[r] if r >= 0 else np.asarray(fill, float) for r in rows])
+        def pick(values: Array) -> Array:
+            out = np.full((len(rows), *values.shape[1:]), np.nan)
+            out[here] = values[known]
+            return out
 
-        if not names:
-            return Landmarks((), np.zeros((0, d)))
         return Landmarks(
             tuple(names),
-            np.stack([self.points[r] if r >= 0 else np.full(d, np.nan) for r in rows]),
+            pick(self.points),
             tuple(self.status[r] if r >= 0 else Status.UNANNOTATED for r in rows),
-            pick(self.score, np.nan),
-            pick(self.covariance, np.full((d, d), np.nan)),
-            pick(self.radius90, np.nan),
+            None if self.score is None else pick(self.score),
+            None if self.covariance is None else pick(self.covariance),
+            None if self.radius90 is None else pick(self.radius90),
             tuple(self.descriptions[r] if r >= 0 else "" for r in rows),
             self.meta,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,12 +52,23 @@ class Warp:
         raise RuntimeError(f"a warp could not be inverted in {most} steps; its field may fold")
 
     def jacobian_minimum(self) -> float:
-        """Smallest determinant of the Jacobian over the field's cells; positive for an invertible warp."""
+        """Smallest determinant of the Jacobian at the corners of the field's cells, from inside each cell, where the
+        field is linear along every axis; positive for an invertible warp."""
         d = self.grid.ndim
         u = self.field.numpy().astype(np.float64)
-        slopes = np.stack([np.stack(np.gradient(u[c]), -1) for c in range(d)], -2)  # du_c / d index a
-        world = slopes @ np.linalg.inv(self.grid.axes)
-        return float(np.linalg.det(np.eye(d) + world).min())
+        to_index = np.linalg.inv(self.grid.axes)
+        steps = [np.diff(u, axis=a + 1) for a in range(d)]
+        least = np.inf
+        for corner in itertools.product((0, 1), repeat=d):
+            # along its own axis a difference belongs to the cell; along the others it lies at the corner
+            slopes = [
+                steps[a][(slice(None), *(slice(c, n - 1 + c) if b != a else slice(None)
+                                         for b, (c, n) in enumerate(zip(corner, self.grid.shape, strict=True))))]
+                for a in range(d)
+            ]  # fmt: skip
+            world = np.moveaxis(np.stack(slopes, 1), (0, 1), (-2, -1)) @ to_index  # du_c / d index a, then mm
+            least = min(least, float(np.linalg.det(np.eye(d) + world).min()))
+        return least
 
 
 def random_warp(

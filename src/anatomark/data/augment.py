@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ PointMap = Callable[[Array], Array]
 def random_intensity(patches: torch.Tensor, rng: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
     """The same random change of contrast for all values of one image (any shape, about 0 ... 1), with noise.
 
-    Gamma, gain, offset and a smooth monotone bend; noise is drawn from ``rng`` through a torch generator.
+    Gamma, gain, offset and a smooth monotone bend; noise is drawn from ``rng`` through a torch generator. A tensor
+    (1, *shape) with 2 or 3 axes behind the first is one whole image: its gain varies over it as :func:`random_bias`
+    says. Patches have no common place, so theirs does not.
     """
     if strength <= 0:
         return patches
@@ -28,10 +30,32 @@ def random_intensity(patches: torch.Tensor, rng: np.random.Generator, strength: 
     x = patches.clamp(0, 1.5)
     x = x**gamma
     x = x + bend * torch.sin(2 * np.pi * x.clamp(0, 1)) * 0.5
-    x = x * gain + offset
+    x = x * gain
     sigma = float(abs(rng.normal(0, 0.04 * strength)))
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    return x + sigma * torch.randn(x.shape, generator=generator)
+    seed = int(rng.integers(2**31))
+    generator = torch.Generator().manual_seed(seed)
+    if x.ndim in (3, 4) and x.shape[0] == 1:
+        x = x * random_bias(x.shape[1:], np.random.default_rng(seed), strength)
+    return x + offset + sigma * torch.randn(x.shape, generator=generator)
+
+
+def random_bias(shape: Sequence[int], rng: np.random.Generator, strength: float = 1.0) -> torch.Tensor:
+    """A smooth positive field (*shape) float32 about 1 to multiply an image with: a coil's or a plate's uneven gain.
+
+    The exponential of a random sum of cosines, of up to one and a half waves along an axis. The standard deviation of
+    the logarithm over the field is drawn from 0 to 0.15 times ``strength``.
+    """
+    d, orders = len(shape), 4
+    order = np.indices((orders,) * d).sum(0)
+    weights = np.where((order > 0) & (order < orders), rng.normal(size=order.shape) / np.maximum(order, 1), 0.0)
+    # a cosine's mean square is 1/2 along every axis in which it is none
+    power = float((weights**2 * 0.5 ** (np.indices(order.shape) > 0).sum(0)).sum())
+    weights *= 0.15 * strength * rng.uniform() / max(np.sqrt(power), 1e-9)
+    field = torch.from_numpy(weights.astype(np.float32))
+    for n in shape:  # the first axis of what is left is summed up; its samples go to the end
+        at = (torch.arange(n) + 0.5) / n
+        field = torch.tensordot(field, torch.cos(np.pi * torch.arange(orders)[:, None] * at), dims=([0], [0]))
+    return torch.exp(field)
 
 
 class PooledWarps:

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 import anatomark
 from anatomark.engine.config import RunConfig, checked, read_config
-from anatomark.engine.pipeline import REFINE, assembled
+from anatomark.engine.pipeline import ALIGN, REFINE, assembled
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
 from anatomark.methods.base import Method, Plan
@@ -143,6 +143,7 @@ def _pickled(data: bytes) -> bool:
 def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any]) -> str:
     settings = [config.method.model_dump(mode="json"), config.precision]
     settings += [config.refine.model_dump(mode="json")] if REFINE in plan.facts else []
+    settings += [config.align.model_dump(mode="json")] if plan.facts.get(ALIGN) else []
     said = [*settings, plan.model_dump(mode="json"), calibration]
     return hashlib.sha256(data + json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 

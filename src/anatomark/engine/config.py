@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anatomark import methods
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_text, write_text
+from anatomark.methods.align import AlignConfig
 from anatomark.methods.base import Method, MethodConfig
 from anatomark.methods.refine import RefineConfig
 
@@ -50,6 +51,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
     seed: int = Field(default=0, ge=0)
     method: MethodChoice = Field(default_factory=MethodChoice)
+    align: AlignConfig = Field(default_factory=AlignConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)

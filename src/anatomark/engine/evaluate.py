@@ -19,7 +19,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.engine.checkpoint import existing, remove_empty
 from anatomark.engine.model import image_stem
-from anatomark.engine.predict import described, load
+from anatomark.engine.predict import align_facts, described, load
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import write_json, write_text
@@ -47,6 +47,7 @@ class _Predictions:
 
     found: dict[str, Landmarks | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    align_seconds: dict[str, float] = field(default_factory=dict)
     flags: dict[str, list[str]] = field(default_factory=dict)
     peak_gb: float | None = None
 
@@ -194,6 +195,8 @@ def _predict(model: Predictor, cases: Sequence[Case], reporter: Reporter) -> _Pr
                 found = model.predict(image)
                 made.seconds[case.id] = time.perf_counter() - start
                 made.found[case.id] = found
+                if "align_seconds" in found.meta:
+                    made.align_seconds[case.id] = float(found.meta["align_seconds"])
                 if found.meta.get("flags"):
                     made.flags[case.id] = [str(flag) for flag in found.meta["flags"]]
             except InputError as error:
@@ -217,8 +220,9 @@ def _read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, L
         found = read_landmarks(file, case=case.id if file.suffix == ".csv" else None, spacing=case.spacing)
         made.found[case.id] = _flat(found) if truth[case.id].ndim == 2 else found
         facts = found.meta.get("json", {})
-        if isinstance(facts.get("seconds"), int | float):
-            made.seconds[case.id] = float(facts["seconds"])
+        for key, seconds in (("seconds", made.seconds), ("align_seconds", made.align_seconds)):
+            if isinstance(facts.get(key), int | float):
+                seconds[case.id] = float(facts[key])
         if isinstance(facts.get("flags"), list) and facts["flags"]:
             made.flags[case.id] = [str(flag) for flag in facts["flags"]]
     if all(found is None for found in made.found.values()):
@@ -292,6 +296,7 @@ def _measured(
         observers=between_observers(marks, names),
         against={other: compare(points, made.found, names) for other, points in others.items()},
         seconds=made.seconds,
+        align_seconds=made.align_seconds,
         peak_gb=made.peak_gb,
         flags=made.flags,
     )
@@ -309,7 +314,8 @@ def _write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[C
         if found is None:
             continue
         facts = {"case": case.id, **model, "image": str(case.image), "seconds": round(made.seconds[case.id], 4)}
-        write_json_landmarks(found, folder / f"{case.id}.json", {**facts, "flags": made.flags.get(case.id, [])})
+        facts.update(align_facts(found), flags=made.flags.get(case.id, []))
+        write_json_landmarks(found, folder / f"{case.id}.json", facts)
         shown = replace(found, descriptions=described(found), meta={})
         write_landmarks(shown, folder / f"{case.id}.mrk.json")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
 from anatomark.methods.base import Method, Stage
+
+FACTOR = "factor"  # of a parameter group: its learning rate against the stage's
 
 
 def rate_factor(stage: Stage, step: int) -> float:
@@ -44,10 +48,27 @@ def set_modes(method: Method, stage: Stage) -> None:
 
 
 def make_optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
-    """Adam (AdamW where the stage decays weights) over the parameters of the stage's modules."""
-    parameters = list(dict.fromkeys(p for m in _trained(method, stage) for p in m.parameters()))
+    """Adam (AdamW where the stage decays weights) over the parameters of the stage's modules. Where the stage has
+    ``rates``, each module's parameters are a group of their own."""
+    trained = _trained(method, stage)
+    parameters = dict.fromkeys(p for m in trained for p in m.parameters())
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if stage.rates:
+        groups = []
+        for module, factor in zip(trained, stage.rates, strict=True):
+            own = [p for p in module.parameters() if p in parameters]
+            groups.append({"params": own, FACTOR: factor})
+            for p in own:  # what two modules share is the first one's
+                del parameters[p]
     kind = torch.optim.AdamW if stage.weight_decay else torch.optim.Adam
-    return kind(parameters, lr=stage.lr, weight_decay=stage.weight_decay, amsgrad=stage.amsgrad, fused=True)
+    return kind(groups, lr=stage.lr, weight_decay=stage.weight_decay, amsgrad=stage.amsgrad, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> None:
+    """The learning rate of every group at ``step``."""
+    rate = stage.lr * rate_factor(stage, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def weights_of(method: Method) -> dict[str, torch.Tensor]:

@@ -1,42 +1,58 @@
-"""What a run trains and uses as one: a method and, where asked for, the refiner after it, as one Method."""
+"""What a run trains and uses as one: a method and, where asked for, the alignment before it and the refiner after it,
+as one Method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 import torch
 
+from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import resample
+from anatomark.core.shape import procrustes
 from anatomark.engine.config import RunConfig, method_of, refined
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.align import AlignConfig, Aligner, Alignment
+from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, StudyCase, TrainingCase
 from anatomark.methods.refine import RefineConfig, Refiner
 
 REFINE = "refine"  # its stages' and working images' names begin with this
+ALIGN = "align"  # its facts in a plan; null where a composed model aligns nothing
+FRAME = "align.frame"  # among working images: one voxel whose grid is the alignment, template world -> image world
+KNOWN = "alignment"  # in an image's meta: the same, where it is known already
 
 
 class ComposedConfig(MethodConfig):
-    """The method, its settings, and the refiner's."""
+    """The method, its settings, and those of what stands before and after it."""
 
     model_config = {"arbitrary_types_allowed": True}
     method: type[Method]
     settings: Any
-    refine: RefineConfig
+    align: AlignConfig = AlignConfig()
+    refine: RefineConfig = RefineConfig()
+    refined: bool = True
 
 
 def assembled(config: RunConfig) -> tuple[type[Method], MethodConfig]:
-    """The class and settings of what a run's config describes: the method alone, or with the refiner."""
+    """The class and settings of what a run's config describes: the method alone, or with alignment or refiner."""
     cls, settings = method_of(config)
-    if not refined(cls, config):
+    after = refined(cls, config)
+    before = cls.aligned if config.align.enabled is None else config.align.enabled
+    if not after and not before:
         return cls, settings
-    return Composed, ComposedConfig(method=cls, settings=settings, refine=config.refine)
+    made = ComposedConfig(method=cls, settings=settings, align=config.align, refine=config.refine, refined=after)
+    return Composed, made
 
 
 class Composed(Method):
-    """A method, then the refiner. Tensors are named ``method.*`` and ``refine.*``."""
+    """An alignment (or none), a method, then the refiner (or none). Tensors are named ``method.*`` and ``refine.*``.
+
+    The method and the refiner live in the template's world; images and landmarks go there and back.
+    """
 
     Config = ComposedConfig
 
@@ -44,19 +60,30 @@ class Composed(Method):
         super().__init__()
         self.config, self.plan = config, plan
         self.method = config.method(config.settings, plan)
-        self.refine = Refiner(config.refine, plan)
-        self.begun = len(plan.facts[REFINE]["levels"]) > 0
+        self.refine = Refiner(config.refine, plan) if REFINE in plan.facts else None
+        facts = plan.facts.get(ALIGN)
+        self.aligner = Aligner(config.align, facts) if facts else None
+        self.begun = self.refine is not None and len(plan.facts[REFINE]["levels"]) > 0
 
     @classmethod
-    def prepare(cls, config: ComposedConfig, study: Study) -> Plan:
-        """The method's plan with the refiner's facts."""
-        return with_refiner(config.method.prepare(config.settings, study), study)
+    def prepare(cls, config: ComposedConfig, study: Study, old: Plan | None = None) -> Plan:
+        """The method's plan with the facts of alignment and refiner. Another run's plan ``old``, whose weights are to
+        be started from, lends its template, so that its frame is kept."""
+        facts, names = None, study.names
+        if _to_align(config, study):
+            lent = old.facts.get(ALIGN) if old is not None else None
+            names = tuple(old.names) if old is not None and lent else names
+            facts = lent or Aligner.prepare_facts(config.align, study)
+            study = _aligned_study(Aligner(config.align, facts), study, names)
+        plan = config.method.prepare(config.settings, study)
+        plan = plan.model_copy(update={"facts": {**plan.facts, ALIGN: facts}})
+        return with_refiner(plan, study) if config.refined else plan
 
     def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
         """Weights of another run, with or without a refiner."""
         out = {}
         for name in ("method", REFINE):
-            part = part_of(name, state, old)
+            part = part_of(name, state, old) if getattr(self, name) is not None else {}
             adapt = getattr(getattr(self, name), "adapt_state", None)
             out.update({f"{name}.{k}": v for k, v in (adapt(part, old) if adapt and part else part).items()})
         return out
@@ -64,7 +91,7 @@ class Composed(Method):
     def stages(self) -> list[Stage]:
         """The method's, then the refiner's."""
         first = [] if self.config.refine.only else _prefixed("method", self.method.stages())
-        return [*first, *_prefixed(REFINE, self.refine.stages())]
+        return [*first, *(_prefixed(REFINE, self.refine.stages()) if self.refine is not None else [])]
 
     def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
         """While the method is trained the refiner is left out of :meth:`locate`."""
@@ -72,17 +99,24 @@ class Composed(Method):
         self._part(stage).begin(stage, evidence)
 
     def working_images(self, image: Image) -> dict[str, Image]:
-        """Of both, as far as they are trained."""
-        own = {} if self.config.refine.only else self.method.working_images(image)
-        return {**own, **self.refine.working_images(image)}
+        """Of both, as far as they are trained, in the template's world, and the way there."""
+        out = {}
+        alignment = self._alignment(image)
+        if alignment is not None:
+            image = alignment.moved(image)
+            voxel = np.zeros((1,) * (image.ndim + 1), np.float32)
+            out[FRAME] = Image(voxel, Grid((1,) * image.ndim, alignment.affine))
+        if not self.config.refine.only:
+            out.update(self.method.working_images(self._for_method(image, alignment)))
+        return out if self.refine is None else {**out, **self.refine.working_images(image)}
 
     def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
         """Of the stage's part."""
-        return self._part(stage).examples(case, stage, rng)
+        return self._part(stage).examples(_in_template(case), stage, rng)
 
     def collect(self, cases: Any, stage: Stage, rng: np.random.Generator) -> Any:
         """Of the stage's part."""
-        return self._part(stage).collect(cases, stage, rng)
+        return self._part(stage).collect(_InTemplate(cases), stage, rng)
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Of the stage's part."""
@@ -94,25 +128,137 @@ class Composed(Method):
 
     def notes(self) -> list[str]:
         """Of both."""
-        return [*self.method.notes(), *self.refine.notes()]
+        return [*self.method.notes(), *(self.refine.notes() if self.refine is not None else [])]
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """The method's landmarks, refined."""
-        first = self.method.locate(image, start)
-        return self.refine.locate(image, first) if self.begun else first
+        """The method's landmarks in the aligned image, refined and brought back. ``meta["align_seconds"]``: what the
+        alignment took."""
+        alignment = self._alignment(image)
+        if alignment is None:
+            first = self.method.locate(image, start)
+            return self.refine.locate(image, first) if self.refine is not None and self.begun else first
+        moved = alignment.moved(image)
+        start = None if start is None else alignment.to_template(start)
+        found = self.method.locate(self._for_method(moved, alignment), start)
+        if self.refine is not None and self.begun:
+            found = self.refine.locate(moved, found)
+        found = alignment.from_template(found)
+        return replace(found, meta={**found.meta, "align_seconds": alignment.seconds})
 
     def before_levels(self, image: Image) -> dict[str, Landmarks]:
         """What each of the refiner's stages starts from, by the stage's name: evidence to size its sub-images by."""
-        first = self.method.locate(image)
+        if self.refine is None:
+            return {}
         found = {}
-        for k, stage in enumerate(self.refine.stages()):
+        levels = self.refine.stages()
+        alignment = self._alignment(image)
+        if alignment is not None:
+            image = alignment.moved(image)
+        first = self.method.locate(self._for_method(image, alignment))
+        for k, stage in enumerate(levels):
             self.refine.use_levels(k)
-            found[stage.name] = self.refine.locate(image, first)
-        self.refine.use_levels(len(found))
+            there = self.refine.locate(image, first)
+            found[stage.name] = there if alignment is None else alignment.from_template(there)
+        self.refine.use_levels(len(levels))
         return found
 
+    def frame(self, image: Image) -> Image | None:
+        """The alignment of an image as working images hold it, to be computed once; None where nothing is aligned."""
+        alignment = self._alignment(image)
+        if alignment is None:
+            return None
+        return Image(np.zeros((1,) * (image.ndim + 1), np.float32), Grid((1,) * image.ndim, alignment.affine))
+
+    def _alignment(self, image: Image) -> Alignment | None:
+        if self.aligner is None:
+            return None
+        known = image.meta.get(KNOWN)
+        return self.aligner.align(image) if known is None else Alignment(known, float("nan"), 0.0)
+
+    def _for_method(self, image: Image, alignment: Alignment | None) -> Image:
+        """An aligned image as the method can read it: upright on the template's axes where it goes by voxels."""
+        if alignment is None or not self.config.method.axis_bound:
+            return image
+        return resample(image, upright(image.grid), fill=float(image.subsample().min()))
+
     def _part(self, stage: Stage) -> Method:
-        return self.refine if stage.name.startswith(REFINE) else self.method
+        if self.refine is not None and stage.name.startswith(REFINE):
+            return self.refine
+        return self.method
+
+
+@dataclass(frozen=True)
+class _InTemplate(Sequence[TrainingCase]):
+    """Training cases with their landmarks in the template's world, where there is one."""
+
+    cases: Sequence[TrainingCase]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, i: int) -> TrainingCase: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[TrainingCase]: ...
+    def __getitem__(self, i: int | slice) -> TrainingCase | Sequence[TrainingCase]:
+        return _InTemplate(self.cases[i]) if isinstance(i, slice) else _in_template(self.cases[i])
+
+
+def _in_template(case: TrainingCase) -> TrainingCase:
+    if FRAME not in case.images:
+        return case
+    alignment = Alignment(case.images[FRAME].grid.affine, float("nan"), 0.0)
+    return replace(case, landmarks=alignment.to_template(case.landmarks))
+
+
+def _to_align(config: ComposedConfig, study: Study) -> bool:
+    """As the config says, else where the method's author wants it and the images are 3D: projections of a head that
+    nods are no transforms of each other."""
+    wanted = config.align.enabled
+    return (config.method.aligned and study.cases[0].landmarks.ndim == 3) if wanted is None else wanted
+
+
+def _aligned_study(aligner: Aligner, study: Study, names: Sequence[str]) -> Study:
+    """The cases in the template's world, as their landmarks say where it lies; by the image where these do not.
+    ``names``: of the landmarks of the template's mean shape."""
+
+    def moved(case: StudyCase) -> StudyCase:
+        own = case.landmarks.select(names).points
+        mean = aligner.mean_shape
+        shared = (np.isfinite(own) & np.isfinite(mean)).all(1) if len(mean) == len(own) else np.zeros(len(own), bool)
+        if shared.sum() < own.shape[1]:
+            alignment = aligner.align(case.image())
+        else:
+            pose = procrustes(mean, own, scale=aligner.config.kind != "rigid")
+            affine = np.eye(own.shape[1] + 1)
+            affine[:-1, :-1], affine[:-1, -1] = pose.rotation * pose.scale, pose.translation
+            alignment = Alignment(affine, float("nan"), 0.0)
+        return StudyCase(case.id, alignment.to_template(case.landmarks), lambda: alignment.moved(case.image()))
+
+    return replace(study, cases=[moved(c) for c in study.cases])
+
+
+def upright(grid: Grid) -> Grid:
+    """A grid along the world's axes with the spacing of a turned one, over its extent."""
+    d = grid.ndim
+    ends = np.stack(np.meshgrid(*([-0.5, n - 0.5] for n in grid.shape), indexing="ij"), -1).reshape(-1, d)
+    corners = grid.to_world(ends)
+    spacing = np.full(d, grid.spacing.min())
+    low, size = corners.min(0), np.ptp(corners, axis=0)
+    shape = np.maximum(1, np.ceil(size / spacing - 1e-6)).astype(int)
+    return Grid.from_axes(shape[::-1].tolist(), np.diag(spacing)[:, ::-1], low + spacing / 2)
+
+
+def with_frame(method: Method, image: Image) -> dict[str, Image]:
+    """An image to keep, and the alignment of it, if the method has one, which need then not be found again."""
+    frame = method.frame(image) if isinstance(method, Composed) else None
+    return {"image": image} if frame is None else {"image": image, FRAME: frame}
+
+
+def framed(images: Mapping[str, Image]) -> Image:
+    """The image of :func:`with_frame`, which knows its alignment."""
+    image = images["image"]
+    return image if FRAME not in images else replace(image, meta={**image.meta, KNOWN: images[FRAME].grid.affine})
 
 
 def with_refiner(plan: Plan, study: Study, old: Plan | None = None) -> Plan:
@@ -139,7 +285,7 @@ def _refiner_adapted(plan: Plan, old: Plan) -> Plan:
 
 def part_of(name: str, state: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
     """The tensors of the ``method`` or of the refiner (``refine``) in a run's state, named as these name them."""
-    if REFINE not in plan.facts:  # it has no refiner: all are the method's
+    if REFINE not in plan.facts and ALIGN not in plan.facts:  # all are the method's
         return dict(state) if name == "method" else {}
     return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
 

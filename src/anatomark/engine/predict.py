@@ -48,7 +48,8 @@ class Outcome:
     stem: str
     image: Path
     state: str
-    seconds: float = 0.0
+    seconds: float = 0.0  # alignment included
+    align_seconds: float | None = None  # None where nothing is aligned
     files: tuple[Path, ...] = ()
     reason: str = ""
     flags: tuple[str, ...] = ()
@@ -178,7 +179,8 @@ def _predicted(model: Model, job: Job, out: Path, format: str, pictures: bool) -
         files = _write(model, job, found, image, seconds, out, _endings(model.ndim, format, pictures))
     except InputError as error:
         return Outcome(job.stem, job.path, "failed", reason=str(error))
-    return Outcome(job.stem, job.path, "written", seconds, tuple(files), flags=tuple(found.meta["flags"]))
+    align, flags = found.meta.get("align_seconds"), tuple(found.meta["flags"])
+    return Outcome(job.stem, job.path, "written", seconds, align, tuple(files), flags=flags)
 
 
 def _write(
@@ -191,6 +193,7 @@ def _write(
         "image": str(job.path.resolve()),
         "image_key": job.key,
         "seconds": round(seconds, 4),
+        **align_facts(found),
         "flagged": bool(found.meta["flags"]),
         "flags": list(found.meta["flags"]),
     }
@@ -212,6 +215,11 @@ def _write(
             write_landmarks(replace(found, descriptions=described(found), meta={}), path)
         files.append(path)
     return files
+
+
+def align_facts(found: Landmarks) -> dict[str, float]:
+    """``align_seconds``, the part of ``seconds`` that the alignment took; nothing where nothing was aligned."""
+    return {"align_seconds": round(found.meta["align_seconds"], 4)} if "align_seconds" in found.meta else {}
 
 
 def described(landmarks: Landmarks) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from anatomark.engine.config import RunConfig
 from anatomark.engine.examples import Examples, StoredCases, batches
-from anatomark.engine.optimise import average, rate_factor, set_modes
+from anatomark.engine.optimise import average, set_modes, set_rate
 from anatomark.engine.state import State
 from anatomark.methods.base import Batch
 
@@ -53,9 +53,7 @@ def optimiser_step(state: State, batch: Batch) -> dict[str, torch.Tensor]:
     """One optimiser step; random numbers inside the network depend on (seed, stage, step) only."""
     stage = state.stage
     torch.manual_seed(int(np.random.default_rng([state.config.seed, state.at, state.step, 3]).integers(2**62)))
-    rate = stage.lr * rate_factor(stage, state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(state.optimizer, stage, state.step)
     logs = state.wrapped.loss(batch, stage)
     state.fabric.backward(logs["loss"])
     if stage.clip_norm is not None:

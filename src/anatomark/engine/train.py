@@ -21,7 +21,17 @@ from anatomark.engine.finish import finish
 from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
 from anatomark.engine.memory import keep_freed_memory
-from anatomark.engine.pipeline import Composed, adapted_plan, assembled, cache_facts, part_of, with_refiner
+from anatomark.engine.pipeline import (
+    ALIGN,
+    Composed,
+    ComposedConfig,
+    adapted_plan,
+    assembled,
+    cache_facts,
+    part_of,
+    with_frame,
+    with_refiner,
+)
 from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
 from anatomark.engine.state import State, restore, save, write_setup
@@ -89,7 +99,7 @@ def _started_from(source: Run | None, config: RunConfig) -> RunConfig:
         asked, there, usual = (c.method for c in (config, completed(source.config), RunConfig()))
         if (asked.name, asked.preset) not in ((there.name, there.preset), (usual.name, usual.preset)):
             raise InputError(f"refine.only: --init {source.folder} is of method {there.name}, not {asked.name}")
-        update.update(method=there, landmarks=config.landmarks or list(source.plan.names))
+        update.update(method=there, landmarks=config.landmarks or list(source.plan.names), align=source.config.align)
     return config.model_copy(update=update)
 
 
@@ -215,6 +225,8 @@ def _start(division: Division, run: Path, config: RunConfig, init: Run | None, r
     fabric = _fabric(config.device)
     cls, settings = assembled(config)
     plan = _plan(cls, settings, division, run, config, init)
+    if plan.facts.get(ALIGN):
+        config = config.model_copy(update={"align": config.align.model_copy(update={"enabled": True})})
     torch.manual_seed(config.seed)
     method = cls(settings, plan)
     if init is not None and not (run / CHECKPOINT).exists():
@@ -241,7 +253,10 @@ def _plan(cls: type[Method], settings: Any, division: Division, run: Path, confi
     study = study_of(division, config)
     if config.refine.only:
         return _refined_plan(study, init)
-    plan = cls.prepare(settings, study)
+    old = None if init is None else init.plan
+    plan = (
+        Composed.prepare(settings, study, old) if isinstance(settings, ComposedConfig) else cls.prepare(settings, study)
+    )
     if not plan.descriptions:
         plan.descriptions = list(division.train[0].landmarks.descriptions)
     return plan if init is None else adapted_plan(cls, settings, plan, init.plan)
@@ -271,7 +286,7 @@ def _fabric(device: str) -> Any:
 
 def _dealt(stages: list[Stage], total: int | None) -> list[Stage]:
     """The stages with ``total`` steps in all, in proportion to their own."""
-    if total is None:
+    if total is None or not stages:
         return stages
     ends = np.cumsum([s.steps for s in stages])
     cuts = np.diff([0, *np.round(ends / ends[-1] * total).astype(int)])
@@ -292,22 +307,23 @@ def _caches(
             train.add(source.id, key, source.landmarks, lambda s=source: method.working_images(s.image()))  # type: ignore[misc]
             bar.update(len(train))
         for source in division.val:
-            held.add(source.id, fingerprint_of(source_path(source), "image"), source.landmarks, _raw(source))
+            key = fingerprint_of(source_path(source), "image", method.plan.facts.get(ALIGN))
+            held.add(source.id, key, source.landmarks, _raw(source, method))
             bar.update(len(train) + len(held))
         for case, copy_number in copies:
-            _add_copy(held, division.train[case], copy_number, config.seed)
+            _add_copy(held, division.train[case], copy_number, config.seed, method)
             bar.update(len(train) + len(held))
     return train, Validation(held, division.independent)
 
 
-def _raw(source: Source) -> Any:
-    return lambda: {"image": source.image()}
+def _raw(source: Source, method: Method) -> Any:
+    return lambda: with_frame(method, source.image())
 
 
-def _add_copy(store: CaseStore, source: Source, number: int, seed: int) -> None:
+def _add_copy(store: CaseStore, source: Source, number: int, seed: int, method: Method) -> None:
     image, landmarks = augmented_copy(source.image(), source.landmarks, np.random.default_rng([seed, 21, number]))
-    key = fingerprint_of(source_path(source), "copy", seed, number)
-    store.add(f"{source.id} copy {number + 1}", key, landmarks, lambda: {"image": image})
+    key = fingerprint_of(source_path(source), "copy", seed, number, method.plan.facts.get(ALIGN))
+    store.add(f"{source.id} copy {number + 1}", key, landmarks, lambda: with_frame(method, image))
 
 
 def initialise(method: Method, source: Run) -> str:

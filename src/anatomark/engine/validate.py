@@ -12,6 +12,7 @@ import torch
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.data.dataset import CaseStore
+from anatomark.engine.pipeline import framed
 from anatomark.engine.presence import Trials
 from anatomark.methods.base import Method
 
@@ -85,7 +86,7 @@ class Validation:
         predictions = []
         with torch.no_grad():
             for i in which:
-                predictions.append(method.locate(self.store.images(i)["image"]))
+                predictions.append(method.locate(framed(self.store.images(i))))
         ids, truths = self.store.ids, self.store.landmarks
         return Residuals(tuple(ids[i] for i in which), tuple(predictions), tuple(truths[i] for i in which))
 

@@ -21,6 +21,10 @@ TABLE: dict[str, dict[str, str]] = {
         "paper-ccta": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
         "paper-olfactory-mr": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
     },
+    "t2dl": {
+        "recommended": "anatomark.methods.t2dl.posed:T2DL",
+        "paper": "anatomark.methods.t2dl.published:PublishedT2DL",
+    },
 }
 ENTRY_POINTS = "anatomark.methods"  # outsiders: name = "module:Class"; presets from the class
 

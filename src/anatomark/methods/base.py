@@ -70,7 +70,8 @@ class TrainingCase:
 class Stage:
     """One training stage. ``share`` is its part of a time budget given as ``--minutes``; ``schedule`` is ``constant``,
     ``cosine``, or ``restarts`` (cosine with warm restarts: ``options["cycles"]`` periods that double fill the steps),
-    each after ``warmup`` steps; ``modules`` names the sub-modules that are trained, all others are frozen."""
+    each after ``warmup`` steps; ``modules`` names the sub-modules that are trained, all others are frozen; ``rates``,
+    where given, says for each of them by what factor its learning rate differs from ``lr``."""
 
     name: str
     steps: int
@@ -82,6 +83,7 @@ class Stage:
     amsgrad: bool = False
     share: float = 1.0
     modules: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
     clip_norm: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,6 +101,8 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     refined: ClassVar[bool] = False  # whether the refiner follows where the user does not say
+    aligned: ClassVar[bool] = False  # whether 3D images are aligned to a template before where the user does not say
+    axis_bound: ClassVar[bool] = False  # whether it reads voxels along the image's axes, which must then be upright
     config: Any
     plan: Plan
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anatomark.data.augment import random_intensity
+from anatomark.data.augment import random_bias, random_intensity
 
 LEVELS = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
 
@@ -62,3 +62,27 @@ def test_strength_scales_the_change() -> None:
 
 def test_values_below_zero_do_not_become_nan() -> None:
     assert random_intensity(torch.linspace(-0.5, 1.5, 50), np.random.default_rng(4)).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (20, 24, 28)])
+def test_the_bias_is_positive_smooth_about_one_and_the_generators_alone(shape: tuple[int, ...]) -> None:
+    fields = [random_bias(shape, np.random.default_rng(s)) for s in range(40)]
+    assert torch.equal(fields[3], random_bias(shape, np.random.default_rng(3)))
+    logs = torch.stack(fields).log()
+    assert logs.shape[1:] == shape
+    for a in range(1, logs.ndim):
+        assert logs.diff(dim=a).abs().max() * shape[a - 1] < 12 * logs.abs().max()  # no jump between neighbours
+    assert logs.mean(tuple(range(1, logs.ndim))).abs().max() < 1e-4
+    spread = logs.flatten(1).std(1)
+    assert 0.05 < spread.mean() < 0.1
+    assert spread.max() < 0.17
+    assert random_bias(shape, np.random.default_rng(3), 0.0).sub(1).abs().max() < 1e-6
+
+
+def test_one_image_gets_an_uneven_gain_and_patches_do_not() -> None:
+    flat = torch.full((1, 32, 32, 32), 0.5)
+    uneven = [random_intensity(flat, np.random.default_rng(s))[0] for s in range(10)]
+    halves = [float((y[:16].mean() - y[16:].mean()).abs()) for y in uneven]
+    assert max(halves) > 0.02
+    patches = [random_intensity(flat.expand(2, -1, -1, -1), np.random.default_rng(s)) for s in range(10)]
+    assert max(float((y[:, :16].mean() - y[:, 16:].mean()).abs()) for y in patches) < 0.005

@@ -62,6 +62,13 @@ def test_steps_are_dealt_over_the_stages_and_written_down(study: Path, tmp_path:
     assert last == {"rough": "6", "fine": "4"}
 
 
+def test_a_method_that_learns_nothing_is_dealt_no_steps() -> None:
+    stages = [Stage("a", 3, 1), Stage("b", 1, 1)]
+    assert train._dealt([], 10) == train._dealt([], None) == []
+    assert train._dealt(stages, None) == stages
+    assert [s.steps for s in train._dealt(stages, 40)] == [30, 10]
+
+
 def test_only_a_stages_modules_are_trained(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, torch.Tensor, torch.Tensor, bool]] = []
 

@@ -33,7 +33,7 @@ from anatomark.nets.precision import use_bf16
 
 SMALL: dict[str, Any] = {
     "block_px": 16, "cover": 3.2, "width": 8, "warped_copies": 20, "warp_share": 0.3, "intensity": 0.5, "shift": 0.5,
-    "steps": 300, "batch": 16, "anywhere_share": 0.1,
+    "steps": 450, "batch": 16, "anywhere_share": 0.1,
 }  # fmt: skip
 WINDOW = {"kind": "window", "low": 0.0, "high": 270.0}
 

@@ -1,0 +1,156 @@
+"""How often, how closely and how fast the alignment finds an image's pose, from random poses written into headers.
+
+    python benchmarks/alignment.py --out FILE.json [--count 100]
+
+- ``brains``: the template is made of four of the five population templates; the fifth is turned by up to 60 degrees
+  about any axis, shifted by up to 20 mm and resized by 0.9 to 1.1. ``colin27``: the same with the person instead.
+- ``skulls``: four folds of the 16 training skulls; a left-out one lies as it came off the scanner, or in any pose.
+
+An alignment is compared with the similarity that lays the template's mean shape onto the experts' points: degrees, and
+mm at the landmarks' centre. It counts as found within 5 degrees and 5 mm (skulls: 8 degrees and 1 mm). The data folder
+is ANATOMARK_DATA (see ``manifests.py``); a data set that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import anatomark
+from anatomark import Grid, Image, Landmarks
+from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
+from anatomark.data.intensity import guess_modality, intensity_rule
+from anatomark.io.atomic import write_json
+from anatomark.io.manifest import read_manifest
+from anatomark.methods.align import AlignConfig, Aligner
+from anatomark.methods.base import Study, StudyCase
+from manifests import TEST_BRAIN, brain, data_folder, mouse_skull
+
+Loaded = tuple[str, Image, Landmarks]
+Row = tuple[float, float, float]  # degrees, mm, seconds
+SEED = 60
+
+
+def load_cases(write: Callable[[Path, Path], Path], folder: Path, split: str | None = None) -> list[Loaded]:
+    """Images and landmarks of a manifest (of one split), in memory."""
+    with tempfile.TemporaryDirectory() as place:
+        rows = read_manifest(write(folder, Path(place))).cases
+    names: Sequence[str] = ()
+    out = []
+    for row in rows:
+        if split is None or row.split == split:
+            marks = row.read_landmarks(names or None)
+            names = names or marks.names
+            out.append((row.id, row.read_image(), marks.select(names)))
+    return out
+
+
+def aligner(cases: Sequence[Loaded], config: AlignConfig) -> Aligner:
+    """An aligner whose template is made of ``cases``."""
+    images = [image for _, image, _ in cases]
+    modality = guess_modality(images)
+    own = [StudyCase(name, marks, lambda image=image: image) for name, image, marks in cases]
+    study = Study(own, cases[0][2].names, modality, intensity_rule(modality, images))
+    return Aligner(config, Aligner.prepare_facts(config, study))
+
+
+def random_motion(seed: Sequence[int], centre: np.ndarray, degrees: float, shift_mm: float, size: float) -> Pose:
+    """A seeded turn about ``centre``, a shift in any direction and a resizing between 1/size and size."""
+    rng = np.random.default_rng([SEED, *seed])
+    turn = random_rotation(rng, 3, degrees)
+    shift = rng.normal(size=3)
+    shift *= rng.uniform(0, shift_mm) / np.linalg.norm(shift)
+    scale = float(np.exp(rng.uniform(-1, 1) * np.log(size)))
+    return Pose(turn, centre - scale * turn @ centre + shift, scale)
+
+
+def measured(own: Aligner, case: Loaded, motion: Pose) -> Row:
+    """Degrees and mm that the alignment of a moved case errs by, and its seconds."""
+    _, image, marks = case
+    grid = Grid.from_axes(
+        image.grid.shape, motion.scale * motion.rotation @ image.grid.axes, motion.apply(image.grid.origin)
+    )
+    start = time.perf_counter()
+    found = own.align(Image(image.array, grid))
+    seconds = time.perf_counter() - start
+    true = procrustes(own.mean_shape, motion.apply(marks.points))
+    u, _, vt = np.linalg.svd(found.affine[:3, :3])
+    away = float(np.linalg.norm(found.affine[:3, 3] - true.translation))
+    return rotation_angle((u @ vt).T @ true.rotation), away, seconds
+
+
+def brains(folder: Path, config: AlignConfig, count: int) -> dict[str, list[Row]]:
+    """``count`` poses of the left-out templates together, and as many of the person."""
+    cases = load_cases(brain, folder)
+    person = next(c for c in cases if c[0] == TEST_BRAIN)
+    templates = [c for c in cases if c[0] != TEST_BRAIN]
+    rows: dict[str, list[Row]] = {"brains": [], "colin27": []}
+    for held, left_out in enumerate(templates):
+        own = aligner([c for c in templates if c is not left_out], config)
+        for i in range(held, count, len(templates)):
+            for name, case in (("brains", left_out), ("colin27", person)):
+                motion = random_motion([i], case[1].grid.centre, 60, 20, 1.1)
+                rows[name].append(measured(own, case, motion))
+    return rows
+
+
+def skulls(folder: Path, config: AlignConfig, count: int, folds: int = 4) -> dict[str, list[Row]]:
+    """``count`` poses of the training skulls, each left out of its template; every skull first as it was scanned."""
+    cases = load_cases(mouse_skull, folder, "train")
+    rows = []
+    for fold in range(folds):
+        own = aligner([c for k, c in enumerate(cases) if k % folds != fold], config)
+        for i in range(count):
+            at = i % len(cases)
+            if at % folds == fold:
+                motion = random_motion([i], cases[at][1].grid.centre, 180, 2, 1.05)
+                rows.append(measured(own, cases[at], motion if i >= len(cases) else Pose.identity(3)))
+    return {"skulls": rows}
+
+
+def summary(name: str, rows: Sequence[Row], most_deg: float, most_mm: float) -> dict[str, float]:
+    """Share found, medians and 95th percentiles."""
+    degrees, mm, seconds = np.array(rows).T
+    figures = {
+        "count": len(rows),
+        "found_share": float(((degrees <= most_deg) & (mm <= most_mm)).mean()),
+        "deg_median": float(np.median(degrees)),
+        "deg_p95": float(np.percentile(degrees, 95)),
+        "mm_median": float(np.median(mm)),
+        "mm_p95": float(np.percentile(mm, 95)),
+        "seconds_median": float(np.median(seconds)),
+        "seconds_p95": float(np.percentile(seconds, 95)),
+    }
+    return {f"{name}_{key}": round(value, 4) for key, value in figures.items()}
+
+
+def main() -> None:
+    """Align everything and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=100, help="poses per kind of image")
+    args = parser.parse_args()
+    config, figures = AlignConfig(), {}
+    for part, run, limits in (("brain", brains, (5.0, 5.0)), ("mouse_skull", skulls, (8.0, 1.0))):
+        folder = data_folder() / part
+        if not folder.is_dir():
+            print(f"skipped {part}: there is no folder {folder} (set ANATOMARK_DATA)")
+            continue
+        for name, rows in run(folder, config, args.count).items():
+            figures.update(summary(name, rows, *limits))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    facts = {"figures": figures, "machine": platform.processor() or platform.machine(), "commit": commit}
+    write_json(args.out, {**facts, "config": config.model_dump(), "anatomark": anatomark.__version__})
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

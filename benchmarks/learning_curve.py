@@ -1,0 +1,114 @@
+"""How many training cases does each method need? The same short budget for all, tested on the same images.
+
+    python benchmarks/learning_curve.py --manifests DIR --work DIR --out FILE.json --plot FILE.png
+        [--only cephalogram|mouse_skull] [--minutes 2] [--methods pin global_to_local t2dl] [--threads 1]
+
+``DIR`` holds ``cephalogram.csv`` and ``mouse_skull.csv`` of ``benchmarks/manifests.py``. For 15, 50, 150 cephalograms
+and 5, 10, 16 skulls (the first ones of the training split) each method's recommended preset, without the refiner, is
+trained for so many minutes on one core and evaluated on the test split. A training that is there already is not
+repeated; the file is written anew after each. The minutes are far too few for the best of any method: compare, do not
+quote. ``mean_shape_mm`` is the mean shape in a perfect similarity pose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+from anatomark.engine.config import make_config
+from anatomark.engine.evaluate import evaluate
+from anatomark.engine.train import fit
+from anatomark.io.atomic import read_json, write_json
+
+SIZES = {"cephalogram": (15, 50, 150), "mouse_skull": (5, 10, 16)}
+METHODS = ("pin", "global_to_local", "t2dl")
+
+
+def subset(manifest: Path, count: int, out: Path) -> Path:
+    """The first ``count`` training cases and all of the test cases, as a manifest beside ``manifest``."""
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    train = [r for r in rows if r["split"] == "train"][:count]
+    kept = [*train, *(r for r in rows if r["split"] != "train")]
+    path = manifest.with_name(f"{manifest.stem}_first{count}.csv")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    return path
+
+
+def measured(manifest: Path, method: str, count: int, work: Path, minutes: float, threads: int) -> dict[str, object]:
+    """Train and evaluate one of the points; what is there already is read."""
+    name = f"{manifest.stem}_{method}_{count}"
+    cases = subset(manifest, count, work)
+    run = work / name
+    if not (run / "weights.safetensors").exists():
+        # the few cases are all for training: nothing here is chosen by validation
+        wanted = ["val_fraction=0", "refine.enabled=false", "workers=0", f"threads={threads}", "weights=half"]
+        fit(cases, run, make_config(None, wanted, method=method, minutes=minutes), resume=run.exists())
+    if not (work / f"{name}_test" / "summary.json").exists():
+        evaluate(run, cases, work / f"{name}_test", split="test", overwrite=True)
+    summary = read_json(work / f"{name}_test" / "summary.json")
+    return {"data": manifest.stem, "method": method, "cases": count, "mre_mm": summary["mre_mm"], "summary": name}
+
+
+def main() -> None:
+    """Measure every point that is missing, and draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifests", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    points = read_json(args.out)["points"] if args.out.exists() else []
+    for data in args.only:
+        for count in SIZES[data]:
+            for method in args.methods:
+                point = measured(args.manifests / f"{data}.csv", method, count, args.work, args.minutes, args.threads)
+                if args.out.exists():  # another process may measure the other data
+                    points = read_json(args.out)["points"]
+                points = [p for p in points if (p["data"], p["method"], p["cases"]) != (data, method, count)]
+                points.append({**point, "minutes": args.minutes})
+                write_json(args.out, {"cores": os.cpu_count(), "points": points})
+                print(point, flush=True)
+    if args.plot:
+        draw(points, args.plot)
+
+
+def draw(points: list[dict[str, object]], path: Path) -> None:
+    """Error against training cases, one panel per data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sets = [d for d in SIZES if any(p["data"] == d for p in points)]
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.6 * len(sets), 3.6), squeeze=False)
+    for axis, data in zip(axes[0], sets, strict=True):
+        for method, colour in zip(METHODS, ("#0f766e", "#b45309", "#1d4ed8"), strict=True):
+            own = sorted((p["cases"], p["mre_mm"]) for p in points if (p["data"], p["method"]) == (data, method))
+            if own:
+                axis.plot(*zip(*own, strict=True), "o-", color=colour, label=method)
+        axis.set(title=data, xlabel="training cases", ylabel="mean radial error, mm", xscale="log", yscale="log")
+        ticks = sorted({p["cases"] for p in points if p["data"] == data})
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+        low, high = axis.get_ylim()
+        marks = [t for t in (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20) if low <= t <= high]
+        axis.set_yticks(marks, [f"{t:g}" for t in marks])
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""T2DL as we recommend it: cells of a block in the anatomy's pose vote for all landmarks, joint layers correct them.
+
+As in Zhang et al. (2017) a network learns from patches the displacements of all landmarks, is then applied as a fully
+convolutional network whose cells vote, and ends in layers that correct all coordinates jointly. Ours: the image is read
+in the frame of the mean shape, at a spacing given by the anatomy's size; a cell knows where in that frame it lies and
+says how each landmark departs from the mean shape, and how much its word is worth; its patch is wide enough to see the
+pose, about the model's radius; the block is read anew in the pose that the points have, until it stands upright.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from anatomark.core.grid import Array
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import block_mean
+from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.data.anatomy import Anatomy, ShapeModel, adapt_facts, block_for, start_centre
+from anatomark.data.augment import PooledWarps, random_intensity
+from anatomark.data.intensity import bounds, normalise
+from anatomark.data.posed import read_block
+from anatomark.errors import InputError
+from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.nets.blocks import BlockRegressor
+from anatomark.nets.t2dl import JointLayers, weighted_vote
+
+UNIT = 0.1  # radii: the length in which displacements are learned
+BLOCKS_AT_ONCE = 8
+
+
+class T2DLConfig(MethodConfig):
+    """Settings of the recommended preset. All ours; lengths in the model's radius (largest distance of a landmark from
+    the mean shape's centre) unless they say otherwise."""
+
+    cells: int | None = Field(default=None, ge=2)  # along the block's side; None: 8 in 2D, 3 in 3D
+    cover: float = Field(default=3.0, gt=0)  # the block's side, patches' margins included
+    maps: list[int] | None = Field(
+        default=None, min_length=2
+    )  # of the trunk; None: 32, 64, 128 in 2D, 16, 32, 64 in 3D
+    narrow: int | None = Field(default=None, ge=4)  # of each cell's own layer; None: 64 in 2D, 96 in 3D
+    hidden: int = Field(default=256, ge=8)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    alpha: float = Field(default=0.5, gt=0)  # distance at which a cell's error counts 1/e in the first stage
+    rank: int = Field(default=32, ge=1)  # of the joint layers
+    decode: Literal["mean", "stage1", "votes", "full"] = "full"  # what the points are read from, for comparisons
+    passes: int = Field(default=4, ge=1)  # times that the block is read anew in the pose found
+    looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
+    starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
+    rotations_deg: float | None = Field(default=None, ge=0, le=180)  # None: from the training poses
+    shift: float = Field(default=0.2, ge=0)  # least random shift of the block in training
+    scaling: float = Field(default=0.1, ge=0)  # random log scale in training
+    shape_variance: float = Field(default=0.98, gt=0, le=1)
+    shape_modes: int = Field(default=30, ge=0)
+    warped_copies: int = Field(default=200, ge=0)
+    warp_mm: float | None = Field(default=None, ge=0)  # None: from radius and number of cases
+    warp_share: float = Field(default=0.8, ge=0, le=1)
+    intensity: float = Field(default=1.0, ge=0)
+    batch: int = Field(default=8, ge=2)
+    steps: int = Field(default=2000, ge=1)
+    chunk: int = Field(default=256, ge=1)  # landmarks that vote at once when located
+
+
+class T2DL(Method):
+    """The recommended preset of ``--method t2dl``; see the module."""
+
+    Config = T2DLConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
+    aligned: ClassVar[bool] = True
+
+    def __init__(self, config: T2DLConfig, plan: Plan):
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.names, self.ndim = tuple(plan.names), plan.ndim
+        flat = self.ndim == 2
+        self.model = ShapeModel.from_facts(plan.facts)
+        self.radius = float(plan.facts["radius_mm"])
+        self.rotations = float(plan.facts["rotations_deg"])
+        self.unit = UNIT * self.radius
+        self.net = BlockRegressor(
+            self.ndim,
+            len(self.names),
+            config.cells or (8 if flat else 3),
+            maps=config.maps or ([32, 64, 128] if flat else [16, 32, 64]),
+            narrow=config.narrow or (64 if flat else 96),
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
+        torch.nn.init.constant_(self.net.sharpness, float(np.log(UNIT / config.alpha)))
+        self.joint = JointLayers(torch.from_numpy(self.model.mean / self.unit).float(), config.rank)
+        self.px = self.net.px
+        self.spacing = config.cover * self.radius / self.px
+        self.places: torch.Tensor
+        self.register_buffer("places", (self.net.centres * (self.spacing / self.unit)).float(), persistent=False)
+        self._warps = PooledWarps(self.ndim, self.radius, float(plan.facts["warp_mm"]))
+
+    # ------------------------------------------------------------------ what depends on the data
+
+    @classmethod
+    def prepare(cls, config: T2DLConfig, study: Study) -> Plan:
+        """Mean shape, shape model (with warped copies) and range of poses from the training cases."""
+        anatomy = Anatomy.of(
+            study.cases, study.names, study.intensity, rotations_deg=config.rotations_deg, warp_mm=config.warp_mm
+        )
+        shape = anatomy.shape_model(
+            variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
+        )
+        return Plan(
+            names=list(study.names),
+            ndim=anatomy.mean.shape[1],
+            modality=study.modality,
+            intensity=dict(study.intensity),
+            facts={**anatomy.facts(shift=config.shift), "shape": shape.to_json()},
+        )
+
+    @classmethod
+    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
+        """``plan`` in the frame of another model's plan, so that its weights mean the same; see
+        :func:`anatomark.data.anatomy.adapt_facts`."""
+        facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
+        return plan if facts is None else plan.model_copy(update={"facts": facts})
+
+    def stages(self) -> list[Stage]:
+        """``patches``, then ``joint``, as far as :attr:`T2DLConfig.decode` needs them."""
+        c = self.config
+        usual: dict[str, Any] = {"weight_decay": 1e-4, "clip_norm": 1.0}
+        first = Stage("patches", c.steps, c.batch, lr=2e-3, warmup=100, share=2.0, modules=("net",), **usual)
+        if c.decode in ("mean", "stage1"):
+            return [first]
+        return [first, Stage("joint", c.steps, c.batch, lr=1e-3, share=3.0, modules=("net", "joint"), **usual)]
+
+    def working_images(self, image: Image) -> dict[str, Image]:
+        """``block``: block means towards the block's spacing."""
+        low, high = bounds(image, self.plan.intensity)
+        rule = {"kind": "window", "low": low, "high": high}
+        return {"block": normalise(block_mean(image, block_for(image, self.spacing)), rule)}
+
+    # ------------------------------------------------------------------ training
+
+    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+        """A random warp of the case in a random view."""
+        c = self.config
+        image, truth = case.images["block"], case.landmarks.points
+        pose = procrustes(self.model.mean, truth)
+        read = None
+        if rng.random() < c.warp_share:
+            read, move = self._warps.draw(rng, pose)
+            truth = move(truth)
+            pose = procrustes(self.model.mean, truth)
+        axes, centre = self._random_view(rng, pose)
+        block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
+        target = (truth - centre) @ np.linalg.inv(axes).T / self.unit
+        known = np.asarray(np.isfinite(target).all(1))
+        return {
+            "block": random_intensity(block, rng, c.intensity),
+            "target": torch.from_numpy(np.where(known[:, None], target, 0.0)).float(),
+            "known": torch.from_numpy(known).float(),
+        }
+
+    def _random_view(self, rng: np.random.Generator, pose: Pose) -> tuple[Array, Array]:
+        """Axes (D, D) and centre (D,) of a block: half of them near the pose, the others up to the range of poses."""
+        c, d = self.config, self.ndim
+        near = rng.random() < 0.5
+        turn = random_rotation(rng, d, min(12.0, self.rotations) if near else self.rotations)
+        size = float(np.exp(rng.normal(0, c.scaling / (3 if near else 1))))
+        shift = rng.uniform(-1, 1, d) * (0.05 * self.radius if near else float(self.plan.facts["start_shift_mm"]))
+        return pose.rotation @ turn * pose.scale * size, pose.translation + shift
+
+    def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """First stage: every cell's error, weighted by its true distance from the landmark. Second: the error of the
+        points that the votes make, before and after the joint layers."""
+        features = self.net.features(batch["block"])
+        target, known, places = batch["target"], batch["known"], self.places[:, None]
+        says = self.net.votes(features) + self.joint.mean.view(-1, self.ndim)
+        own = F.smooth_l1_loss(says, target[:, None].expand_as(says), reduction="none", beta=0.2).sum(-1)
+        away = (target[:, None] - places).norm(dim=-1) * UNIT
+        weight = torch.exp(-away / self.config.alpha) * known[:, None]
+        cells = (own * weight).sum() / weight.sum().clamp(min=1e-6)
+        if stage.name == "patches":
+            return {"loss": cells}
+        points, _ = weighted_vote(says - places, self.places, self.net.sharpness.exp(), self.net.confidence(features))
+        voted = _miss(points, target, known)
+        full = _miss(self.joint(points), target, known)
+        parts = {"cells": cells, "votes": voted, "full": full}
+        return {"loss": 0.2 * cells + voted + full, **{name: value.detach() for name, value in parts.items()}}
+
+    # ------------------------------------------------------------------ inference
+
+    @torch.inference_mode()
+    def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
+        """See :meth:`Method.locate`. Score: how well the votes agree, 0.5 where they spread by 0.05 radii; no
+        probability. Covariance: of the votes and of the looks."""
+        self.eval()
+        block = self.working_images(image)["block"]
+        rng = np.random.default_rng(7)  # the same image gives the same answer
+        pose = self._first_pose(image, block, rng) if start is None else self._given_pose(start)
+        for _ in range(self.config.passes - 1):
+            look = self._look(block, [pose])
+            pose, _ = self.model.fit(look.points[0])
+        turns = [np.eye(self.ndim), *(random_rotation(rng, self.ndim, 6.0) for _ in range(self.config.looks - 1))]
+        look = self._look(block, [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns])
+        points = np.median(look.points, 0)
+        spread = look.points - points
+        covariance = look.covariance.mean(0) + np.einsum("mni,mnj->nij", spread, spread) / len(spread)
+        sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
+        score = 1 / (1 + (sd / (0.05 * self.radius)) ** 2)
+        least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
+        return Landmarks(self.names, points, score=score, covariance=covariance + least)
+
+    def _given_pose(self, start: Landmarks) -> Pose:
+        guess = start.select(self.names).points
+        if not np.isfinite(guess).any():
+            raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
+        return self.model.fit(guess)[0]
+
+    def _first_pose(self, image: Image, block: Image, rng: np.random.Generator) -> Pose:
+        """Upright where the foreground lies; where any pose may come, the one of many whose votes agree best."""
+        middle = start_centre(block) + np.asarray(self.plan.facts["start_offset_mm"])
+        if self.rotations < 180:
+            return Pose(np.eye(self.ndim), middle, 1.0)
+        poses = [Pose(random_rotation(rng, self.ndim), middle, 1.0) for _ in range(self.config.starts)]
+        for _ in range(2):
+            look = self._look(block, poses)
+            poses = [self.model.fit(p)[0] for p in look.points]
+        look = self._look(block, poses)
+        return poses[int(np.trace(look.covariance, axis1=2, axis2=3).mean(1).argmin())]
+
+    def _look(self, image: Image, poses: list[Pose]) -> _Look:
+        """What the blocks in these poses say, in world mm."""
+        parts = []
+        for i in range(0, len(poses), BLOCKS_AT_ONCE):
+            some = poses[i : i + BLOCKS_AT_ONCE]
+            axes = np.stack([p.rotation * p.scale for p in some])
+            centres = np.stack([p.translation for p in some])
+            blocks = read_block(image, centres, axes, self.px, self.spacing).clamp_(0, 1.5)  # as in training
+            local, cloud = (x.cpu().double().numpy() for x in self._points(blocks.to(self.places.device)))
+            step = axes * self.unit
+            points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)
+            parts.append((points, np.einsum("mij,mnjk,mlk->mnil", step, cloud, step)))
+        return _Look(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+    def _points(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points (B, N, D) and covariance (B, N, D, D) in units from the blocks' middle."""
+        decode, mean, learned = self.config.decode, self.joint.mean.view(-1, self.ndim), self.net.sharpness.exp()
+        features = self.net.features(blocks)
+        points, clouds = [], []
+        for rows in self._chunks():
+            votes = self.net.votes(features, rows) + (mean[rows] - self.places[:, None])
+            plain = decode == "stage1"
+            sharpness = torch.full_like(learned, UNIT / self.config.alpha) if plain else learned
+            confidence = None if plain else self.net.confidence(features, rows)
+            found, cloud = weighted_vote(votes, self.places, sharpness[rows], confidence)
+            points.append(found)
+            clouds.append(cloud)
+        out, cloud = torch.cat(points, 1), torch.cat(clouds, 1)
+        if decode == "mean":
+            return mean.expand_as(out), cloud
+        return (self.joint(out) if decode == "full" else out), cloud
+
+    def _chunks(self) -> Iterator[slice]:
+        n, step = len(self.names), self.config.chunk
+        return (slice(i, min(i + step, n)) for i in range(0, n, step))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """``points`` (M, N, D) world mm and ``covariance`` (M, N, D, D) mm^2 of M blocks."""
+
+    points: Array
+    covariance: Array
+
+
+def _miss(points: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Mean distance of points from the truth, squared near zero."""
+    error = F.smooth_l1_loss(points, target, reduction="none", beta=0.1).sum(-1)
+    return (error * known).sum() / known.sum().clamp(min=1)
