@@ -26,7 +26,7 @@ SIZES = {"cephalogram": (15, 50, 150), "mouse_skull": (5, 10, 16)}
 METHODS = ("pin", "global_to_local", "t2dl")
 
 
-def subset(manifest: Path, count: int, out: Path) -> Path:
+def subset(manifest: Path, count: int) -> Path:
     """The first ``count`` training cases and all of the test cases, as a manifest beside ``manifest``."""
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -43,7 +43,7 @@ def subset(manifest: Path, count: int, out: Path) -> Path:
 def measured(manifest: Path, method: str, count: int, work: Path, minutes: float, threads: int) -> dict[str, object]:
     """Train and evaluate one of the points; what is there already is read."""
     name = f"{manifest.stem}_{method}_{count}"
-    cases = subset(manifest, count, work)
+    cases = subset(manifest, count)
     run = work / name
     if not (run / "weights.safetensors").exists():
         # the few cases are all for training: nothing here is chosen by validation

@@ -235,7 +235,7 @@ def _aligned_study(aligner: Aligner, study: Study, names: Sequence[str]) -> Stud
             alignment = Alignment(affine, float("nan"), 0.0)
         return StudyCase(case.id, alignment.to_template(case.landmarks), lambda: alignment.moved(case.image()))
 
-    return replace(study, cases=[moved(c) for c in study.cases])
+    return replace(study, cases=[moved(c) for c in study.cases], aligned=True)
 
 
 def upright(grid: Grid) -> Grid:

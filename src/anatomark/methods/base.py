@@ -48,12 +48,14 @@ class StudyCase:
 
 @dataclass(frozen=True)
 class Study:
-    """The training cases and what the engine already established of them."""
+    """The training cases and what the engine already established of them. ``aligned``: they lie in a template's world,
+    as every image will that is to be located."""
 
     cases: Sequence[StudyCase]
     names: tuple[str, ...]
     modality: str
     intensity: Mapping[str, Any]
+    aligned: bool = False
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class BlockRegressor(nn.Module):
         mixed: torch.Tensor = self.dropout(F.relu(self.mix(x) + self.place))
         return mixed.transpose(0, 1)
 
-    def votes(self, features: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+    def votes(self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """(B, K, n, D) what the cells say of the landmarks ``rows``, x first, from features (B, K, hidden)."""
         weight = self.out.weight.view(self.landmarks, self.ndim, -1)[rows].flatten(0, 1)
         bias = self.out.bias.view(self.landmarks, self.ndim)[rows].flatten()

@@ -33,7 +33,9 @@ from anatomark.nets.blocks import BlockRegressor
 from anatomark.nets.t2dl import JointLayers, weighted_vote
 
 UNIT = 0.1  # radii: the length in which displacements are learned
+LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 BLOCKS_AT_ONCE = 8
+AT_ONCE = 96  # of many landmarks, that a step of the first stage learns
 
 
 class T2DLConfig(MethodConfig):
@@ -105,19 +107,24 @@ class T2DL(Method):
 
     @classmethod
     def prepare(cls, config: T2DLConfig, study: Study) -> Plan:
-        """Mean shape, shape model (with warped copies) and range of poses from the training cases."""
-        anatomy = Anatomy.of(
-            study.cases, study.names, study.intensity, rotations_deg=config.rotations_deg, warp_mm=config.warp_mm
-        )
+        """Mean shape, shape model (with warped copies) and range of poses from the training cases: that of the cases,
+        or the little that an alignment leaves."""
+        rotations = LEFT_DEG if study.aligned and config.rotations_deg is None else config.rotations_deg
+        anatomy = Anatomy.of(study.cases, study.names, study.intensity, rotations_deg=rotations, warp_mm=config.warp_mm)
         shape = anatomy.shape_model(
             variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
         )
+        facts = {**anatomy.facts(shift=config.shift), "shape": shape.to_json(), "centre_mm": None}
+        if study.aligned:  # the anatomy lies where it lies in the template
+            poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
+            facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
+            facts["start_shift_mm"] = LEFT * anatomy.radius
         return Plan(
             names=list(study.names),
             ndim=anatomy.mean.shape[1],
             modality=study.modality,
             intensity=dict(study.intensity),
-            facts={**anatomy.facts(shift=config.shift), "shape": shape.to_json()},
+            facts=facts,
         )
 
     @classmethod
@@ -125,7 +132,9 @@ class T2DL(Method):
         """``plan`` in the frame of another model's plan, so that its weights mean the same; see
         :func:`anatomark.data.anatomy.adapt_facts`."""
         facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
-        return plan if facts is None else plan.model_copy(update={"facts": facts})
+        if facts is None:
+            return plan
+        return plan.model_copy(update={"facts": {**facts, "centre_mm": old.facts.get("centre_mm")}})
 
     def stages(self) -> list[Stage]:
         """``patches``, then ``joint``, as far as :attr:`T2DLConfig.decode` needs them."""
@@ -177,8 +186,18 @@ class T2DL(Method):
         """First stage: every cell's error, weighted by its true distance from the landmark. Second: the error of the
         points that the votes make, before and after the joint layers."""
         features = self.net.features(batch["block"])
-        target, known, places = batch["target"], batch["known"], self.places[:, None]
-        says = self.net.votes(features) + self.joint.mean.view(-1, self.ndim)
+        target, known, mean, places = (
+            batch["target"],
+            batch["known"],
+            self.joint.mean.view(-1, self.ndim),
+            self.places[:, None],
+        )
+        if stage.name == "patches" and len(self.names) > AT_ONCE:  # the votes of a thousand cost more than the network
+            some = torch.randperm(len(self.names), device=target.device)[:AT_ONCE]
+            says = self.net.votes(features, some) + mean[some]
+            target, known = target[:, some], known[:, some]
+        else:
+            says = self.net.votes(features) + mean
         own = F.smooth_l1_loss(says, target[:, None].expand_as(says), reduction="none", beta=0.2).sum(-1)
         away = (target[:, None] - places).norm(dim=-1) * UNIT
         weight = torch.exp(-away / self.config.alpha) * known[:, None]
@@ -221,7 +240,10 @@ class T2DL(Method):
         return self.model.fit(guess)[0]
 
     def _first_pose(self, image: Image, block: Image, rng: np.random.Generator) -> Pose:
-        """Upright where the foreground lies; where any pose may come, the one of many whose votes agree best."""
+        """Upright where the template has it, or the foreground lies; where any pose may come, the one of many whose
+        votes agree best."""
+        if self.plan.facts.get("centre_mm") is not None:
+            return Pose(np.eye(self.ndim), np.asarray(self.plan.facts["centre_mm"]), 1.0)
         middle = start_centre(block) + np.asarray(self.plan.facts["start_offset_mm"])
         if self.rotations < 180:
             return Pose(np.eye(self.ndim), middle, 1.0)
