@@ -104,8 +104,7 @@ class Composed(Method):
         alignment = self._alignment(image)
         if alignment is not None:
             image = alignment.moved(image)
-            voxel = np.zeros((1,) * (image.ndim + 1), np.float32)
-            out[FRAME] = Image(voxel, Grid((1,) * image.ndim, alignment.affine))
+            out[FRAME] = _as_image(alignment)
         if not self.config.refine.only:
             out.update(self.method.working_images(self._for_method(image, alignment)))
         return out if self.refine is None else {**out, **self.refine.working_images(image)}
@@ -165,9 +164,7 @@ class Composed(Method):
     def frame(self, image: Image) -> Image | None:
         """The alignment of an image as working images hold it, to be computed once; None where nothing is aligned."""
         alignment = self._alignment(image)
-        if alignment is None:
-            return None
-        return Image(np.zeros((1,) * (image.ndim + 1), np.float32), Grid((1,) * image.ndim, alignment.affine))
+        return None if alignment is None else _as_image(alignment)
 
     def _alignment(self, image: Image) -> Alignment | None:
         if self.aligner is None:
@@ -202,6 +199,12 @@ class _InTemplate(Sequence[TrainingCase]):
     def __getitem__(self, i: slice) -> Sequence[TrainingCase]: ...
     def __getitem__(self, i: int | slice) -> TrainingCase | Sequence[TrainingCase]:
         return _InTemplate(self.cases[i]) if isinstance(i, slice) else _in_template(self.cases[i])
+
+
+def _as_image(alignment: Alignment) -> Image:
+    """One voxel whose grid is the alignment, so that it can be kept among working images."""
+    d = len(alignment.affine) - 1
+    return Image(np.zeros((1,) * (d + 1), np.float32), Grid((1,) * d, alignment.affine))
 
 
 def _in_template(case: TrainingCase) -> TrainingCase:

@@ -33,6 +33,7 @@ from anatomark.nets.blocks import BlockRegressor
 from anatomark.nets.t2dl import JointLayers, weighted_vote
 
 UNIT = 0.1  # radii: the length in which displacements are learned
+SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
 LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 BLOCKS_AT_ONCE = 8
 AT_ONCE = 96  # of many landmarks, that a step of the first stage learns
@@ -57,7 +58,7 @@ class T2DLConfig(MethodConfig):
     looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
     starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
     rotations_deg: float | None = Field(default=None, ge=0, le=180)  # None: from the training poses
-    shift: float = Field(default=0.2, ge=0)  # least random shift of the block in training
+    shift: float | None = Field(default=None, ge=0)  # random shift of the block in training; None: 0.2, aligned 0.06
     scaling: float = Field(default=0.1, ge=0)  # random log scale in training
     shape_variance: float = Field(default=0.98, gt=0, le=1)
     shape_modes: int = Field(default=30, ge=0)
@@ -114,11 +115,12 @@ class T2DL(Method):
         shape = anatomy.shape_model(
             variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
         )
-        facts = {**anatomy.facts(shift=config.shift), "shape": shape.to_json(), "centre_mm": None}
+        shift = config.shift if config.shift is not None else LEFT if study.aligned else SHIFT
+        facts = {**anatomy.facts(shift=shift), "shape": shape.to_json(), "centre_mm": None}
         if study.aligned:  # the anatomy lies where it lies in the template
             poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
             facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
-            facts["start_shift_mm"] = LEFT * anatomy.radius
+            facts["start_shift_mm"] = shift * anatomy.radius
         return Plan(
             names=list(study.names),
             ndim=anatomy.mean.shape[1],
@@ -134,7 +136,9 @@ class T2DL(Method):
         facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
         if facts is None:
             return plan
-        return plan.model_copy(update={"facts": {**facts, "centre_mm": old.facts.get("centre_mm")}})
+        if facts.get("centre_mm") is not None:  # only where these images are aligned too
+            facts["centre_mm"] = old.facts.get("centre_mm") or facts["centre_mm"]
+        return plan.model_copy(update={"facts": facts})
 
     def stages(self) -> list[Stage]:
         """``patches``, then ``joint``, as far as :attr:`T2DLConfig.decode` needs them."""
