@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from anatomark import __version__
+from anatomark.commands.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, reporter, show
 from anatomark.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,15 +51,6 @@ class LabelFrom(StrEnum):
     DESCRIPTION = "description"
 
 
-Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch on the CPU.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
-Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
-
-
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
@@ -86,8 +78,8 @@ def demo(
     """The whole loop on the bundled brain: fit, predict, evaluate, report."""
     from anatomark.engine.demo import demo as run_demo
 
-    result = run_demo(out, minutes=minutes, report=_reporter(as_json))
-    _show(result, as_json)
+    result = run_demo(out, minutes=minutes, report=reporter(as_json))
+    show(result, as_json)
 
 
 @app.command()
@@ -99,7 +91,7 @@ def plan(
     """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
     from anatomark.engine.plan import plan as look
 
-    _show(look(cases, out), as_json)
+    show(look(cases, out), as_json)
 
 
 @app.command()
@@ -130,7 +122,7 @@ def fit(
     given: dict[str, Any] = {"method": method, "preset": preset, "minutes": minutes, "steps": steps}
     settings = make_config(config, set_ or [], **given, device=device, threads=threads, workers=workers)
     try:
-        fitted = train(cases, out, settings, resume=resume, init=init, folds=folds, report=_reporter(as_json))
+        fitted = train(cases, out, settings, resume=resume, init=init, folds=folds, report=reporter(as_json))
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
@@ -158,7 +150,7 @@ def predict(
 
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
     trained = load(model, device, threads)
-    report = _reporter(as_json)
+    report = reporter(as_json)
     if trained.licence:
         report.say(f"licence of the model {trained.name}: {trained.licence}")
     outcomes = predict_paths(
@@ -184,7 +176,7 @@ def evaluate(
     from anatomark.engine.evaluate import evaluate as measure
 
     used = chosen_model(model, device, threads)
-    result = measure(used, cases, out, split=split, truth=truth, overwrite=overwrite, progress=_reporter(as_json))
+    result = measure(used, cases, out, split=split, truth=truth, overwrite=overwrite, progress=reporter(as_json))
     if as_json:
         typer.echo(json.dumps(result.summary(), indent=2))
         return
@@ -239,7 +231,7 @@ def simulate(
 
     settings = Simulation(amplitude_mm, wavelength_mm, rotation_deg, scale, intensity=intensity)
     request = Request(count, points, reference, seed, split, include_originals, settings)
-    _show(make(cases, out, request, report=_reporter(as_json)), as_json)
+    show(make(cases, out, request, report=reporter(as_json)), as_json)
 
 
 @app.command()
@@ -264,22 +256,6 @@ def zoo(as_json: Json = False) -> None:
 
 
 # ---------------------------------------------------------------------- output
-
-
-def _reporter(as_json: bool) -> Any:
-    """Progress goes to standard error; a program that reads JSON is left alone."""
-    from anatomark.engine.progress import Reporter
-
-    return Reporter(quiet=as_json)
-
-
-def _show(result: Any, as_json: bool) -> None:
-    """A result that offers ``summary()`` (plain data) and ``lines()`` (text)."""
-    if as_json:
-        typer.echo(json.dumps(result.summary(), indent=2))
-        return
-    for line in result.lines():
-        typer.echo(line)
 
 
 def _show_fit(fitted: Fitted, as_json: bool) -> None:
