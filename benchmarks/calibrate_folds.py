@@ -1,9 +1,10 @@
 """Calibration of a final model by fold models that were trained one by one.
 
-    python benchmarks/calibrate_folds.py MODEL --fold RUN CASES.csv --fold RUN CASES.csv ...
+    python benchmarks/calibrate_folds.py MODEL CASES.csv --out MODEL2 --fold RUN CASES.csv --fold RUN CASES.csv ...
 
 Each fold's RUN did not learn from the cases that its CASES.csv calls ``test``; their errors, and crops of them, give
-the radii and the threshold of presence in MODEL/calibration.json. ``anatomark fit --folds`` does this by itself.
+the radii, the threshold of absence and the review flag of MODEL2, a copy of MODEL, whose training cases are those of
+the first CASES.csv. ``anatomark fit --folds`` does this by itself.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from anatomark.engine.calibrate import calibrate
 from anatomark.engine.cases import Source
 from anatomark.engine.checkpoint import load_run
-from anatomark.engine.finish import calibration
-from anatomark.engine.folds import summary
-from anatomark.engine.presence import Trials, case_trials, described_presence, frozen_threshold
+from anatomark.engine.presence import Trials, case_trials
+from anatomark.engine.progress import Reporter
 from anatomark.engine.validate import Residuals
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_json
 from anatomark.io.manifest import read_manifest
 
 
@@ -39,23 +39,23 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--fold", nargs=2, action="append", required=True, metavar=("RUN", "CASES.csv"))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        names = load_run(given.model).plan.names
         parts = [left_out(run, cases, given.seed) for run, cases in given.fold]
         pooled = Residuals(
             tuple(c for p in parts for c in p.cases),
             tuple(x for p in parts for x in p.predictions),
             tuple(x for p in parts for x in p.truths),
+            sum((p.trials for p in parts if p.trials is not None), Trials()),
         )
-        presence = frozen_threshold(sum((p.trials for p in parts if p.trials is not None), Trials()))
-        known = calibration(pooled, "out-of-fold", names)
-        write_json(given.model / "calibration.json", {**known, "presence": presence})
+        done = calibrate(given.model, given.cases, given.out, out_of_fold=pooled, report=Reporter())
     except (InputError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"out-of-fold: {summary(pooled)}\n{described_presence(presence)}")
+    print("\n".join(done.lines()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from anatomark import __version__
+from anatomark.commands.calibrate import calibrate
+from anatomark.commands.measure import measure as take_measures
 from anatomark.commands.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, reporter, show
+from anatomark.commands.planes import planes
 from anatomark.errors import InputError
 
 if TYPE_CHECKING:
@@ -166,21 +169,27 @@ def evaluate(
     out: Out,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
     truth: Annotated[str | None, typer.Option(help="Which observer, or mean of all.")] = None,
+    planes: Annotated[
+        str | None, typer.Option(metavar="DEFINITION", help="Angle and offset errors of these scan planes too.")
+    ] = None,
     device: Device = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model, or a folder of predictions, against the manifest's landmarks: tables and report.html."""
+    from anatomark.analysis.plane_errors import plane_lines
     from anatomark.engine.evaluate import chosen_model
     from anatomark.engine.evaluate import evaluate as measure
 
     used = chosen_model(model, device, threads)
-    result = measure(used, cases, out, split=split, truth=truth, overwrite=overwrite, progress=reporter(as_json))
+    result = measure(
+        used, cases, out, split=split, truth=truth, planes=planes, overwrite=overwrite, progress=reporter(as_json)
+    )
     if as_json:
         typer.echo(json.dumps(result.summary(), indent=2))
         return
-    for line in summary_lines(result.summary()):
+    for line in summary_lines(result.summary()) + plane_lines(result.tables.get("scan planes", ())):
         typer.echo(line)
     typer.echo(f"report: {out / 'report.html'}")
 
@@ -253,6 +262,10 @@ def zoo(as_json: Json = False) -> None:
         typer.echo(f"{m['name']:<20} {about}; card: {Path(m['folder']) / 'card.md'}")
     if not models:
         typer.echo("no model is bundled with this installation; anatomark fit makes one")
+
+
+for use in (planes, take_measures, calibrate):  # each is a file of its own
+    app.command()(use)
 
 
 # ---------------------------------------------------------------------- output

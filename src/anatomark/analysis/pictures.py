@@ -16,13 +16,14 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from anatomark.analysis.trust import absent_names, shortened
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 
 TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
-INK, PAPER = "#e8eaed", "#101418"
+INK, PAPER, WARNING = "#e8eaed", "#101418", "#f87171"
 HALO = "#101418"
 LEGIBLE = [withStroke(linewidth=1.8, foreground=HALO, alpha=0.7)]  # light text over a bright image
 
@@ -156,9 +157,15 @@ def caption(name: str, description: str = "") -> str:
 
 def absent_text(found: Landmarks, most: int = 8) -> str:
     """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
-    gone = [n for n, state in zip(found.names, found.status, strict=True) if state is Status.ABSENT]
-    more = f" and {len(gone) - most} more" if len(gone) > most else ""
-    return f"absent: {', '.join(gone[:most])}{more}" if gone else ""
+    gone = absent_names(found)
+    return f"absent: {shortened(gone, most)}" if gone else ""
+
+
+def review_text(found: Landmarks, most: int = 3) -> str:
+    """``REVIEW: why; why``; empty where the case is not flagged."""
+    why = list(found.meta.get("flags") or ())
+    more = f"; {len(why) - most} more" if len(why) > most else ""
+    return f"REVIEW: {'; '.join(why[:most])}{more}" if why else ""
 
 
 def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
@@ -287,6 +294,8 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
             ).set_bbox({"facecolor": HALO, "alpha": 0.45, "edgecolor": "none", "pad": 1})  # fmt: skip
     if text := absent_text(found):
         figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True)
+    if text := review_text(found):
+        figure.text(0.01, 0.99, text, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True)
     return figure
 
 
@@ -295,8 +304,8 @@ def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
-    absent = absent_text(found)
-    width, height = blocks * block - gap, rows * (side + head) + (head if absent else 0)
+    notes = [(text, c) for text, c in ((absent_text(found), INK), (review_text(found), WARNING)) if text]
+    width, height = blocks * block - gap, rows * (side + head) + head * len(notes)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
     for i, name in enumerate(names):
         at = found.names.index(name)
@@ -317,6 +326,31 @@ def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
                 ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
     if not names:
         figure.text(0.5, 0.5, "no landmark found", color=INK, ha="center", va="center")
-    if absent:
-        figure.text(0.05 / width, 0.07 / height, absent, color=INK, fontsize=8.5)
+    for k, (text, colour) in enumerate(notes):
+        figure.text(0.05 / width, (0.07 + head * k) / height, text, color=colour, fontsize=8.5)
     return figure
+
+
+def checkerboard(fixed: Image, moved: Image, tiles: int = 10) -> bytes:
+    """PNG of two images on one grid in alternating squares, through the middle (3D: axial, coronal, sagittal), so that
+    outlines run on from square to square where they agree. ``tiles`` along the longest side."""
+    one, two = _View(fixed), _View(moved)
+    step = one.extent / tiles
+    grid = one.grid
+    index = [np.floor(np.arange(n) * s / step).astype(int) for n, s in zip(grid.shape, grid.spacing, strict=True)]
+    odd = sum(np.ix_(*index), np.zeros((1,) * grid.ndim, dtype=int)) % 2 == 1
+    shades = []
+    for view in (one, two):
+        grey = view.image.array.mean(0, dtype=np.float32)
+        shades.append(np.clip((grey - view.low) / max(view.high - view.low, 1e-12), 0, 1))
+    board = _View(Image(np.where(odd, shades[1], shades[0])[None], grid))
+    board.low, board.high = 0.0, 1.0
+    planes = (AXIAL, CORONAL, SAGITTAL) if fixed.ndim == 3 else (FLAT,)
+    size = grid.extent_mm
+    high = 4.0 if fixed.ndim == 3 else float(np.clip(6 * size[0] / size[1], 3.0, 9.0))
+    figure = Figure(figsize=(12 if fixed.ndim == 3 else 6, high), facecolor=PAPER)
+    for c, plane in enumerate(planes):
+        ax = figure.add_axes((c / len(planes), 0, 0.99 / len(planes), 1), facecolor="black")
+        board.draw(ax, plane, grid.centre)
+        _letters(ax, plane)
+    return png(figure, dpi=85)

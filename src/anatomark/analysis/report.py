@@ -21,6 +21,7 @@ from anatomark.core.grid import Array
 
 MODEL_COLOUR, GREY, DARK, WARM = "#0f766e", "#94a3b8", "#334155", "#b45309"
 BESIDE = ((WARM, "--"), ("#64748b", ":"), ("#94a3b8", "-."), ("#475569", (0, (5, 1, 1, 1))))
+RELIABLE = 20  # radii in a group of the reliability plot, at least
 MOST_BOXES = 60
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -50,6 +51,7 @@ def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, ve
         curve=_embed(png(error_curve(result))),
         by_case=_embed(png(case_plot(result))) if len(errors.ranking()) > 1 and stats.located else "",
         boxes=_embed(png(box_plot(result))),
+        reliability=_embed(png(reliable)) if (reliable := reliability_plot(result)) is not None else "",
         comparisons=list(result.comparisons().items()),
         landmarks=landmarks,
         cases=cases,
@@ -159,6 +161,36 @@ def box_plot(result: EvaluationResult) -> Figure:
     ax.set(ylim=(0, None), xlim=(0.3, len(order) + 0.7), ylabel="radial error (mm)")
     _cut_outliers(ax, np.concatenate([located[n] for n in order]) if order else np.zeros(0))
     _tidy(ax, "y")
+    return figure
+
+
+def reliability_plot(result: EvaluationResult) -> Figure | None:
+    """Predicted 90 % radii against the radii that did hold 90 % of the landmarks, in groups of similar radius; None
+    with fewer than 40 radii. On the diagonal the radii hold what they say."""
+    errors = result.errors
+    known = np.isfinite(errors.error) & np.isfinite(errors.radius90)
+    radius, error = errors.radius90[known], errors.error[known]
+    if len(radius) < 2 * RELIABLE:
+        return None
+    groups = np.array_split(np.argsort(radius, kind="stable"), min(8, len(radius) // RELIABLE))
+    said = np.array([np.median(radius[g]) for g in groups])
+    held = np.array([np.quantile(error[g], 0.9, method="higher") for g in groups])
+    rng = np.random.default_rng(0)
+    draws = [np.quantile(error[g][rng.integers(0, len(g), (500, len(g)))], 0.9, axis=1) for g in groups]
+    low, high = np.array([np.quantile(d, [0.025, 0.975]) for d in draws]).T
+    figure = Figure(figsize=(5.4, 4.0), facecolor="white", layout="constrained")
+    ax = figure.subplots()
+    reach = 1.1 * max(said.max(), held.max())
+    ax.plot([0, reach], [0, reach], color=GREY, lw=0.9, ls="--", label="holds what it says")
+    ax.vlines(said, low, high, color="#ccece7", lw=5)
+    ax.plot(said, held, "o-", color=MODEL_COLOUR, ms=5, label="observed (bars: 95 % interval)")
+    for x, y, g in zip(said, held, groups, strict=True):
+        inside = float((error[g] <= radius[g]).mean())
+        ax.annotate(f"{inside:.0%}", (float(x), float(y)), (4, -11), textcoords="offset points", fontsize=7, color=DARK)
+    ax.set(xlim=(0, reach), ylim=(0, reach))
+    ax.set(xlabel="predicted 90 % radius (mm)", ylabel="radius that held 90 % (mm)")
+    _tidy(ax, "y")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7.5, frameon=False, labelcolor=DARK)
     return figure
 
 

@@ -22,7 +22,7 @@ class EvaluationResult:
     measured against the other observers and their mean. ``seconds`` per case, without reading the file;
     ``align_seconds``: the part of them that the alignment took, of cases that were aligned. ``peak_gb``: largest
     resident memory of the process, None where it was not measured. ``flags``: reasons given by case. ``notes``: lines
-    that a reader must see, such as labels that were not scored.
+    that a reader must see, such as labels that were not scored. ``tables``: further ones by title, rows of one shape.
     """
 
     model: str
@@ -40,6 +40,7 @@ class EvaluationResult:
     peak_gb: float | None = None
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @cached_property
     def overall(self) -> Statistics:
@@ -172,6 +173,7 @@ class EvaluationResult:
             "peak_memory_gb": self.peak_gb,
             "comparisons": {name: s.to_json() for name, s in rows},
             "notes": list(self.notes),
+            "tables": {title: [dict(row) for row in rows] for title, rows in self.tables.items()},
             "per_landmark": self.landmark_rows(),
             "per_case": self.case_rows(),
         }

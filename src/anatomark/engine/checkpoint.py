@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 import anatomark
 from anatomark.engine.config import RunConfig, checked, read_config
 from anatomark.engine.pipeline import ALIGN, REFINE, assembled
+from anatomark.engine.trust import Trust, read_trust
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
 from anatomark.methods.base import Method, Plan
@@ -37,6 +38,7 @@ class Run:
     plan: Plan
     weights: dict[str, torch.Tensor]
     calibration: dict[str, Any]
+    trust: Trust | None
     hash: str
 
     @property
@@ -108,7 +110,8 @@ def load_run(model: str | os.PathLike[str]) -> Run:
     calibration = read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
     if not isinstance(calibration, dict):
         raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
-    return Run(folder, config, plan, weights, calibration, _hash(data, config, plan, calibration))
+    trust, usual = read_trust(folder, plan.names, calibration)
+    return Run(folder, config, plan, weights, calibration, trust, _hash(data + usual, config, plan, calibration))
 
 
 def existing(folder: Path) -> Path:

@@ -5,61 +5,60 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anatomark
 from anatomark.analysis.metrics import THRESHOLDS_MM, between_observers, compare, mean_shape_baselines
+from anatomark.analysis.plane_definition import PlaneSet
+from anatomark.analysis.plane_errors import plane_rows, plane_summary
 from anatomark.analysis.result import EvaluationResult
-from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.engine.checkpoint import existing, remove_empty
-from anatomark.engine.model import image_stem
-from anatomark.engine.predict import align_facts, described, load
+from anatomark.engine.definitions import read_definition
+from anatomark.engine.predict import load
+from anatomark.engine.predictions import (
+    Predictions,
+    Predictor,
+    named_predictor,
+    predict_cases,
+    prediction_folder,
+    read_predictions,
+    write_predictions,
+)
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import write_json, write_text
-from anatomark.io.jsonfile import write_json_landmarks
-from anatomark.io.landmarks import read_landmarks, write_landmarks
 from anatomark.io.manifest import Case, Manifest, read_manifest
 from anatomark.io.tables import MEAN, mean_of
 
-PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
 SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
 AS_GIVEN = "landmark files"
+PLANES = "planes.csv"
+Where = str | os.PathLike[str]
 
 
-class Predictor(Protocol):
-    """What is evaluated: anything that finds landmarks in an image, world mm."""
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, as :func:`evaluate` says."""
 
-    def predict(self, image: Image) -> Landmarks:
-        """The landmarks of one image."""
-        ...
-
-
-@dataclass
-class _Predictions:
-    """Predictions by case, None where there is none, and what is known of how they came about."""
-
-    found: dict[str, Landmarks | None] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    align_seconds: dict[str, float] = field(default_factory=dict)
-    flags: dict[str, list[str]] = field(default_factory=dict)
-    peak_gb: float | None = None
+    split: str | None
+    truth: str | None
+    thresholds: Sequence[float]
+    planes: Where | None
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Predictor,
-    manifest_path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    model: Where | Predictor,
+    manifest_path: Where,
+    out: Where,
     *,
     split: str | None = None,
     truth: str | None = None,
     thresholds: Sequence[float] = THRESHOLDS_MM,
+    planes: Where | None = None,
     overwrite: bool = False,
     progress: Reporter | None = None,
 ) -> EvaluationResult:
@@ -68,42 +67,35 @@ def evaluate(
     ``model``: a run folder, the name of a zoo model, an object with ``predict(image)``, or a folder of predictions
     named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv). ``split``: by default test, else val. ``truth``:
     which observer (``mean``: of all), by default what the manifest names. ``thresholds`` in mm, for the SDR.
+    ``planes``: a definition of scan planes, whose angle and offset errors are measured too.
 
-    Writes errors.csv, per_landmark.csv, per_case.csv, summary.json, report.html and, for a model, predictions/. Raises
-    InputError where ``out`` holds an evaluation already (without ``overwrite``), for an unknown observer or an empty
-    split, and where predictions and truth share no case or no label.
+    Writes errors.csv, per_landmark.csv, per_case.csv, summary.json, report.html, with ``planes`` planes.csv and, for a
+    model, predictions/. Raises InputError where ``out`` holds an evaluation already (without ``overwrite``), for an
+    unknown observer or an empty split, and where predictions and truth share no case or no label.
     """
     out, reporter = Path(out), progress or Reporter(quiet=True)
     there = existing(out)
     try:
-        return _evaluated(model, manifest_path, out, split, truth, thresholds, overwrite, reporter)
+        _check(out, thresholds, overwrite)
+        return _evaluated(model, manifest_path, out, _Asked(split, truth, thresholds, planes), reporter)
     except BaseException:
         remove_empty(out, there)
         raise
 
 
-def _evaluated(
-    model: Any,
-    manifest_path: str | os.PathLike[str],
-    out: Path,
-    split: str | None,
-    truth: str | None,
-    thresholds: Sequence[float],
-    overwrite: bool,
-    reporter: Reporter,
-) -> EvaluationResult:
-    _check(out, thresholds, overwrite)
+def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, reporter: Reporter) -> EvaluationResult:
     manifest = read_manifest(manifest_path)
-    split = split or ("test" if manifest.has_split("test") else "val")
+    split = asked.split or ("test" if manifest.has_split("test") else "val")
     cases = manifest.split(split)
-    true = {case.id: read_truth(case, truth) for case in cases}
-    folder = _prediction_folder(model)
+    true = {case.id: read_truth(case, asked.truth) for case in cases}
+    planes = _planes(asked.planes, true)
+    folder = prediction_folder(model)
     if folder is not None:
-        name, made = folder.resolve().name, _read_predictions(folder, cases, true)
+        name, made = folder.resolve().name, read_predictions(folder, cases, true)
         expected: Sequence[str] = common_names(p for p in made.found.values() if p is not None)
     else:
-        name, predictor = _predictor(model)
-        made = _predict(predictor, cases, reporter)
+        name, predictor = named_predictor(model)
+        made = predict_cases(predictor, cases, reporter)
         expected = _names(predictor, made)
     names, notes = _scored(expected, true, manifest)
     missing = [case for case, found in made.found.items() if found is None]
@@ -112,23 +104,36 @@ def _evaluated(
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
-    result = _measured(manifest, cases, true, made, names, truth)
-    result = replace(result, model=name, split=split, thresholds=tuple(thresholds), notes=notes)
+    result = _measured(manifest, cases, true, made, names, asked.truth)
+    result = replace(result, model=name, split=split, thresholds=tuple(asked.thresholds), notes=notes)
+    (out / PLANES).unlink(missing_ok=True)  # of an evaluation before
+    if planes is not None:
+        rows = plane_rows(planes, true, made.found)
+        result = replace(result, tables={"scan planes": plane_summary(rows)})
+        write_text(out / PLANES, _csv(rows))
     if folder is None:
         facts = {"model": str(getattr(predictor, "hash", "")), "model_name": name}
-        _write_predictions(out / "predictions", facts, cases, made)
+        write_predictions(out / "predictions", facts, cases, made)
     _write(result, out, cases, true, made)
     return result
 
 
-def chosen_model(
-    model: str | os.PathLike[str] | Predictor, device: str | None = None, threads: int | None = None
-) -> str | os.PathLike[str] | Predictor:
+def _planes(definition: Where | None, true: Mapping[str, Landmarks]) -> PlaneSet | None:
+    if definition is None:
+        return None
+    planes = read_definition(definition, PlaneSet, "planes")
+    if flat := next((case for case, one in true.items() if one.ndim == 2), None):
+        raise InputError(f"case {flat!r}: its landmarks are 2D; scan planes lie in 3D volumes")
+    planes.check_labels(common_names(true.values()), str(definition))
+    return planes
+
+
+def chosen_model(model: Where | Predictor, device: str | None = None, threads: int | None = None) -> Where | Predictor:
     """``model`` for :func:`evaluate`, loaded where a device or a number of threads is given. Raises InputError for a
     folder of predictions, which needs neither."""
     if device is None and threads is None:
         return model
-    if _prediction_folder(model) is not None:
+    if prediction_folder(model) is not None:
         raise InputError(f"{model}: is a folder of predictions; --device and --threads are for a model")
     return load(os.fspath(model), device, threads) if isinstance(model, str | os.PathLike) else model
 
@@ -147,16 +152,6 @@ def read_truth(case: Case, observer: str | None = None) -> Landmarks:
     raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, known)}; {there}")
 
 
-def peak_memory_gb() -> float | None:
-    """Largest resident memory of this process so far in GB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
 def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
     """Everything that can be refused before any work."""
     if not thresholds or not all(0 < t < float("inf") for t in thresholds):
@@ -169,76 +164,7 @@ def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
         raise InputError(f"{out}: cannot be made a folder: {error.strerror or error}") from error
 
 
-def _prediction_folder(model: Any) -> Path | None:
-    """The folder, if that is what ``model`` names and no trained model lies in it."""
-    if not isinstance(model, str | os.PathLike):
-        return None
-    path = Path(model)
-    trained = any((path / part).exists() for part in ("config.yaml", "plan.json", "weights.safetensors"))
-    return path if path.is_dir() and not trained else None
-
-
-def _predictor(model: Any) -> tuple[str, Predictor]:
-    if isinstance(model, str | os.PathLike):
-        return Path(model).resolve().name if Path(model).exists() else str(model), load(os.fspath(model))
-    return str(getattr(model, "name", type(model).__name__)), model
-
-
-def _predict(model: Predictor, cases: Sequence[Case], reporter: Reporter) -> _Predictions:
-    """Predict every case. One that cannot be read or predicted is a failure with its reason; InputError if all are."""
-    made = _Predictions()
-    with reporter.bar("evaluate", len(cases)) as bar:
-        for i, case in enumerate(cases):
-            try:
-                image = case.read_image()
-                start = time.perf_counter()
-                found = model.predict(image)
-                made.seconds[case.id] = time.perf_counter() - start
-                made.found[case.id] = found
-                if "align_seconds" in found.meta:
-                    made.align_seconds[case.id] = float(found.meta["align_seconds"])
-                if found.meta.get("flags"):
-                    made.flags[case.id] = [str(flag) for flag in found.meta["flags"]]
-            except InputError as error:
-                made.found[case.id], made.flags[case.id] = None, [str(error)]
-            bar.update(i + 1, case.id)
-    if not made.seconds:
-        raise InputError(f"no case could be predicted; the first one: {made.flags[cases[0].id][0]}")
-    made.peak_gb = peak_memory_gb()
-    return made
-
-
-def _read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, Landmarks]) -> _Predictions:
-    made = _Predictions()
-    for case in cases:
-        stems = dict.fromkeys((case.id, image_stem(case.image)))
-        files = (folder / (stem + ending) for stem in stems for ending in PREDICTION_ENDINGS)
-        file = next((f for f in files if f.is_file()), None)
-        if file is None:
-            made.found[case.id] = None
-            continue
-        found = read_landmarks(file, case=case.id if file.suffix == ".csv" else None, spacing=case.spacing)
-        made.found[case.id] = _flat(found) if truth[case.id].ndim == 2 else found
-        facts = found.meta.get("json", {})
-        for key, seconds in (("seconds", made.seconds), ("align_seconds", made.align_seconds)):
-            if isinstance(facts.get(key), int | float):
-                seconds[case.id] = float(facts[key])
-        if isinstance(facts.get("flags"), list) and facts["flags"]:
-            made.flags[case.id] = [str(flag) for flag in facts["flags"]]
-    if all(found is None for found in made.found.values()):
-        first = cases[0].id
-        raise InputError(f"{folder}: holds no trained model and no prediction of any case, such as {first}.mrk.json")
-    return made
-
-
-def _flat(landmarks: Landmarks) -> Landmarks:
-    # 3D Slicer knows no 2D points: ours are written there with z = 0
-    if landmarks.ndim == 3 and not landmarks.points[landmarks.defined, 2].any():
-        return replace(landmarks, points=landmarks.points[:, :2], covariance=None)
-    return landmarks
-
-
-def _names(predictor: Predictor, made: _Predictions) -> Sequence[str]:
+def _names(predictor: Predictor, made: Predictions) -> Sequence[str]:
     own = getattr(predictor, "names", None)
     return tuple(own) if own else common_names(p for p in made.found.values() if p is not None)
 
@@ -270,7 +196,7 @@ def _measured(
     manifest: Manifest,
     cases: Sequence[Case],
     true: Mapping[str, Landmarks],
-    made: _Predictions,
+    made: Predictions,
     names: Sequence[str],
     truth: str | None,
 ) -> EvaluationResult:
@@ -308,20 +234,8 @@ def _variant(cases: Sequence[Case]) -> str:
     return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
 
 
-def _write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[Case], made: _Predictions) -> None:
-    for case in cases:
-        found = made.found[case.id]
-        if found is None:
-            continue
-        facts = {"case": case.id, **model, "image": str(case.image), "seconds": round(made.seconds[case.id], 4)}
-        facts.update(align_facts(found), flags=made.flags.get(case.id, []))
-        write_json_landmarks(found, folder / f"{case.id}.json", facts)
-        shown = replace(found, descriptions=described(found), meta={})
-        write_landmarks(shown, folder / f"{case.id}.mrk.json")
-
-
 def _write(
-    result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks], made: _Predictions
+    result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks], made: Predictions
 ) -> None:
     """Tables and report; ``summary.json`` last, so that its presence means a complete evaluation."""
     from anatomark.analysis.pictures import case_picture

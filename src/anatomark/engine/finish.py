@@ -10,19 +10,18 @@ import numpy as np
 import torch
 
 import anatomark
-from anatomark.core.grid import Array
+from anatomark.analysis.uncertainty import LEVEL, calibrated
 from anatomark.engine.cases import Division
 from anatomark.engine.checkpoint import write_weights
 from anatomark.engine.config import RunConfig, write_config
 from anatomark.engine.presence import described_presence, frozen_threshold
-from anatomark.engine.progress import clock
+from anatomark.engine.progress import Reporter, clock
+from anatomark.engine.trust import described_trust, division_sources, learn_trust, write_reference
 from anatomark.engine.validate import Residuals
 from anatomark.io.atomic import write_json, write_text
 from anatomark.methods.base import Method
 
-LEVEL = 0.9  # share of errors that a radius is to cover
 COMBINED = "mean of all observers, freed from their offsets to the one named; validation: the one named"
-FEWEST = 9  # errors from which on a 90 % radius of its own is trusted: the 9th of 9 is the quantile
 
 
 def finish(
@@ -33,6 +32,7 @@ def finish(
     residuals: Residuals | None,
     out_of_fold: Residuals | None,
     seconds: float,
+    report: Reporter | None = None,
 ) -> None:
     """Write the finished run's files; ``weights.safetensors`` last, because its presence means finished.
 
@@ -42,10 +42,17 @@ def finish(
     how = "out-of-fold" if out_of_fold is not None else division.how
     presence = frozen_threshold(independent.trials if independent is not None else None)
     known = calibration(independent, how, method.plan.names)
-    write_json(run / "calibration.json", {**known, "presence": presence})
+    sources = division_sources(division)
+    trust = learn_trust(division.train, independent, sources, presence, report or Reporter(quiet=True))
+    if trust is not None:
+        write_reference(run, trust)
+    usual = None if trust is None else trust.usual.to_json()
+    write_json(run / "calibration.json", {**known, "presence": presence, "trust": usual})
     write_json(run / "plan.json", method.plan.model_dump(mode="json"))
     settled = config.model_copy(update={"minutes": None})  # the steps of each stage say it all
-    write_text(run / "card.md", card(settled, method, division, residuals, out_of_fold, seconds))
+    said = card(settled, method, division, residuals, out_of_fold, seconds)
+    line = described_trust(trust)
+    write_text(run / "card.md", f"{said}\n{line[0].upper()}{line[1:]}.\n")
     write_config(run / "config.yaml", settled)
     write_weights(run, method, half=config.weights == "half")
 
@@ -58,49 +65,14 @@ def _independent(division: Division, residuals: Residuals | None, out_of_fold: R
 def calibration(residuals: Residuals | None, how: str, names: list[str]) -> dict[str, Any]:
     """What independent errors say of the radius within which a landmark lies with 90 % probability.
 
-    ``radius90_mm``: the conformal 90 % quantile of the errors; ``scale90``: the same of error / sigma, where sigma is
-    the root mean variance of the method's covariance. Per landmark and pooled; a value that too few errors support is
-    null. Without independent errors everything is null.
+    As :func:`anatomark.analysis.uncertainty.calibrated` says; without independent errors everything is null.
     """
     out: dict[str, Any] = {"version": 1, "level": LEVEL, "source": how, "cases": 0, "pooled": None, "landmarks": {}}
     if residuals is None or not residuals.cases:
         return out
-    errors = residuals.errors
-    sigma = np.stack([sigma_of(p.select(names).covariance, len(names)) for p in residuals.predictions])
     out["cases"] = len(residuals.cases)
-    out["pooled"] = _summary(errors.ravel(), sigma.ravel())
-    out["landmarks"] = {n: _summary(errors[:, k], sigma[:, k]) for k, n in enumerate(names)}
+    out.update(calibrated(residuals.errors, residuals.predictions, names))
     return out
-
-
-def sigma_of(covariance: Array | None, count: int) -> Array:
-    """(N,) root mean variance in mm of covariances (N, D, D); NaN where there are none."""
-    if covariance is None:
-        return np.full(count, np.nan)
-    return np.asarray(np.sqrt(np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1]))
-
-
-def _summary(errors: Array, sigma: Array) -> dict[str, Any]:
-    known = np.isfinite(errors)
-    ratio = (errors / np.where(sigma > 0, sigma, np.nan))[known]
-    e = errors[known]
-    return {
-        "n": int(known.sum()),
-        "mean_mm": _number(e.mean() if len(e) else np.nan),
-        "median_mm": _number(np.median(e) if len(e) else np.nan),
-        "radius90_mm": _number(_conformal(e)),
-        "scale90": _number(_conformal(ratio[np.isfinite(ratio)])),
-    }
-
-
-def _conformal(values: Array) -> float:
-    """The smallest value that covers 90 % with finite-sample validity; NaN where too few are given."""
-    rank = int(np.ceil((len(values) + 1) * LEVEL))
-    return float(np.sort(values)[rank - 1]) if len(values) >= FEWEST and rank <= len(values) else float("nan")
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def card(

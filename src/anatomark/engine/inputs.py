@@ -78,7 +78,13 @@ def find_marked(
     return [Marked(name, _landmarks(landmarks, name, path, mm, case), path, mm) for name, path, mm, case in found]
 
 
-def find_landmarks(paths: Sequence[Path], *, landmarks: Path | None = None, split: str | None = None) -> list[Marked]:
+def find_landmarks(
+    paths: Sequence[Path],
+    *,
+    landmarks: Path | None = None,
+    split: str | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> list[Marked]:
     """As :func:`find_marked`, and also landmark files, each a case named after it, and folders that ``predict`` wrote:
     for work that needs no image."""
     out: list[Marked] = []
@@ -89,7 +95,7 @@ def find_landmarks(paths: Sequence[Path], *, landmarks: Path | None = None, spli
         elif path.is_file() and landmarks is None and path.name.endswith((".json", ".fcsv")):
             out.append(_alone(path, path))
         else:
-            out += find_marked([path], landmarks, split=split)
+            out += find_marked([path], landmarks, split=split, spacing=spacing)
     if not out:
         raise InputError("no landmarks were given")
     return out

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from anatomark.core.grid import Array
+from anatomark.analysis.uncertainty import radii
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.engine.checkpoint import Run
-from anatomark.engine.finish import sigma_of
 from anatomark.engine.presence import with_absent
 from anatomark.errors import InputError
 from anatomark.io.images import check_image, read_image, squeeze_to_2d
@@ -47,7 +46,8 @@ class Model:
 
         ``spacing`` mm along x, y[, z], for files that have none. ``score`` in 0..1, ``covariance`` mm^2 and
         ``radius90`` mm where known; ``status`` absent where a landmark is not in the image (``presence.py``);
-        ``meta["flags"]`` lists what is suspicious. Raises InputError for an unreadable or unfit image.
+        ``meta["flags"]`` lists why the case should be reviewed, nothing where nothing is unusual (``trust.py``).
+        Raises InputError for an unreadable or unfit image.
         """
         if not isinstance(image, Image):
             image = read_image(image, spacing)
@@ -63,7 +63,12 @@ class Model:
         if found.radius90 is None:
             found = replace(found, radius90=radii(found, self.calibration))
         described = found.descriptions if any(found.descriptions) else tuple(self.run.plan.descriptions)
-        return replace(found, descriptions=described, meta={**found.meta, "flags": flags(found, image)})
+        found = replace(found, descriptions=described)
+        if self.run.trust is None:
+            return replace(found, meta={**found.meta, "flags": flags(found, image)})
+        said = self.run.trust.judge(image, found)
+        own = {"flags": list(said.reasons), "suspicion": said.suspicion, "suspicion_limit": said.limit}
+        return replace(found, meta={**found.meta, **own})
 
     def flattened(self, image: Image) -> Image:
         """A 3D image whose slowest axis has length 1 as a 2D image, where the model is for 2D; others as they are."""
@@ -71,27 +76,8 @@ class Model:
         return squeeze_to_2d(image) if single else image
 
 
-def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:
-    """(N,) mm within which each landmark lies with 90 % probability, as far as independent errors were seen in
-    training: from the covariance scaled by the calibration, else from the errors themselves; NaN where unknown."""
-    pooled = calibration.get("pooled") or {}
-    own = calibration.get("landmarks") or {}
-    sigma = sigma_of(landmarks.covariance, len(landmarks))
-    out = np.full(len(landmarks), np.nan)
-    for k, name in enumerate(landmarks.names):
-        for facts in (own.get(name) or {}, pooled):
-            if facts.get("scale90") is not None and np.isfinite(sigma[k]):
-                out[k] = facts["scale90"] * sigma[k]
-            elif facts.get("radius90_mm") is not None:
-                out[k] = facts["radius90_mm"]
-            if np.isfinite(out[k]):
-                break
-    out[~landmarks.defined] = np.nan
-    return out if np.isfinite(out).any() else None
-
-
 def flags(landmarks: Landmarks, image: Image) -> list[str]:
-    """What is suspicious about a prediction, one line each."""
+    """What is suspicious about a prediction of a run that remembers nothing of its training images, one line each."""
     out = []
     known = landmarks.defined
     outside = known.copy()

@@ -196,6 +196,7 @@ def _write(
         **align_facts(found),
         "flagged": bool(found.meta["flags"]),
         "flags": list(found.meta["flags"]),
+        **trust_facts(found),
     }
     if "posterior_mass" in found.meta:
         facts["posterior_mass"] = dict(zip(found.names, found.meta["posterior_mass"], strict=True))
@@ -220,6 +221,13 @@ def _write(
 def align_facts(found: Landmarks) -> dict[str, float]:
     """``align_seconds``, the part of ``seconds`` that the alignment took; nothing where nothing was aligned."""
     return {"align_seconds": round(found.meta["align_seconds"], 4)} if "align_seconds" in found.meta else {}
+
+
+def trust_facts(found: Landmarks) -> dict[str, float | None]:
+    """``suspicion`` (null: beyond measure) and ``suspicion_limit``, above which a case is flagged; nothing where the
+    run remembers nothing of its training images."""
+    facts = {k: found.meta[k] for k in ("suspicion", "suspicion_limit") if k in found.meta}
+    return {k: round(float(v), 3) if np.isfinite(v) else None for k, v in facts.items()}
 
 
 def described(landmarks: Landmarks) -> tuple[str, ...]:

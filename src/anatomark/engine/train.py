@@ -169,7 +169,7 @@ def fit_division(
     residuals = _final_residuals(state)
     if division.independent and out_of_fold is None and residuals is not None:
         residuals = replace(residuals, trials=_trials(state, residuals))
-    finish(run, state.config, state.method, division, residuals, out_of_fold, state.seconds)
+    finish(run, state.config, state.method, division, residuals, out_of_fold, state.seconds, report)
     _remove_cache(state)
     (run / CHECKPOINT).unlink(missing_ok=True)
     return Fitted(run, residuals, division.independent, state.seconds)

@@ -48,7 +48,8 @@ class Evil:
 
 def test_a_run_holds_what_the_design_says(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
-    assert names == {"config.yaml", "plan.json", "weights.safetensors", "calibration.json", "card.md", "log.csv"}
+    parts = {"config.yaml", "plan.json", "weights.safetensors", "calibration.json", "card.md", "log.csv"}
+    assert names == parts | {"reference.safetensors"}  # what the training images looked like
 
 
 def test_loading_gives_the_trained_method(run: Path) -> None:

@@ -1,0 +1,168 @@
+"""Does the review flag find what goes wrong, and leave alone what does not?
+
+    python benchmarks/trust.py MODEL CASES.csv --out FILE.json
+        [--split test] [--wrong IMAGE ...] [--most 40] [--repeats 1] [--turn]
+
+MODEL is a run folder with a reference (``reference.safetensors``). Every case of the split is predicted as it is: the
+share that is flagged there is of false flags, and ``auroc_worst_decile`` says how well suspicion, the mean radius and
+both find the tenth of cases with the largest mean error. In at most ``--most`` of them failures are induced: cut along
+its axes so that 20 to 50 % of the landmarks are gone; noise of a quarter of the values' range; contrast inverted and
+bent, as another modality would look; ``--turn``: turned by 45 degrees about its middle, for models that know no such
+poses. ``--wrong``: images of something else (a 3D image is projected along its three axes for a 2D model). A refusal
+counts as found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from anatomark.analysis.uncertainty import area_under_roc
+from anatomark.core.grid import Grid
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import resample
+from anatomark.core.shape import random_rotation
+from anatomark.engine.model import Model
+from anatomark.engine.predict import load
+from anatomark.engine.presence import random_crop
+from anatomark.errors import InputError
+from anatomark.io.atomic import write_json
+from anatomark.io.images import read_image
+from anatomark.io.manifest import read_manifest
+
+NOISE, TURN = 0.25, 45.0
+
+
+def cropped(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
+    """Cut so that 20 to 50 % of the landmarks are gone."""
+    return random_crop(image, truth, rng)[0]
+
+
+def noisy(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
+    """Gaussian noise in every voxel."""
+    low, high = np.percentile(image.subsample(), [1, 99])
+    values = image.array + rng.normal(0, NOISE * (high - low), image.array.shape)
+    return Image(values.astype(np.float32), image.grid, image.meta)
+
+
+def other_modality(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
+    """Foreground inverted and bent; the background stays dark."""
+    low, high = np.percentile(image.subsample(), [1, 99])
+    x = np.clip((image.array.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    values = np.where(x > 0.08, (1 - x) ** float(rng.uniform(0.7, 1.4)), x)
+    return Image(values.astype(np.float32), image.grid, image.meta)
+
+
+def turned(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
+    """Turned about the image's middle; what comes in from outside is as dark as the darkest."""
+    d = image.ndim
+    while True:
+        turn = random_rotation(rng, d, TURN)
+        if abs(np.degrees(np.arccos(np.clip((np.trace(turn) - d + 2) / 2, -1, 1))) - TURN) < (3 if d == 3 else 15):
+            break
+    grid = Grid.centred(image.grid.shape, turn @ image.grid.axes, image.grid.centre)
+    there = resample(image, grid, fill=float(image.subsample().min()))
+    return Image(there.array, image.grid, image.meta)
+
+
+def wrong(model: Model, paths: list[Path]) -> Iterator[tuple[str, Image]]:
+    """Images of something else, as the model can read them."""
+    for path in paths:
+        image = read_image(path, 1.0 if path.suffix in (".png", ".jpg") else None)
+        if image.ndim == model.ndim:
+            yield path.name, image
+        elif model.ndim == 2:
+            for axis in range(3):
+                flat = image.array.mean(axis + 1, dtype=np.float32)
+                mm = np.delete(np.linalg.norm(image.grid.axes, axis=0), axis)
+                # of the size of what the model knows, so that size alone does not give it away
+                size = model.run.trust.reference.radius * 2.4 / (np.array(flat.shape[1:]) * mm).max()
+                grid = Grid.centred(flat.shape[1:], np.diag(mm * size)[:, ::-1], np.zeros(2))
+                yield f"{path.name} along {axis}", Image(flat, grid)
+
+
+def judged(model: Model, image: Image) -> tuple[bool, float, list[str]]:
+    """Whether it is flagged, how suspicious it is, and why; a refusal is a flag."""
+    try:
+        found = model.predict(image)
+    except InputError as error:
+        return True, float("inf"), [f"refused: {error}"]
+    return bool(found.meta["flags"]), float(found.meta["suspicion"]), list(found.meta["flags"])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--wrong", type=Path, nargs="*", default=[])
+    parser.add_argument("--most", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=1, help="of each kind of failure in each case")
+    parser.add_argument("--turn", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    model = load(args.model)
+    if model.run.trust is None:
+        raise SystemExit(f"error: {args.model} has no reference of its training images; anatomark calibrate makes one")
+    cases = read_manifest(args.cases).split(args.split)
+    kinds: dict[str, Callable[[Image, Landmarks, np.random.Generator], Image]] = {
+        "cropped": cropped, "noise": noisy, "other modality": other_modality,
+    } | ({"turned": turned} if args.turn else {})  # fmt: skip
+    every = max(1, len(cases) // args.most)
+    suspicion, radius, error, flags = [], [], [], {}
+    induced: dict[str, list[bool]] = {k: [] for k in kinds}
+    missed: list[str] = []
+    for n, case in enumerate(cases):
+        image, truth = case.read_image(), case.read_landmarks(model.names)
+        found = model.predict(image)
+        suspicion.append(found.meta["suspicion"])
+        radius.append(np.nanmean(found.radius90) if found.radius90 is not None else np.nan)
+        error.append(np.nanmean(found.errors_to(truth)))
+        if found.meta["flags"]:
+            flags[case.id] = [round(float(error[-1]), 3), *found.meta["flags"]]
+        for kind, r in itertools.product(kinds if n % every == 0 else (), range(args.repeats)):
+            try:
+                broken = kinds[kind](image, truth, np.random.default_rng([5, n, r]))
+            except InputError:
+                continue
+            hit, how, _ = judged(model, broken)
+            induced[kind].append(hit)
+            missed += [] if hit else [f"{case.id} {kind}: {how:.1f}"]
+        print(
+            n + 1,
+            case.id,
+            f"{suspicion[-1]:.1f}",
+            {k: f"{np.mean(v):.2f}" for k, v in induced.items() if v},
+            flush=True,
+        )
+    for name, image in wrong(model, args.wrong):
+        hit, how, why = judged(model, image)
+        induced.setdefault("wrong anatomy", []).append(hit)
+        missed += [] if hit else [f"{name}: {how:.1f}"]
+        print(name, hit, why[:2], flush=True)
+    worst = np.array(error) >= np.quantile(error, 0.9)
+    ranks = {"suspicion": np.array(suspicion), "mean radius": np.array(radius)}
+    if np.isfinite(radius).all() and np.isfinite(suspicion).all():
+        ranks["both"] = np.argsort(np.argsort(suspicion)) + np.argsort(np.argsort(radius))
+    figures = {
+        "cases": len(cases), "false_flags": len(flags) / len(cases),
+        **{f"found_{k.replace(' ', '_')}": float(np.mean(v)) for k, v in induced.items()},
+        "found_of_all_induced": float(np.mean([x for v in induced.values() for x in v])),
+        **{f"auroc_worst_decile_{k.replace(' ', '_')}": area_under_roc(v, worst) for k, v in ranks.items()},
+    }  # fmt: skip
+    write_json(args.out, {
+        "model": Path(args.model).name, "split": args.split,
+        "figures": {k: round(float(v), 4) if np.isfinite(v) else None for k, v in figures.items()},
+        "induced": {k: len(v) for k, v in induced.items()}, "flagged": flags, "missed": missed,
+    })  # fmt: skip
+    print(figures)
+
+
+if __name__ == "__main__":
+    main()
