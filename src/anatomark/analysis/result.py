@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from anatomark.analysis.metrics import THRESHOLDS_MM, Errors, Outcome, Statistics, statistics
+from anatomark.analysis.uncertainty import area_under_roc
 from anatomark.core.grid import Array
 
 
@@ -21,8 +22,9 @@ class EvaluationResult:
     of the training mean on the same cases. ``observers``: distances between observers, by pair. ``against``: this model
     measured against the other observers and their mean. ``seconds`` per case, without reading the file;
     ``align_seconds``: the part of them that the alignment took, of cases that were aligned. ``peak_gb``: largest
-    resident memory of the process, None where it was not measured. ``flags``: reasons given by case. ``notes``: lines
-    that a reader must see, such as labels that were not scored. ``tables``: further ones by title, rows of one shape.
+    resident memory of the process, None where it was not measured. ``flags``: reasons given by case; ``suspicion``: how
+    unusual each was found, where the model says so. ``notes``: lines that a reader must see, such as labels that were
+    not scored. ``tables``: further ones by title, rows of one shape.
     """
 
     model: str
@@ -39,6 +41,7 @@ class EvaluationResult:
     align_seconds: Mapping[str, float] = field(default_factory=dict)
     peak_gb: float | None = None
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    suspicion: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -136,10 +139,23 @@ class EvaluationResult:
                     "worst": self.errors.names[int(np.nanargmax(error[m]))] if located.size else "",
                     "radius90_mm": _mean(self.errors.radius90[m]),
                     "seconds": self.seconds.get(case),
+                    "suspicion": _finite(self.suspicion.get(case)),
                     "flags": "; ".join(self.flags.get(case, ())),
                 }
             )
         return rows
+
+    def review(self) -> dict[str, Any]:
+        """How many cases are flagged, and how well suspicion ranks the tenth with the largest errors above the others
+        (area under the ROC curve; None for fewer than 20 cases or without suspicions)."""
+        out: dict[str, Any] = {"flagged": sum(bool(self.flags.get(c)) for c in self.errors.cases)}
+        error = self.errors.case_error
+        known = np.array([c in self.suspicion for c in self.errors.cases], dtype=bool) & np.isfinite(error)
+        area = float("nan")
+        if known.sum() >= 20:
+            said = np.array([self.suspicion.get(c, np.nan) for c in self.errors.cases])[known]
+            area = area_under_roc(said, error[known] >= np.quantile(error[known], 0.9))
+        return {**out, "auroc_worst_decile": _finite(area)}
 
     def worst(self, case: int, most: int) -> list[str]:
         """Names of at most ``most`` annotated landmarks of a case, the missed ones first, then by falling error."""
@@ -173,10 +189,15 @@ class EvaluationResult:
             "peak_memory_gb": self.peak_gb,
             "comparisons": {name: s.to_json() for name, s in rows},
             "notes": list(self.notes),
+            "review": self.review(),
             "tables": {title: [dict(row) for row in rows] for title, rows in self.tables.items()},
             "per_landmark": self.landmark_rows(),
             "per_case": self.case_rows(),
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def _mean(values: Array) -> float | None:

@@ -8,7 +8,7 @@ to. A case is suspicious by its most unusual measure, in robust standard deviati
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,7 +55,8 @@ class Seen:
 class Reference:
     """What the training cases look like. ``mean`` (N, D) mm, ``rotation`` (D, D) and ``size``: their mean shape and
     usual pose; ``shapes``: the PCA of the aligned shapes; ``noise`` (N,) mm: what it usually leaves of each point;
-    ``whole`` and ``patches``: sums of their normalised pictures, ``count`` and ``counts`` (K,) of them."""
+    ``turns_deg``: how far from it a model was trained to find the anatomy; ``whole`` and ``patches``: sums of their
+    normalised pictures, ``count`` and ``counts`` (K,) of them."""
 
     names: tuple[str, ...]
     mean: Array
@@ -63,6 +64,7 @@ class Reference:
     size: float
     shapes: PCAShape
     noise: Array
+    turns_deg: float = 0.0
     whole: Array = field(default_factory=lambda: np.zeros(0))
     patches: Array = field(default_factory=lambda: np.zeros((0, 0)))
     count: int = 0
@@ -80,7 +82,7 @@ class Reference:
         return sorted(set(np.linspace(0, n - 1, min(n, MOST_PATCHES)).round().astype(int).tolist()))
 
     @classmethod
-    def of_shapes(cls, names: Sequence[str], shapes: Array) -> tuple[Reference, Array]:
+    def of_shapes(cls, names: Sequence[str], shapes: Array, turns_deg: float = 0.0) -> tuple[Reference, Array]:
         """Mean, poses and PCA of true shapes (M, N, D) world mm, NaN = missing, no pictures yet; and of each shape
         how unusual it is (M,) to a reference that has not seen it."""
         mean, poses = mean_shape(shapes)
@@ -96,25 +98,37 @@ class Reference:
         noise = np.maximum(np.nan_to_num(noise, nan=0.0), 0.004 * _radius(mean))
         size = float(np.median([p.scale for p in poses]))
         odd = np.array([_oddness(x, noise) for x in left])
-        return cls(tuple(names), mean, mean_rotation([p.rotation for p in poses]), size, pca, noise), odd
+        usual = mean_rotation([p.rotation for p in poses])
+        return cls(tuple(names), mean, usual, size, pca, noise, turns_deg), odd
 
     def with_pictures(self, seen: Sequence[Seen]) -> Reference:
         """With the sums of these cases' pictures."""
         patches = np.stack([s.patches for s in seen])
         there = np.isfinite(patches).all(2)
-        return Reference(
-            self.names, self.mean, self.rotation, self.size, self.shapes, self.noise,
-            np.sum([s.whole for s in seen], 0), np.nan_to_num(patches).sum(0), len(seen),
-            there.sum(0).astype(np.float64),
-        )  # fmt: skip
+        return replace(
+            self,
+            whole=np.sum([s.whole for s in seen], 0),
+            patches=np.nan_to_num(patches).sum(0),
+            count=len(seen),
+            counts=there.sum(0).astype(np.float64),
+        )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """For ``reference.safetensors``."""
         parts = {
-            "mean": self.mean, "rotation": self.rotation, "size": np.array([self.size]), "noise": self.noise,
-            "shapes.mean": self.shapes.mean, "shapes.modes": self.shapes.modes, "shapes.sd": self.shapes.sd,
-            "whole": self.whole, "patches": self.patches, "count": np.array([self.count]), "counts": self.counts,
-        }  # fmt: skip
+            "mean": self.mean,
+            "rotation": self.rotation,
+            "size": np.array([self.size]),
+            "noise": self.noise,
+            "turns_deg": np.array([self.turns_deg]),
+            "shapes.mean": self.shapes.mean,
+            "shapes.modes": self.shapes.modes,
+            "shapes.sd": self.shapes.sd,
+            "whole": self.whole,
+            "patches": self.patches,
+            "count": np.array([self.count]),
+            "counts": self.counts,
+        }
         half = {"whole", "patches", "shapes.modes"}
         return {k: torch.from_numpy(np.array(v)).to(torch.float16 if k in half else torch.float32).contiguous()
                 for k, v in parts.items()}  # fmt: skip
@@ -127,7 +141,8 @@ class Reference:
             raise ValueError(f"a reference of {len(t['mean'])} landmarks for {len(names)}")
         shapes = PCAShape(t["shapes.mean"], t["shapes.modes"].reshape(t["mean"].size, -1), t["shapes.sd"])
         return cls(
-            tuple(names), t["mean"], t["rotation"], float(t["size"][0]), shapes, t["noise"], t["whole"],
+            tuple(names), t["mean"], t["rotation"], float(t["size"][0]), shapes, t["noise"],
+            float(t["turns_deg"][0]), t["whole"],
             t["patches"], int(t["count"][0]), t["counts"],
         )  # fmt: skip
 
@@ -178,7 +193,7 @@ class Reference:
         values = {
             "shape": _oddness(residual, self.noise),
             "size": abs(float(np.log(max(pose.scale, 1e-3) / self.size))),
-            "turn": rotation_angle(self.rotation.T @ pose.rotation),
+            "turn": max(0.0, rotation_angle(self.rotation.T @ pose.rotation) - self.turns_deg),
             "cut off": float((~grid.contains(expected)).mean()),
         }
         return values, residual * pose.scale
@@ -273,15 +288,17 @@ class Usual:
         return cls(middle, scale, float(data["limit"]), int(data["cases"]), int(data["independent"]))
 
 
-def reasons(usual: Usual, values: Mapping[str, float], seen: Seen, names: Sequence[str]) -> list[str]:
+def reasons(usual: Usual, reference: Reference, values: Mapping[str, float], seen: Seen) -> list[str]:
     """One line for each measure above the limit, the worst first."""
     away = usual.unusual(values)
-    worst = [names[k] for k in np.argsort(-np.nan_to_num(seen.residual, nan=-1.0))[:3]]
+    worst = [reference.names[k] for k in np.argsort(-np.nan_to_num(seen.residual, nan=-1.0))[:3]]
     v, m = values, usual.middle
     told = {
         "shape": lambda: f"implausible shape, most of all {', '.join(worst)}",
         "size": lambda: f"of unusual size, {np.exp(v['size']):.2f} times larger or smaller than usual",
-        "turn": lambda: f"turned by {v['turn']:.0f} degrees, usual {m['turn']:.0f}",
+        "turn": lambda: (
+            f"turned by {v['turn'] + reference.turns_deg:.0f} degrees, usual are {m['turn'] + reference.turns_deg:.0f}"
+        ),
         "cut off": lambda: f"{v['cut off']:.0%} of the landmarks would lie outside the image",
         "absent": lambda: f"{v['absent']:.0%} of the landmarks are absent: {shortened(seen.absent)}",
         "whole": lambda: f"unlike the training images (likeness {1 - v['whole']:.2f}, usual {1 - m['whole']:.2f})",

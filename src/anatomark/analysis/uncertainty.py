@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
@@ -83,9 +84,9 @@ def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:
     return out if np.isfinite(out).any() else None
 
 
-def area_under_roc(suspicion: Array, bad: Array) -> float:
+def area_under_roc(suspicion: Array, bad: NDArray[np.bool_]) -> float:
     """Probability that a bad case (M,) is more suspicious than a good one, ties counting half; NaN without both."""
-    x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad, dtype=bool)
+    x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad)
     if wrong.all() or not wrong.any():
         return float("nan")
     ahead = x[wrong][:, None] - x[~wrong][None]

@@ -16,7 +16,7 @@ from anatomark.engine.finish import calibration
 from anatomark.engine.folds import summary
 from anatomark.engine.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter
-from anatomark.engine.trust import described_trust, division_sources, learn_trust, write_reference
+from anatomark.engine.trust import described_trust, learn_trust, write_reference
 from anatomark.engine.validate import Residuals
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
@@ -67,7 +67,7 @@ def calibrate(
     presence = frozen_threshold(found.trials if found is not None else None)
     how = "out-of-fold" if out_of_fold is not None else division.how
     facts = {**calibration(found, how, run.plan.names), "presence": presence}
-    trust = learn_trust(division.train, found, division_sources(division), presence, report)
+    trust = learn_trust(run.plan, division, found, presence, report)
     facts["trust"] = None if trust is None else trust.usual.to_json()
     errors = NOTHING if found is None else f"{len(found.cases)} cases, {how}: {summary(found)}"
     said = (errors, described_presence(presence), described_trust(trust))

@@ -225,6 +225,7 @@ def _measured(
         align_seconds=made.align_seconds,
         peak_gb=made.peak_gb,
         flags=made.flags,
+        suspicion=made.suspicion,
     )
 
 

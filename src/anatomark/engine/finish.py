@@ -16,7 +16,7 @@ from anatomark.engine.checkpoint import write_weights
 from anatomark.engine.config import RunConfig, write_config
 from anatomark.engine.presence import described_presence, frozen_threshold
 from anatomark.engine.progress import Reporter, clock
-from anatomark.engine.trust import described_trust, division_sources, learn_trust, write_reference
+from anatomark.engine.trust import described_trust, learn_trust, write_reference
 from anatomark.engine.validate import Residuals
 from anatomark.io.atomic import write_json, write_text
 from anatomark.methods.base import Method
@@ -42,8 +42,7 @@ def finish(
     how = "out-of-fold" if out_of_fold is not None else division.how
     presence = frozen_threshold(independent.trials if independent is not None else None)
     known = calibration(independent, how, method.plan.names)
-    sources = division_sources(division)
-    trust = learn_trust(division.train, independent, sources, presence, report or Reporter(quiet=True))
+    trust = learn_trust(method.plan, division, independent, presence, report or Reporter(quiet=True))
     if trust is not None:
         write_reference(run, trust)
     usual = None if trust is None else trust.usual.to_json()

@@ -14,7 +14,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.engine.inputs import PREDICTION_ENDINGS, flat
 from anatomark.engine.model import image_stem
-from anatomark.engine.predict import align_facts, described, load
+from anatomark.engine.predict import align_facts, described, load, trust_facts
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError
 from anatomark.io.jsonfile import write_json_landmarks
@@ -38,6 +38,7 @@ class Predictions:
     seconds: dict[str, float] = field(default_factory=dict)
     align_seconds: dict[str, float] = field(default_factory=dict)
     flags: dict[str, list[str]] = field(default_factory=dict)
+    suspicion: dict[str, float] = field(default_factory=dict)
     peak_gb: float | None = None
 
 
@@ -72,6 +73,8 @@ def predict_cases(model: Predictor, cases: Sequence[Case], reporter: Reporter) -
                     made.align_seconds[case.id] = float(found.meta["align_seconds"])
                 if found.meta.get("flags"):
                     made.flags[case.id] = [str(flag) for flag in found.meta["flags"]]
+                if "suspicion" in found.meta:
+                    made.suspicion[case.id] = float(found.meta["suspicion"])
             except InputError as error:
                 made.found[case.id], made.flags[case.id] = None, [str(error)]
             bar.update(i + 1, case.id)
@@ -100,6 +103,9 @@ def read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, La
                 seconds[case.id] = float(facts[key])
         if isinstance(facts.get("flags"), list) and facts["flags"]:
             made.flags[case.id] = [str(flag) for flag in facts["flags"]]
+        if "suspicion" in facts:  # null: beyond measure
+            value = facts["suspicion"]
+            made.suspicion[case.id] = float(value) if isinstance(value, int | float) else float("inf")
     if all(found is None for found in made.found.values()):
         first = cases[0].id
         raise InputError(f"{folder}: holds no trained model and no prediction of any case, such as {first}.mrk.json")
@@ -120,7 +126,8 @@ def write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[Ca
         if found is None:
             continue
         facts = {"case": case.id, **model, "image": str(case.image), "seconds": round(made.seconds[case.id], 4)}
-        facts.update(align_facts(found), flags=made.flags.get(case.id, []))
+        flags = made.flags.get(case.id, [])
+        facts.update(align_facts(found), flagged=bool(flags), flags=flags, **trust_facts(found))
         write_json_landmarks(found, folder / f"{case.id}.json", facts)
         shown = replace(found, descriptions=described(found), meta={})
         write_landmarks(shown, folder / f"{case.id}.mrk.json")

@@ -16,12 +16,14 @@ from safetensors.torch import save as save_tensors
 from anatomark.analysis.trust import Reference, Usual, absent_names, reasons, shortened
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.engine.cases import Division, Source
+from anatomark.engine.cases import Division
+from anatomark.engine.pipeline import ALIGN
 from anatomark.engine.presence import with_absent
 from anatomark.engine.progress import Reporter
 from anatomark.engine.validate import Residuals
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_bytes
+from anatomark.methods.base import Plan
 
 REFERENCE = "reference.safetensors"
 MOST = 60  # cases that are looked at, of the training cases and of the independent ones
@@ -53,24 +55,25 @@ class Trust:
             why = f"{few}; absent: {gone}" if gone else few
             return Judgement(float("inf"), self.usual.limit, (why,))
         values = self.reference.likeness(seen)
-        lines = reasons(self.usual, values, seen, self.reference.names)
+        lines = reasons(self.usual, self.reference, values, seen)
         return Judgement(self.usual.suspicion(values), self.usual.limit, tuple(lines))
 
 
 def learn_trust(
-    training: Sequence[Source],
+    plan: Plan,
+    division: Division,
     independent: Residuals | None,
-    sources: Mapping[str, Source],
     presence: Mapping[str, Any] | None,
     report: Reporter,
 ) -> Trust | None:
-    """From training cases at their true landmarks, and predictions in ``independent`` cases, whose images are in
-    ``sources``; ``presence``: the frozen threshold of absence. None with fewer than three training cases."""
+    """From a division's training cases at their true landmarks, and predictions in ``independent`` cases of it;
+    ``presence``: the frozen threshold of absence. None with fewer than three training cases."""
+    training, sources = division.train, {s.id: s for s in (*division.train, *division.val)}
     chosen = [training[i] for i in _spread(len(training))]
     if len(chosen) < 3:
         return None
     names = chosen[0].landmarks.names
-    reference, oddness = Reference.of_shapes(names, np.stack([s.landmarks.points for s in chosen]))
+    reference, oddness = Reference.of_shapes(names, np.stack([s.landmarks.points for s in chosen]), known_turns(plan))
     looks = {}
     held = [] if independent is None else [independent.cases[i] for i in _spread(len(independent.cases))]
     with report.bar("what is usual", len(chosen) + len(held)) as bar:
@@ -99,9 +102,11 @@ def learn_trust(
     return None if usual is None else Trust(reference, usual)
 
 
-def division_sources(division: Division) -> dict[str, Source]:
-    """All cases of a division by name."""
-    return {s.id: s for s in (*division.train, *division.val)}
+def known_turns(plan: Plan) -> float:
+    """Degrees from the training cases' usual pose within which a model was trained to find the anatomy, or its
+    alignment finds it."""
+    facts = plan.facts.get(ALIGN) or plan.facts
+    return float(facts.get("rotations_deg") or 0.0)
 
 
 def described_trust(trust: Trust | None) -> str:

@@ -55,7 +55,7 @@ def judged(learned: tuple[int, Reference, Usual], image: Image, found: Landmarks
     _, reference, usual = learned
     seen = reference.look(image, found)
     values = reference.likeness(seen)
-    return usual.suspicion(values), reasons(usual, values, seen, reference.names)
+    return usual.suspicion(values), reasons(usual, reference, values, seen)
 
 
 def test_usual_cases_are_left_alone(learned: tuple[int, Reference, Usual]) -> None:
@@ -147,6 +147,22 @@ def test_pose_of_the_patient_does_not_matter_where_any_pose_is_usual() -> None:
         seen = reference.look(*case(rng, 2, turn=180.0))
         flagged.append(usual.suspicion(reference.likeness(seen)) > usual.limit)
     assert sum(flagged) <= 1
+
+
+def test_a_turn_that_the_model_knows_is_not_unusual(learned: tuple[int, Reference, Usual]) -> None:
+    d, reference, usual = learned
+    rng = np.random.default_rng(3)
+    turned = [case(rng, d, turn=0.0) for _ in range(3)]
+    knows = replace(reference, turns_deg=45.0)
+    c, s = np.cos(np.radians(40)), np.sin(np.radians(40))
+    turn = np.eye(d)
+    turn[:2, :2] = [[c, -s], [s, c]]
+    for image, found in turned:
+        grid = Grid.from_axes(image.grid.shape, turn @ image.grid.axes, turn @ image.grid.origin)
+        found = found.with_points(found.points @ turn.T)
+        image = Image(image.array, grid)
+        assert "turned" in " ".join(judged(learned, image, found)[1])
+        assert "turned" not in " ".join(judged((d, knows, usual), image, found)[1])
 
 
 def test_nothing_known_gives_no_usual() -> None:
