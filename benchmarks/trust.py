@@ -26,7 +26,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
-from anatomark.core.shape import random_rotation
+from anatomark.core.shape import rotation_from_vector
 from anatomark.engine.model import Model
 from anatomark.engine.predict import load
 from anatomark.engine.presence import random_crop
@@ -60,11 +60,8 @@ def other_modality(image: Image, truth: Landmarks, rng: np.random.Generator) -> 
 
 def turned(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
     """Turned about the image's middle; what comes in from outside is as dark as the darkest."""
-    d = image.ndim
-    while True:
-        turn = random_rotation(rng, d, TURN)
-        if abs(np.degrees(np.arccos(np.clip((np.trace(turn) - d + 2) / 2, -1, 1))) - TURN) < (3 if d == 3 else 15):
-            break
+    axis = rng.normal(size=image.ndim * 2 - 3)  # in 2D its sign alone counts
+    turn = rotation_from_vector(axis / np.linalg.norm(axis) * np.radians(TURN))
     grid = Grid.centred(image.grid.shape, turn @ image.grid.axes, image.grid.centre)
     there = resample(image, grid, fill=float(image.subsample().min()))
     return Image(there.array, image.grid, image.meta)

@@ -17,9 +17,11 @@ import typer
 
 from anatomark import __version__
 from anatomark.commands.calibrate import calibrate
+from anatomark.commands.crop import crop
 from anatomark.commands.measure import measure as take_measures
 from anatomark.commands.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, reporter, show
 from anatomark.commands.planes import planes
+from anatomark.commands.register import register
 from anatomark.errors import InputError
 
 if TYPE_CHECKING:
@@ -264,7 +266,7 @@ def zoo(as_json: Json = False) -> None:
         typer.echo("no model is bundled with this installation; anatomark fit makes one")
 
 
-for use in (planes, take_measures, calibrate):  # each is a file of its own
+for use in (planes, take_measures, register, crop, calibrate):  # each is a file of its own
     app.command()(use)
 
 

@@ -33,7 +33,7 @@ _NOISE_VOXELS = 500_000
 
 # the least that counts as one standard deviation
 FLOORS = {
-    "shape": 0.10, "size": 0.04, "turn": 4.0, "cut off": 0.01, "absent": 0.02, "whole": 0.05, "detail": 0.04,
+    "shape": 0.10, "size": 0.04, "turn": 1.5, "cut off": 0.01, "absent": 0.02, "whole": 0.05, "detail": 0.04,
     "noise": 0.12, "spread": 0.12, "score": 0.03,
 }  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""ITK transform files (.tfm, .txt, .h5, .mat) of affine maps between world frames, LPS mm."""
+"""ITK transform files between world frames, LPS mm: affine maps (.tfm, .txt, .h5, .mat) and displacement fields (.h5).
+
+As ITK resamples, a transform maps the fixed image's points to the moving image's. SimpleITK's transform reader knows no
+thin-plate spline ("Could not create an instance of ThinPlateSplineKernelTransform"), so a spline is written as a field.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike
 
-from anatomark.core.grid import Array
+from anatomark.core.grid import Array, Grid
 from anatomark.errors import InputError
 from anatomark.io.atomic import atomic_path
 from anatomark.io.images import condensed, quiet
@@ -51,6 +55,31 @@ def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
     transform = sitk.AffineTransform(d)
     transform.SetMatrix(values[:d, :d].ravel().tolist())
     transform.SetTranslation(values[:d, d].tolist())
+    _write(transform, path)
+
+
+def write_displacements(field: ArrayLike, grid: Grid, path: str | os.PathLike[str]) -> None:
+    """Write displacements ``field`` (*grid.shape, D) float64, mm along x, y[, z], on ``grid`` as an ITK
+    DisplacementFieldTransform (.h5), atomically. ITK interpolates linearly, and moves nothing outside the grid.
+
+    Raises ValueError for another shape or sheared axes, InputError for an unknown ending or a disk that refuses.
+    """
+    path, values = Path(path), np.ascontiguousarray(field, dtype=np.float64)
+    if values.shape != (*grid.shape, grid.ndim):
+        raise ValueError(f"a field of shape {values.shape} does not fit a grid of shape {grid.shape}")
+    direction = grid.axes[:, ::-1] / grid.spacing[::-1]
+    if np.abs(direction.T @ direction - np.eye(grid.ndim)).max() > 1e-4:
+        raise ValueError("a displacement field's axes must be at right angles")
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise InputError(f"{path}: displacement fields are written as .h5")
+    image = sitk.GetImageFromArray(values, isVector=True)
+    image.SetSpacing(grid.spacing[::-1].tolist())
+    image.SetDirection(direction.ravel().tolist())
+    image.SetOrigin(grid.origin.tolist())
+    _write(sitk.DisplacementFieldTransform(image), path)
+
+
+def _write(transform: sitk.Transform, path: Path) -> None:
     with atomic_path(path) as temporary:
         try:
             with quiet():
