@@ -70,15 +70,15 @@ class PooledWarps:
         self.ndim, self.radius, self.warp_mm = ndim, radius, warp_mm
         self._made: dict[int, Warp] = {}
 
-    def draw(self, rng: np.random.Generator, pose: Pose) -> tuple[PointMap, PointMap]:
+    def draw(self, rng: np.random.Generator, pose: Pose, most: float = 1.0) -> tuple[PointMap, PointMap]:
         """Two functions of world points (..., D) of an anatomy in ``pose``: output -> input, by which its image is
-        read, and input -> output, by which its landmarks move (NaN stays NaN)."""
+        read, and input -> output, by which its landmarks move (NaN stays NaN). ``most``: of the full size."""
         k = int(rng.integers(self.POOL))
         if k not in self._made:
             self._made[k] = self._make(k)
         full = self._made[k]
-        warp = Warp(full.grid, full.field * float(rng.uniform(0, 1)))
-        stretch = np.exp(rng.normal(0, 0.06, self.ndim)) if rng.random() < 0.5 else np.ones(self.ndim)
+        warp = Warp(full.grid, _mirrored(full.field, rng) * float(rng.uniform(0, most)))
+        stretch = np.exp(rng.normal(0, 0.06 * most, self.ndim)) if rng.random() < 0.5 else np.ones(self.ndim)
 
         def read(world: Array) -> Array:
             return pose.apply(warp(pose.invert(world) * stretch))
@@ -92,3 +92,10 @@ class PooledWarps:
         own = np.random.default_rng([77, k])
         box = Grid.centred((2,) * self.ndim, np.eye(self.ndim)[:, ::-1] * (2.6 * self.radius / 2), np.zeros(self.ndim))
         return random_warp(own, box, self.warp_mm, self.radius * own.uniform(0.5, 1.5), nodes=18)
+
+
+def _mirrored(field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A displacement field (D, *S) about the origin, mirrored along random axes: one warp makes 2 ** D."""
+    signs = rng.choice([-1.0, 1.0], len(field))
+    turned = field.flip([len(field) - i for i, sign in enumerate(signs) if sign < 0])  # x is the last axis
+    return turned * torch.from_numpy(signs).to(field).view(-1, *(1,) * len(field))

@@ -14,6 +14,7 @@ from anatomark.core.image import Image
 
 WarpFunction = Callable[[Array], Array]
 _WARP_NODES = 5  # a warp is smooth: it is evaluated on this many points along a patch, linear in between
+_BLOCK_NODES = 17  # along a block, which holds the whole anatomy: with 5 it would err by half of the warp
 
 
 def planes(ndim: int) -> list[tuple[int, int]]:
@@ -89,8 +90,8 @@ def read_block(
     if warp is None:
         fine = _affine_lattice(image.grid, centres, axes * half, px)
     else:
-        steps = np.linspace(-half, half, _WARP_NODES)
-        lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_WARP_NODES,) * d + (d,))
+        steps = np.linspace(-half, half, _BLOCK_NODES)
+        lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_BLOCK_NODES,) * d + (d,))
         world = warp(centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice))
         fine = _drawn_out(unit_coordinates(image.grid, world), px)
     array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(m, -1, *image.grid.shape)

@@ -18,7 +18,8 @@ class BlockRegressor(nn.Module):
     Convolutions of 4 with stride 2 (BN, ReLU), one for each of ``maps``, are shared by all cells and valid: a cell sees
     a patch of ``patch`` voxels, ``stride`` voxels from cell to cell. In a known frame a cell always sees the same part
     of the anatomy, so the layer that reads its last maps (2 ^ D places of them) is each cell's own: without that the
-    same error took more than twice the training. The layers after it are shared again.
+    same error took more than twice the training. The layers after it are shared again. ``field``: each cell also says
+    an affine field, which all landmarks share and teach.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class BlockRegressor(nn.Module):
         narrow: int = 96,
         hidden: int = 256,
         dropout: float = 0.2,
+        field: bool = False,
     ):
         super().__init__()
         conv, norm = (nn.Conv2d, nn.BatchNorm2d) if ndim == 2 else (nn.Conv3d, nn.BatchNorm3d)
@@ -51,9 +53,13 @@ class BlockRegressor(nn.Module):
         self.place = nn.Parameter(torch.zeros(count, 1, hidden))
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, landmarks * ndim)
+        self.field = nn.Linear(hidden, ndim * (ndim + 1)) if field else None
         self.sure = nn.Linear(hidden, landmarks)
         self.sharpness = nn.Parameter(torch.zeros(landmarks))  # log; of the votes' weights, see nets/t2dl.py
         nn.init.normal_(self.out.weight, std=1e-3)
+        if self.field is not None:
+            nn.init.normal_(self.field.weight, std=1e-3)
+            nn.init.zeros_(self.field.bias)
         for zero in (self.out.bias, self.sure.weight, self.sure.bias):
             nn.init.zeros_(zero)
 
@@ -78,12 +84,19 @@ class BlockRegressor(nn.Module):
         mixed: torch.Tensor = self.dropout(F.relu(self.mix(x) + self.place))
         return mixed.transpose(0, 1)
 
-    def votes(self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """(B, K, n, D) what the cells say of the landmarks ``rows``, x first, from features (B, K, hidden)."""
+    def votes(
+        self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None), at: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, K, n, D) what the cells say of the landmarks ``rows``, x first, from features (B, K, hidden); ``at``
+        (K, n, D), where the field is read: the landmarks' mean places from the cells."""
         weight = self.out.weight.view(self.landmarks, self.ndim, -1)[rows].flatten(0, 1)
         bias = self.out.bias.view(self.landmarks, self.ndim)[rows].flatten()
-        return F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
+        says = F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
+        if self.field is None or at is None:
+            return says
+        field = self.field(features).unflatten(2, (self.ndim, self.ndim + 1))
+        return says + torch.einsum("bkde,kne->bknd", field, F.pad(at, (0, 1), value=1.0))
 
-    def confidence(self, features: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+    def confidence(self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """(B, K, n) log weights of the votes."""
         return F.linear(features, self.sure.weight[rows], self.sure.bias[rows])

@@ -13,16 +13,20 @@ import torch
 import phantom
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import sample
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
+from anatomark.core.warp import random_warp
 from anatomark.errors import InputError
 from anatomark.methods import find
 from anatomark.methods.base import Plan, TrainingCase
+from anatomark.methods.t2dl import posed
 from anatomark.methods.t2dl.posed import T2DL, T2DLConfig
 from anatomark.nets.precision import use_bf16
 
 SMALL: dict[str, Any] = {
     "cells": 3, "cover": 3.2, "maps": [8, 16], "narrow": 32, "hidden": 48, "dropout": 0.0, "rank": 8, "looks": 2,
     "passes": 3, "warped_copies": 20, "warp_share": 0.3, "intensity": 0.5, "batch": 8, "steps": 200,
+    "settle": False,
 }  # fmt: skip
 
 
@@ -154,6 +158,52 @@ def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
     np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
 
 
+# ---------------------------------------------------------------------- the mean picture
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_mean_picture_draws_the_block_onto_itself(ndim: int) -> None:
+    """Before anything is learned; and it is kept in the plan."""
+    image, marks = phantom.phantom(3, ndim)
+    warp = random_warp(np.random.default_rng(2), image.grid, 7.0, 45.0)
+    image = replace(image, array=sample(image, warp(image.grid.points()), fill=10.0).numpy())
+    bent = image, marks.with_points(warp.inverse(marks.points))
+    method = untrained(ndim, [phantom.phantom(i, ndim) for i in range(3)], settle=True)
+    plain = untrained(ndim, [phantom.phantom(i, ndim) for i in range(3)])
+    assert method.picture is not None
+    assert plain.picture is None
+    assert method.picture.cases == 3
+    found = method.locate(bent[0], bent[1])
+    assert found.errors_to(bent[1]).mean() < 0.8 * plain.locate(bent[0], bent[1]).errors_to(bent[1]).mean()
+    again = T2DL(method.config, Plan.model_validate_json(method.plan.model_dump_json()))
+    again.load_state_dict(method.state_dict())
+    np.testing.assert_array_equal(again.locate(*bent).points, found.points)
+    assert switched(method, decode="votes").picture is None
+
+
+def test_by_default_there_is_one_in_3d() -> None:
+    assert [untrained(d, settle=None).picture is not None for d in (2, 3)] == [False, True]
+    assert untrained(3, settle=None, decode="stage1").picture is None
+
+
+def test_of_many_landmarks_a_step_learns_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All share each cell's field, and the joint layers rest."""
+    monkeypatch.setattr(posed, "AT_ONCE", 3)
+    method = untrained(2).train()
+    assert method.net.field is not None
+    (case,) = phantom.training_cases(method, [phantom.phantom(0, 2)])
+    for stage in method.stages():
+        batch = method.examples(case, stage, np.random.default_rng(0))
+        method.zero_grad()
+        method.loss({k: v[None].repeat(2, *(1,) * v.ndim) for k, v in batch.items()}, stage)["loss"].backward()
+        learned = method.net.out.bias.grad
+        assert learned is not None
+        assert int((learned.view(5, 2) != 0).any(1).sum()) == 3
+        assert method.net.field.bias.grad is not None
+        assert (method.net.field.bias.grad != 0).all()
+        assert method.joint.up.weight.grad is None
+
+
 # ---------------------------------------------------------------------- decode
 
 
@@ -188,9 +238,13 @@ def test_untrained_it_says_the_mean_shape() -> None:
 # ---------------------------------------------------------------------- what it is shown
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_the_target_is_where_the_brightest_landmark_shows(ndim: int) -> None:
-    method = untrained(ndim, intensity=0.0, rotations_deg=180.0, warp_share=0.7)
+@pytest.mark.parametrize(("ndim", "settle"), [(2, False), (3, False), (2, True), (3, True)])
+def test_the_target_is_where_the_brightest_landmark_shows(ndim: int, settle: bool) -> None:
+    """Also where the mean picture of another phantom has drawn the block onto itself."""
+    cases = [phantom.phantom(1, ndim)] if settle else None
+    method = untrained(
+        ndim, cases, intensity=0.0, rotations_deg=180.0, warp_share=0.7, settle=settle, settled_share=1.0
+    )
     case = phantom.training_cases(method, [phantom.phantom(0, ndim)])[0]
     px, shown, misses = method.px, 0, []
     for seed in range(40):
@@ -256,7 +310,7 @@ def test_any_pose_is_found_where_training_poses_are_wide() -> None:
     assert method.rotations == 180
     tried: list[int] = []
     look = method._look
-    method._look = lambda image, poses: tried.append(len(poses)) or look(image, poses)  # type: ignore[method-assign,func-returns-value]
+    method._look = lambda image, poses, way=None: tried.append(len(poses)) or look(image, poses, way)  # type: ignore[method-assign,func-returns-value]
     assert np.isfinite(method.locate(phantom.phantom(0, 2)[0]).points).all()
     assert tried[0] == method.config.starts
 

@@ -141,3 +141,19 @@ def test_training_in_3d_on_a_cpu_stays_float32() -> None:
         net.trunk[-3].register_forward_hook(lambda m, i, out, d=ndim: kinds.update({d: out.dtype}))
         net.features(torch.randn(2, 1, *(net.px,) * ndim))
     assert kinds == {2: torch.bfloat16, 3: torch.float32}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_field_is_affine_about_each_cell(ndim: int) -> None:
+    """By hand: a matrix and a shift from the cell's features, the same for every landmark."""
+    net = regressor(ndim, field=True)
+    assert net.field is not None
+    nn.init.normal_(net.field.weight)
+    features, at = torch.randn(2, 4, 10), torch.randn(4, 3, ndim)
+    own, both = net.votes(features), net.votes(features, at=at)
+    field = net.field(features).view(2, 4, ndim, ndim + 1)
+    for b, k, n in np.ndindex(2, 4, 3):
+        there = field[b, k, :, :-1] @ at[k, n] + field[b, k, :, -1]
+        torch.testing.assert_close(both[b, k, n], own[b, k, n] + there, atol=1e-4, rtol=1e-4)
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(net.votes(features, rows, at[:, rows]), both[:, :, rows], atol=1e-4, rtol=1e-4)

@@ -9,6 +9,7 @@ pose, about the model's radius; the block is read anew in the pose that the poin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,12 +24,28 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
-from anatomark.data.anatomy import Anatomy, ShapeModel, adapt_facts, block_for, start_centre
-from anatomark.data.augment import PooledWarps, random_intensity
+from anatomark.core.warp import Warp
+from anatomark.data.anatomy import (
+    Anatomy,
+    ShapeModel,
+    adapt_facts,
+    block_for,
+    start_centre,
+)
+from anatomark.data.augment import PointMap, PooledWarps, random_intensity
 from anatomark.data.intensity import bounds, normalise
+from anatomark.data.picture import Picture, in_pose
 from anatomark.data.posed import read_block
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.base import (
+    Batch,
+    Method,
+    MethodConfig,
+    Plan,
+    Stage,
+    Study,
+    TrainingCase,
+)
 from anatomark.nets.blocks import BlockRegressor
 from anatomark.nets.t2dl import JointLayers, weighted_vote
 
@@ -36,7 +53,10 @@ UNIT = 0.1  # radii: the length in which displacements are learned
 SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
 LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 BLOCKS_AT_ONCE = 8
-AT_ONCE = 96  # of many landmarks, that a step of the first stage learns
+AT_ONCE = 96  # of many landmarks, that a step learns
+PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels and radii along the mean picture's side
+PICTURED = 24  # cases, at most, that the mean picture is made of
+LEFT_WARP = 0.2  # of training's largest warp, where the picture has drawn the case onto itself
 
 
 class T2DLConfig(MethodConfig):
@@ -55,6 +75,9 @@ class T2DLConfig(MethodConfig):
     rank: int = Field(default=32, ge=1)  # of the joint layers
     decode: Literal["mean", "stage1", "votes", "full"] = "full"  # what the points are read from, for comparisons
     passes: int = Field(default=4, ge=1)  # times that the block is read anew in the pose found
+    settle: bool | None = None  # whether the mean picture draws the block onto itself before the looks; None: in 3D
+    settled_share: float = Field(default=0.4, ge=0, le=1)  # of training views that are drawn onto it
+    field: bool | None = None  # whether landmarks share an affine field of each cell; None: where there are over 96
     looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
     starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
     rotations_deg: float | None = Field(default=None, ge=0, le=180)  # None: from the training poses
@@ -95,6 +118,7 @@ class T2DL(Method):
             narrow=config.narrow or (64 if flat else 96),
             hidden=config.hidden,
             dropout=config.dropout,
+            field=len(self.names) > AT_ONCE if config.field is None else config.field,
         )
         torch.nn.init.constant_(self.net.sharpness, float(np.log(UNIT / config.alpha)))
         self.joint = JointLayers(torch.from_numpy(self.model.mean / self.unit).float(), config.rank)
@@ -102,6 +126,9 @@ class T2DL(Method):
         self.spacing = config.cover * self.radius / self.px
         self.places: torch.Tensor
         self.register_buffer("places", (self.net.centres * (self.spacing / self.unit)).float(), persistent=False)
+        picture = plan.facts.get("picture")
+        self.picture = Picture.from_json(picture) if picture is not None and config.decode == "full" else None
+        self._forms: dict[str, Warp] = {}  # of the training cases, on the mean picture
         self._warps = PooledWarps(self.ndim, self.radius, float(plan.facts["warp_mm"]))
 
     # ------------------------------------------------------------------ what depends on the data
@@ -117,6 +144,9 @@ class T2DL(Method):
         )
         shift = config.shift if config.shift is not None else LEFT if study.aligned else SHIFT
         facts = {**anatomy.facts(shift=shift), "shape": shape.to_json(), "centre_mm": None}
+        in_3d = anatomy.mean.shape[1] == 3
+        if config.decode == "full" and (in_3d if config.settle is None else config.settle):
+            facts["picture"] = cls._picture(study, anatomy).to_json()
         if study.aligned:  # the anatomy lies where it lies in the template
             poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
             facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
@@ -130,12 +160,22 @@ class T2DL(Method):
         )
 
     @classmethod
+    def _picture(cls, study: Study, anatomy: Anatomy) -> Picture:
+        px = PICTURE_PX[anatomy.mean.shape[1]]
+        spacing = PICTURE_COVER * anatomy.radius / px
+        marked = [c for c in study.cases if c.landmarks.select(study.names).defined.any()]
+        some = marked[:: -(-len(marked) // PICTURED)]
+        drawn = ((_seen(c.image(), study.intensity, spacing), c.landmarks.select(study.names).points) for c in some)
+        return Picture.of(drawn, anatomy.mean, px, spacing, anatomy.radius)
+
+    @classmethod
     def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
         """``plan`` in the frame of another model's plan, so that its weights mean the same; see
         :func:`anatomark.data.anatomy.adapt_facts`."""
         facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
         if facts is None:
             return plan
+        facts["picture"] = old.facts.get("picture")
         if facts.get("centre_mm") is not None:  # only where these images are aligned too
             facts["centre_mm"] = old.facts.get("centre_mm") or facts["centre_mm"]
         return plan.model_copy(update={"facts": facts})
@@ -150,25 +190,30 @@ class T2DL(Method):
         return [first, Stage("joint", c.steps, c.batch, lr=1e-3, share=3.0, modules=("net", "joint"), **usual)]
 
     def working_images(self, image: Image) -> dict[str, Image]:
-        """``block``: block means towards the block's spacing."""
-        low, high = bounds(image, self.plan.intensity)
-        rule = {"kind": "window", "low": low, "high": high}
-        return {"block": normalise(block_mean(image, block_for(image, self.spacing)), rule)}
+        """``block``: block means towards the block's spacing; ``picture``: towards the mean picture's, if there is."""
+        spacings = {"block": self.spacing}
+        if self.picture is not None:
+            spacings["picture"] = self.picture.spacing
+        return {name: _seen(image, self.plan.intensity, spacing) for name, spacing in spacings.items()}
 
     # ------------------------------------------------------------------ training
 
     def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
-        """A random warp of the case in a random view."""
+        """A random warp of the case in a random view; some drawn onto the mean picture first, as in the end."""
         c = self.config
         image, truth = case.images["block"], case.landmarks.points
         pose = procrustes(self.model.mean, truth)
-        read = None
+        ways: list[PointMap] = []  # from what is shown to the image
+        if settled := self.picture is not None and rng.random() < c.settled_share:
+            form = self._form(case, pose)
+            truth = pose.apply(form.inverse(pose.invert(truth), tolerance_mm=1e-4 * self.radius))
+            ways = [in_pose(form, pose)]
         if rng.random() < c.warp_share:
-            read, move = self._warps.draw(rng, pose)
-            truth = move(truth)
-            pose = procrustes(self.model.mean, truth)
+            read, move = self._warps.draw(rng, pose, LEFT_WARP if settled else 1.0)
+            truth, ways = move(truth), [read, *ways]
+        pose = procrustes(self.model.mean, truth)
         axes, centre = self._random_view(rng, pose)
-        block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
+        block = read_block(image, centre[None], axes[None], self.px, self.spacing, _chain(ways))[0].clamp_(0, 1.5)
         target = (truth - centre) @ np.linalg.inv(axes).T / self.unit
         known = np.asarray(np.isfinite(target).all(1))
         return {
@@ -190,29 +235,36 @@ class T2DL(Method):
         """First stage: every cell's error, weighted by its true distance from the landmark. Second: the error of the
         points that the votes make, before and after the joint layers."""
         features = self.net.features(batch["block"])
-        target, known, mean, places = (
-            batch["target"],
-            batch["known"],
-            self.joint.mean.view(-1, self.ndim),
-            self.places[:, None],
-        )
-        if stage.name == "patches" and len(self.names) > AT_ONCE:  # the votes of a thousand cost more than the network
-            some = torch.randperm(len(self.names), device=target.device)[:AT_ONCE]
-            says = self.net.votes(features, some) + mean[some]
-            target, known = target[:, some], known[:, some]
-        else:
-            says = self.net.votes(features) + mean
+        rows: slice | torch.Tensor = slice(None)
+        target, known, places = batch["target"], batch["known"], self.places[:, None]
+        if many := len(self.names) > AT_ONCE:  # the votes of a thousand cost more than the network
+            rows = torch.randperm(len(self.names), device=target.device)[:AT_ONCE]
+            target, known = target[:, rows], known[:, rows]
+        says = self._says(features, rows)
         own = F.smooth_l1_loss(says, target[:, None].expand_as(says), reduction="none", beta=0.2).sum(-1)
         away = (target[:, None] - places).norm(dim=-1) * UNIT
         weight = torch.exp(-away / self.config.alpha) * known[:, None]
         cells = (own * weight).sum() / weight.sum().clamp(min=1e-6)
         if stage.name == "patches":
             return {"loss": cells}
-        points, _ = weighted_vote(says - places, self.places, self.net.sharpness.exp(), self.net.confidence(features))
+        sharpness, sure = self.net.sharpness[rows].exp(), self.net.confidence(features, rows)
+        points, _ = weighted_vote(says - places, self.places, sharpness, sure)
         voted = _miss(points, target, known)
-        full = _miss(self.joint(points), target, known)
+        full = voted if many else _miss(self.joint(points), target, known)  # of a part there is nothing joint to learn
         parts = {"cells": cells, "votes": voted, "full": full}
         return {"loss": 0.2 * cells + voted + full, **{name: value.detach() for name, value in parts.items()}}
+
+    def _says(self, features: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+        """(B, K, n, D) where the cells say that the landmarks ``rows`` lie."""
+        mean = self.joint.mean.view(-1, self.ndim)[rows]
+        return self.net.votes(features, rows, (mean - self.places[:, None]) * UNIT) + mean
+
+    def _form(self, case: TrainingCase, pose: Pose) -> Warp:
+        """The field that draws the case onto the mean picture."""
+        assert self.picture is not None
+        if case.id not in self._forms:
+            self._forms[case.id] = self.picture.draw(case.images["picture"], pose)
+        return self._forms[case.id]
 
     # ------------------------------------------------------------------ inference
 
@@ -221,15 +273,21 @@ class T2DL(Method):
         """See :meth:`Method.locate`. Score: how well the votes agree, 0.5 where they spread by 0.05 radii; no
         probability. Covariance: of the votes and of the looks."""
         self.eval()
-        block = self.working_images(image)["block"]
+        images = self.working_images(image)
+        block = images["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
         pose = self._first_pose(image, block, rng) if start is None else self._given_pose(start)
         for _ in range(self.config.passes - 1):
             look = self._look(block, [pose])
             pose, _ = self.model.fit(look.points[0])
+        way, drawn, say = None, np.zeros(self.ndim), 0.0
+        if self.picture is not None:
+            pose, form = self.picture.settle(images["picture"], pose, self.model.mean)
+            way = in_pose(form, pose)
+            drawn, say = way(pose.apply(self.model.mean)), self.picture.say
         turns = [np.eye(self.ndim), *(random_rotation(rng, self.ndim, 6.0) for _ in range(self.config.looks - 1))]
-        look = self._look(block, [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns])
-        points = np.median(look.points, 0)
+        look = self._look(block, [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns], way)
+        points = (1 - say) * np.median(look.points, 0) + say * drawn
         spread = look.points - points
         covariance = look.covariance.mean(0) + np.einsum("mni,mnj->nij", spread, spread) / len(spread)
         sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
@@ -258,17 +316,18 @@ class T2DL(Method):
         look = self._look(block, poses)
         return poses[int(np.trace(look.covariance, axis1=2, axis2=3).mean(1).argmin())]
 
-    def _look(self, image: Image, poses: list[Pose]) -> _Look:
-        """What the blocks in these poses say, in world mm."""
+    def _look(self, image: Image, poses: list[Pose], way: PointMap | None = None) -> _Look:
+        """What the blocks in these poses say, in world mm; ``way``: from where a block lies to where it is read."""
         parts = []
         for i in range(0, len(poses), BLOCKS_AT_ONCE):
             some = poses[i : i + BLOCKS_AT_ONCE]
             axes = np.stack([p.rotation * p.scale for p in some])
             centres = np.stack([p.translation for p in some])
-            blocks = read_block(image, centres, axes, self.px, self.spacing).clamp_(0, 1.5)  # as in training
+            blocks = read_block(image, centres, axes, self.px, self.spacing, way).clamp_(0, 1.5)
             local, cloud = (x.cpu().double().numpy() for x in self._points(blocks.to(self.places.device)))
             step = axes * self.unit
             points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)
+            points = points if way is None else way(points)
             parts.append((points, np.einsum("mij,mnjk,mlk->mnil", step, cloud, step)))
         return _Look(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
@@ -278,7 +337,7 @@ class T2DL(Method):
         features = self.net.features(blocks)
         points, clouds = [], []
         for rows in self._chunks():
-            votes = self.net.votes(features, rows) + (mean[rows] - self.places[:, None])
+            votes = self._says(features, rows) - self.places[:, None]
             plain = decode == "stage1"
             sharpness = torch.full_like(learned, UNIT / self.config.alpha) if plain else learned
             confidence = None if plain else self.net.confidence(features, rows)
@@ -301,6 +360,17 @@ class _Look:
 
     points: Array
     covariance: Array
+
+
+def _seen(image: Image, intensity: Mapping[str, Any], spacing: float) -> Image:
+    """Block means towards ``spacing``, about 0 ... 1."""
+    low, high = bounds(image, intensity)
+    return normalise(block_mean(image, block_for(image, spacing)), {"kind": "window", "low": low, "high": high})
+
+
+def _chain(ways: list[PointMap]) -> PointMap | None:
+    """One after the other."""
+    return (lambda world: functools.reduce(lambda at, way: way(at), ways, world)) if ways else None
 
 
 def _miss(points: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
