@@ -3,7 +3,7 @@
     python benchmarks/t2dl_ablation.py MODEL CASES.csv --split test --out FILE.json
 
 The parts of one trained model of ``--method t2dl`` (its ``decode`` setting is switched; alignment and passes stay as
-they are). The row ``stage1`` is of weights that the second stage has trained on, read by the fixed vote. A refiner, if
+they are). Without ``picture`` the mean picture of the training images is left out; ``refined`` has everything. The row ``stage1`` is of weights that the second stage has trained on, read by the fixed vote. A refiner, if
 the model has one, is left out, and measured with everything else in the last row.
 """
 
@@ -39,9 +39,10 @@ def main() -> None:
     known = {}  # what the alignment finds does not depend on the method: it is found once for each image
     if isinstance(whole, Composed) and whole.aligner is not None:
         known = {case: whole.aligner.align(image) for case, image in images.items()}
-    rows = {}
-    for row in (*ROWS, *(["refined"] if refined else [])):
-        method.config.decode = "full" if row == "refined" else row
+    rows, picture = {}, getattr(method, "picture", None)
+    for row in (*ROWS, *(["picture"] if picture is not None else []), *(["refined"] if refined else [])):
+        method.config.decode = row if row in ROWS else "full"
+        method.picture = None if row in ROWS else picture
         if refined:
             whole.begun = row == "refined"
         found = {}

@@ -16,6 +16,7 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from anatomark.analysis.labels import place_labels
 from anatomark.analysis.trust import absent_names, shortened
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
@@ -196,7 +197,9 @@ def _letters(ax: Axes, plane: _Plane, size: float = 8) -> None:
     spots = [(0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"), (0.5, 0.97, "center", "top")]
     spots.append((0.5, 0.03, "center", "bottom"))
     for letter, (x, y, ha, va) in zip(plane.edges, spots, strict=False):
-        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=INK, fontsize=size, path_effects=LEGIBLE)
+        # snapped to pixels, the foot of an L with a halo vanishes, and left becomes inferior
+        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=INK, fontsize=size, path_effects=LEGIBLE,
+                snap=False)  # fmt: skip
 
 
 def _scale_bar(ax: Axes, half: float) -> None:
@@ -206,7 +209,8 @@ def _scale_bar(ax: Axes, half: float) -> None:
     bar = [x, x + length / (2 * half)], [y, y]
     ax.plot(*bar, transform=ax.transAxes, color=INK, lw=2, solid_capstyle="butt", path_effects=LEGIBLE)
     text = f"{length:g} mm"
-    ax.text(x, y + 0.025, text, transform=ax.transAxes, color=INK, fontsize=7, va="bottom", path_effects=LEGIBLE)
+    ax.text(x, y + 0.025, text, transform=ax.transAxes, color=INK, fontsize=7, va="bottom", path_effects=LEGIBLE,
+            snap=False)  # fmt: skip
 
 
 def _key(figure: Figure, x: float, y: float) -> None:
@@ -283,19 +287,24 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
     figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
     ax = figure.add_axes((0, 0, 1, 1))
     view.draw(ax, FLAT, view.grid.centre)
+    marks = []
     for name, description in zip(found.names, found.descriptions, strict=True):
         _pair(ax, view, FLAT, found, truth, name, size=7)
         spot = view.locate(FLAT, found[name])
         if np.isfinite(spot).all():
-            right = spot[0] > 0.8 * size[1]  # a label must not leave the picture
-            ax.annotate(
-                caption(name, description), (float(spot[0]), float(spot[1])), (-6 if right else 6, 4),
-                textcoords="offset points", color=INK, fontsize=8, ha="right" if right else "left",
-            ).set_bbox({"facecolor": HALO, "alpha": 0.45, "edgecolor": "none", "pad": 1})  # fmt: skip
+            marks.append((caption(name, description), float(spot[0]), float(spot[1])))
+    point = size[1] / (figure.get_figwidth() * 72)  # mm of one point of type
+    for label in place_labels(marks, point, 8, (0.0, float(size[1]))):
+        if label.far:
+            ax.plot([label.x, label.near], [label.y, label.level], color=INK, lw=0.5, alpha=0.7)
+        ax.text(
+            label.near, label.level, label.text, color=INK, fontsize=8, va="center",
+            ha="left" if label.right else "right", path_effects=LEGIBLE, snap=False,
+        )  # fmt: skip
     if text := absent_text(found):
-        figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True)
+        figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True, snap=False)
     if text := review_text(found):
-        figure.text(0.01, 0.99, text, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True)
+        figure.text(0.01, 0.99, text, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True, snap=False)
     return figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from anatomark.analysis.labels import place_labels
 from anatomark.analysis.pictures import HALO, INK, LEGIBLE, PAPER, PREDICTION, TRUTH, caption, png
 from anatomark.analysis.planes import Plane
 from anatomark.core.grid import Array
@@ -58,7 +59,7 @@ def plane_picture(image: Image, plane: Plane, landmarks: Landmarks, title: str =
         strict=True,
     ):  # fmt: skip
         ax.text(x, y, _letter(side), transform=ax.transAxes, ha=across, va=above, color=INK, fontsize=9,
-                path_effects=LEGIBLE)  # fmt: skip
+                path_effects=LEGIBLE, snap=False)  # fmt: skip
     ax.text(0.02, 0.98, title, transform=ax.transAxes, ha="left", va="top", color=INK, fontsize=10, weight="bold",
             path_effects=LEGIBLE)  # fmt: skip
     with rc_context({"text.hinting": "none"}):  # hinted text is measured shorter than it is drawn with a halo
@@ -71,33 +72,15 @@ def _draw(ax: Any, plane: Plane, shown: Sequence[tuple[str, Array, dict[str, Any
     mm = width / (ax.figure.get_figwidth() * 72)  # of one point of type
     spots = [(text, *plane.locate(point), style) for text, point, style in shown]
     spots = [s for s in spots if abs(s[1]) <= width / 2 and abs(s[2]) <= height / 2]
-    taken = [(x - 3 * mm, y - 3 * mm, x + 3 * mm, y + 3 * mm) for _, x, y, _ in spots]
-    for text, x, y, style in sorted(spots, key=lambda s: -s[2]):
+    for _, x, y, style in spots:
         ax.plot(x, y, linestyle="none", clip_on=True, **style)
-        long, tall = 0.61 * TYPE * len(text) * mm, 1.15 * TYPE * mm
-        boxes = [
-            (x + side * 7 * mm - (long if side < 0 else 0), y + rise * tall - tall / 2)
-            for rise in (0, 0.8, -0.8, 1.6, -1.6, 2.4, -2.4)
-            for side in (1, -1)
-        ]
-        left, low = min(boxes, key=lambda b: _covered((*b, b[0] + long, b[1] + tall), taken, width / 2))
-        taken.append((left, low, left + long, low + tall))
-        near = left if left > x else left + long
-        if abs(low + tall / 2 - y) > tall:
-            ax.plot([x, near], [y, low + tall / 2], color=INK, lw=0.5, alpha=0.7)
+    for label in place_labels([s[:3] for s in spots], mm, TYPE, (-width / 2, width / 2)):
+        if label.far:
+            ax.plot([label.x, label.near], [label.y, label.level], color=INK, lw=0.5, alpha=0.7)
         ax.text(
-            near, low + tall / 2, text, ha="left" if left > x else "right", va="center", color=INK, fontsize=TYPE,
-            path_effects=[withStroke(linewidth=2, foreground=HALO, alpha=0.8)],
+            label.near, label.level, label.text, ha="left" if label.right else "right", va="center", color=INK,
+            fontsize=TYPE, path_effects=[withStroke(linewidth=2, foreground=HALO, alpha=0.8)], snap=False,
         )  # fmt: skip
-
-
-def _covered(box: Sequence[float], taken: Sequence[Sequence[float]], edge: float) -> float:
-    """Area that a box (left, low, right, high) shares with others; what leaves the picture counts as covered."""
-    over = [
-        max(0.0, min(box[2], t[2]) - max(box[0], t[0])) * max(0.0, min(box[3], t[3]) - max(box[1], t[1])) for t in taken
-    ]
-    outside = max(0.0, box[2] - edge) + max(0.0, -edge - box[0])
-    return sum(over) + outside * (box[3] - box[1])
 
 
 def _scale_bar(ax: Any, width: float, height: float) -> None:

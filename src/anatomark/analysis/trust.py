@@ -15,21 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from anatomark.analysis.likeness import correlation, pictures, roughness
 from anatomark.analysis.uncertainty import sigma_of
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.resample import block_mean, sample
 from anatomark.core.shape import PCAShape, Pose, mean_rotation, mean_shape, procrustes, rotation_angle
 
-WHOLE_PX = {2: 40, 3: 22}  # of the picture of the whole anatomy, along each side
-PATCH_PX = {2: 13, 3: 9}  # of the picture around a landmark
-REACH, PATCH = 1.25, 0.12  # half sides of both, in radii
 MOST_PATCHES = 96  # landmarks that are looked at
 LIMIT = 0.95  # share of usual cases that may not be flagged
 LEAST_LIMIT = 4.0  # robust standard deviations
 FEW, MARGIN = 20, 1.25  # below so many cases the limit lies so much above the worst of them
-_NOISE_VOXELS = 500_000
 
 # the least that counts as one standard deviation
 FLOORS = {
@@ -82,24 +78,19 @@ class Reference:
         return sorted(set(np.linspace(0, n - 1, min(n, MOST_PATCHES)).round().astype(int).tolist()))
 
     @classmethod
-    def of_shapes(cls, names: Sequence[str], shapes: Array, turns_deg: float = 0.0) -> tuple[Reference, Array]:
-        """Mean, poses and PCA of true shapes (M, N, D) world mm, NaN = missing, no pictures yet; and of each shape
-        how unusual it is (M,) to a reference that has not seen it."""
+    def of_shapes(cls, names: Sequence[str], shapes: Array, turns_deg: float = 0.0) -> tuple[Reference, list[PCAShape]]:
+        """Mean, poses and PCA of true shapes (M, N, D) world mm, NaN = missing, every landmark known in one of them;
+        no pictures yet. Also, for each shape, the PCA that has not seen it."""
         mean, poses = mean_shape(shapes)
         aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
-        pca = PCAShape.fit(aligned.reshape(len(shapes), -1), variance=0.95, most=max(0, len(shapes) // 4))
-        left = []
-        for m, shape in enumerate(aligned):  # what a model that has not seen the case leaves of it
-            rest = np.delete(aligned, m, 0) if len(aligned) > 2 else aligned
-            own = _without_missing(rest, mean)
-            small = PCAShape.fit(own.reshape(len(own), -1), variance=0.95, most=max(0, len(own) // 4))
-            left.append(_left_over(small, shape, 0.02 * _radius(mean)))
+        pca = _variation(aligned)
+        others = [_variation(_without_missing(np.delete(aligned, m, 0), mean)) for m in range(len(aligned))]
+        left = [_left_over(o, shape, 0.02 * _radius(mean)) for o, shape in zip(others, aligned, strict=True)]
         noise = np.sqrt(np.nanmedian(np.stack(left) ** 2, 0) / 0.6)
         noise = np.maximum(np.nan_to_num(noise, nan=0.0), 0.004 * _radius(mean))
         size = float(np.median([p.scale for p in poses]))
-        odd = np.array([_oddness(x, noise) for x in left])
         usual = mean_rotation([p.rotation for p in poses])
-        return cls(tuple(names), mean, usual, size, pca, noise, turns_deg), odd
+        return cls(tuple(names), mean, usual, size, pca, noise, turns_deg), others
 
     def with_pictures(self, seen: Sequence[Seen]) -> Reference:
         """With the sums of these cases' pictures."""
@@ -164,8 +155,8 @@ class Reference:
             values["spread"] = float(np.nanmean(np.log(np.where(sigma > 0, sigma, np.nan) / self.radius)))
         if marks.score is not None and np.isfinite(marks.score).any():
             values["score"] = 1 - float(np.nanmean(marks.score))
-        whole, patches = self._pictures(image, points, pose)
-        values["noise"] = _noise(image, points)
+        whole, patches = pictures(image, points[self.looked_at], pose, self.mean)
+        values["noise"] = roughness(image, points)
         return Seen(values, whole, patches, residual, gone)
 
     def likeness(self, seen: Seen, own: Seen | None = None) -> dict[str, float]:
@@ -175,7 +166,7 @@ class Reference:
         rest = self.count - (own is not None)
         if rest > 0:
             total = self.whole - (own.whole if own is not None else 0)
-            values["whole"] = 1 - _correlation(seen.whole, total)
+            values["whole"] = 1 - correlation(seen.whole, total)
             sums, counts = self.patches.copy(), self.counts.copy()
             if own is not None:
                 there = np.isfinite(own.patches).all(1)
@@ -183,7 +174,7 @@ class Reference:
                 counts -= there
             usable = np.isfinite(seen.patches).all(1) & (counts > 0.5)
             if usable.any():
-                near = [_correlation(seen.patches[k], sums[k]) for k in np.flatnonzero(usable)]
+                near = [correlation(seen.patches[k], sums[k]) for k in np.flatnonzero(usable)]
                 values["detail"] = 1 - float(np.mean(near))
         return values
 
@@ -207,23 +198,6 @@ class Reference:
             weights = 1 / (1 + np.nan_to_num(away / (2 * typical), nan=1e3) ** 2)
             pose = procrustes(self.mean, points, weights)
         return pose
-
-    def _pictures(self, image: Image, points: Array, pose: Pose) -> tuple[Array, Array]:
-        d, radius = self.mean.shape[1], self.radius
-        fine = PATCH * 2 * radius / (PATCH_PX[d] - 1)
-        image = _grey(image)
-        near = block_mean(image, _block(image.grid, fine))
-        far = block_mean(near, _block(near.grid, REACH * 2 * radius / (WHOLE_PX[d] - 1)))
-        centre = self.mean.mean(0)
-        dark = float(np.percentile(far.subsample(), 1))  # what lies outside the image
-        whole = sample(far, pose.apply(centre + _lattice(d, WHOLE_PX[d]) * (REACH * radius)), fill=dark)
-        chosen = points[self.looked_at]
-        turned = _lattice(d, PATCH_PX[d]) @ (pose.rotation * pose.scale * PATCH * radius).T
-        known = np.isfinite(chosen).all(1)
-        patches = np.full((len(chosen), PATCH_PX[d] ** d), np.nan)
-        if known.any():
-            patches[known] = sample(near, chosen[known][:, None] + turned, fill=dark).numpy()[0]
-        return _normalised(whole.numpy()[0]), _normalised(patches)
 
     def _inside(self, grid: Grid, points: Array) -> Array:
         far = np.linalg.norm(grid.extent_mm)
@@ -331,6 +305,11 @@ def _oddness(residual: Array, noise: Array) -> float:
     return float(np.log(np.sqrt(np.mean(np.minimum(ratio, 50.0) ** 2)) + 1e-6)) if len(ratio) else float("nan")
 
 
+def _variation(aligned: Array) -> PCAShape:
+    """How aligned shapes (M, N, D) vary, in few modes."""
+    return PCAShape.fit(aligned.reshape(len(aligned), -1), variance=0.95, most=max(0, len(aligned) // 4))
+
+
 def _without_missing(aligned: Array, mean: Array) -> Array:
     """Shapes in which a point that is missing in all of them lies at the mean's."""
     empty = ~np.isfinite(aligned).any(0)
@@ -346,56 +325,3 @@ def _left_over(pca: PCAShape, aligned: Array, noise: float) -> Array:
 
 def _radius(mean: Array) -> float:
     return float(np.linalg.norm(mean - mean.mean(0), axis=1).max())
-
-
-def _lattice(d: int, px: int) -> Array:
-    """(px ** D, D) points from -1 to 1 along each axis."""
-    line = np.linspace(-1, 1, px)
-    return np.stack(np.meshgrid(*[line] * d, indexing="ij"), -1).reshape(-1, d)
-
-
-def _block(grid: Grid, step: float) -> tuple[int, ...]:
-    """Voxels to average so that an image comes close to a step in mm, not above."""
-    return tuple(int(b) for b in np.maximum(1, np.floor(step / grid.spacing)))
-
-
-def _grey(image: Image) -> Image:
-    if len(image.array) == 1:
-        return image
-    return Image(image.array.mean(0, keepdims=True, dtype=np.float32), image.grid, image.meta)
-
-
-def _normalised(values: Array) -> Array:
-    """Rows of zero mean and length 1, zero where nothing varies; NaN stays."""
-    x = np.asarray(values, dtype=np.float64).reshape(-1, values.shape[-1])
-    x = x - x.mean(1, keepdims=True)
-    size = np.linalg.norm(x, axis=1, keepdims=True)
-    out = np.where(size > 1e-9 * (1 + np.abs(x).max(1, keepdims=True)), x / np.where(size > 0, size, 1.0), x * 0)
-    return out.reshape(values.shape)
-
-
-def _correlation(a: Array, b: Array) -> float:
-    """Of two pictures of zero mean."""
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / size if size > 0 else 0.0
-
-
-def _noise(image: Image, points: Array) -> float:
-    """Log of what one voxel differs from its two neighbours, on average near the landmarks, as a share of the values'
-    range there."""
-    index = image.grid.to_index(points[np.isfinite(points).all(1)])
-    shape = np.array(image.grid.shape)
-    first = np.clip(np.floor(index.min(0)).astype(int) - 2, 0, np.maximum(shape - 8, 0))
-    end = np.clip(np.ceil(index.max(0)).astype(int) + 3, np.minimum(first + 8, shape), shape)
-    window = image.array[(slice(0, 1), *(slice(a, b) for a, b in zip(first, end, strict=True)))][0]
-    thin = max(1, round((window.size / _NOISE_VOXELS) ** (1 / (window.ndim - 1))))
-    # whole lines along the last axis, thinned along the others
-    x = np.asarray(window[(slice(None, None, thin),) * (window.ndim - 1)], dtype=np.float32)
-    if x.shape[-1] < 3:
-        return float("nan")
-    low, high = np.percentile(x[..., ::4], [1, 99])
-    if not high > low:
-        return float("nan")
-    x = np.clip(x, low, high)
-    rough = np.abs(x[..., 1:-1] - (x[..., :-2] + x[..., 2:]) / 2).mean()
-    return float(np.log(rough / (high - low) + 1e-4))

@@ -14,6 +14,7 @@ from anatomark.core.landmarks import Landmarks
 
 LEVEL = 0.9  # share of errors that a radius is to cover
 FEWEST = 9  # errors from which on there is a 90 % quantile: it is the 9th of 9
+FEWEST_CASES = 5  # the errors of one case go together: fewer say little of the next one
 DRAWN = 2.0  # cases' worth of the common mean in a landmark's own
 
 
@@ -53,10 +54,11 @@ def calibrated(errors: Array, predictions: Sequence[Landmarks], names: Sequence[
 
 def shared_quantiles(values: Array, level: float = LEVEL) -> Array:
     """(N,) of values (M, N), NaN = unknown: each column's mean, drawn a little towards that of all, times the conformal
-    quantile of all values over such means of the other rows. NaN where a column is empty or all are too few."""
+    quantile of all values over such means of the other rows. NaN where a column is empty, or values or rows are too
+    few."""
     known = np.isfinite(values)
     x, n = np.where(known, values, 0.0), known.sum(0)
-    if known.sum() < FEWEST:
+    if known.sum() < FEWEST or known.any(1).sum() < FEWEST_CASES:
         return np.full(values.shape[1], np.nan)
     common = x.sum() / known.sum()
     mean = (x.sum(0) + DRAWN * common) / (n + DRAWN)
@@ -74,7 +76,7 @@ def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:
     out = np.full(len(landmarks), np.nan)
     for k, name in enumerate(landmarks.names):
         for facts in (own.get(name) or {}, pooled):
-            if facts.get("scale90") is not None and np.isfinite(sigma[k]):
+            if facts.get("scale90") is not None and sigma[k] > 0:  # of 0 no factor makes a radius
                 out[k] = facts["scale90"] * sigma[k]
             elif facts.get("radius90_mm") is not None:
                 out[k] = facts["radius90_mm"]
@@ -89,8 +91,8 @@ def area_under_roc(suspicion: Array, bad: NDArray[np.bool_]) -> float:
     x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad)
     if wrong.all() or not wrong.any():
         return float("nan")
-    ahead = x[wrong][:, None] - x[~wrong][None]
-    return float(((ahead > 0) + 0.5 * (ahead == 0)).mean())
+    of_bad, of_good = x[wrong][:, None], x[~wrong][None]
+    return float(((of_bad > of_good) + 0.5 * (of_bad == of_good)).mean())
 
 
 def _summary(errors: Array) -> dict[str, Any]:
@@ -100,7 +102,9 @@ def _summary(errors: Array) -> dict[str, Any]:
 
 
 def _quantile(values: Array) -> float | None:
-    return _number(conformal_quantile(values[np.isfinite(values)]))
+    """Of values (M, N), with NaN; None where values or cases are too few."""
+    known = np.isfinite(values)
+    return _number(conformal_quantile(values[known])) if known.any(1).sum() >= FEWEST_CASES else None
 
 
 def _number(value: float) -> float | None:

@@ -20,9 +20,11 @@ from anatomark.engine.trust import described_trust, learn_trust, write_reference
 from anatomark.engine.validate import Residuals
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
+from anatomark.io.manifest import read_manifest
 
 PARTS = ("config.yaml", "plan.json", WEIGHTS, "card.md", "LICENSE.txt", "log.csv")
 HEADING = "## Calibrated"
+ENOUGH = 10  # independent cases below which a warning stands
 NOTHING = "no independent case: no radii (give rows the split val that the model did not learn from)"
 
 
@@ -70,7 +72,11 @@ def calibrate(
     trust = learn_trust(run.plan, division, found, presence, report)
     facts["trust"] = None if trust is None else trust.usual.to_json()
     errors = NOTHING if found is None else f"{len(found.cases)} cases, {how}: {summary(found)}"
-    said = (errors, described_presence(presence), described_trust(trust))
+    said = [errors, described_presence(presence), described_trust(trust)]
+    if found is not None and len(found.cases) < ENOUGH:
+        said.append(
+            f"{len(found.cases)} independent cases say little: radii and limits are rough; better {ENOUGH}"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     try:
@@ -88,11 +94,22 @@ def calibrate(
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Calibrated(out, facts, said)
+    return Calibrated(out, facts, tuple(said))
 
 
 def _division(run: Run, manifest: str | os.PathLike[str]) -> Division:
     """The cases, with the model's landmarks in its order."""
+    cases = read_manifest(manifest)
+    if not cases.has_split("train"):
+        raise InputError(
+            f"{manifest}: has no case of split train; call some so, they show what images usually look like"
+        )
+    first = cases.split("train")[0].read_landmarks()
+    if not set(run.plan.names) <= set(first.names):
+        of_model, of_cases = (", ".join(map(repr, n[:3])) for n in (run.plan.names, first.names))
+        raise InputError(
+            f"{manifest}: its landmarks ({of_cases} ...) are not those of the model {run.folder} ({of_model} ...)"
+        )
     config = run.config.model_copy(update={"landmarks": list(run.plan.names), "observers": "named"})
     division = read_division(manifest, config)
     if division.how == "augmented copies":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +10,15 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.engine.model import image_stem
 from anatomark.errors import InputError
-from anatomark.io.images import find_images, read_image, squeeze_to_2d
-from anatomark.io.landmarks import read_landmarks
+from anatomark.io.atomic import read_json
+from anatomark.io.images import find_images, image_grid, read_image, squeeze_to_2d
+from anatomark.io.landmarks import in_mm, read_landmarks
 from anatomark.io.manifest import SPLITS, Case, read_manifest
+from anatomark.io.sheets import read_sheet
+from anatomark.io.tables import read_table
 
 PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
+ENDINGS = (*PREDICTION_ENDINGS, ".tsv")
 
 
 @dataclass(frozen=True)
@@ -85,34 +89,83 @@ def find_landmarks(
     split: str | None = None,
     spacing: tuple[float, ...] | None = None,
 ) -> list[Marked]:
-    """As :func:`find_marked`, and also landmark files, each a case named after it, and folders that ``predict`` wrote:
-    for work that needs no image."""
+    """As :func:`find_marked`, and also landmark files, each a case named after it, tables, each of their cases one, and
+    folders of landmark files: for work that needs no image."""
     out: list[Marked] = []
     for path in paths:
-        files = sorted(path.glob("*.mrk.json")) if path.is_dir() and landmarks is None else []
-        if files:
-            out += [_alone(f.with_name(f.name.removesuffix(".mrk.json") + ".json"), f) for f in files]
-        elif path.is_file() and landmarks is None and path.name.endswith((".json", ".fcsv")):
-            out.append(_alone(path, path))
-        else:
+        alone: list[Marked] | None = None
+        if landmarks is None and path.is_dir():
+            alone = [m for f in landmark_files(path) for m in _alone(f, spacing)] or None
+        elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
+            alone = _alone(path, spacing)
+        if alone is None:
             out += find_marked([path], landmarks, split=split, spacing=spacing)
+            continue
+        if split is not None:
+            raise InputError(f"{path}: --split {split} needs a manifest")
+        out += alone
     if not out:
         raise InputError("no landmarks were given")
+    names = [m.case for m in out]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise InputError(f"two of the cases are called {twice!r}; rename one or take them apart")
     return out
 
 
-def _alone(first: Path, second: Path) -> Marked:
-    """A landmark file as a case; beside a prediction's Slicer file lies the one that holds covariances."""
-    path = first if first.is_file() else second
-    stem = path.name.removesuffix(".json").removesuffix(".mrk").removesuffix(".fcsv")
-    return Marked(stem, flat(read_landmarks(path)))
+def landmark_files(folder: Path) -> list[Path]:
+    """The landmark files in a folder, one for each stem, the one that holds covariances first."""
+    stems = {_stem(f) for f in sorted(folder.iterdir()) if f.name.endswith(ENDINGS) and f.is_file()}
+    found = (landmark_file(folder, (stem,)) for stem in sorted(stems))
+    return [f for f in found if f is not None and not _is_manifest(f)]
+
+
+def landmark_file(folder: Path, stems: Iterable[str]) -> Path | None:
+    """The landmark file in a folder with the first of ``stems`` that has one."""
+    files = (folder / f"{s}{e}" for s in stems for e in PREDICTION_ENDINGS)
+    return next((f for f in files if f.is_file() and _holds_landmarks(f)), None)
+
+
+def _holds_landmarks(path: Path) -> bool:
+    """Whether a JSON file is ours; others stand beside images too, such as those of BIDS."""
+    if not path.name.endswith(".json") or path.name.endswith(".mrk.json"):
+        return True
+    try:
+        document = read_json(path)
+    except InputError:
+        return False
+    return isinstance(document, dict) and "landmarks" in document
+
+
+def _is_manifest(path: Path) -> bool:
+    if not path.name.endswith((".csv", ".tsv")):
+        return False
+    sheet = read_sheet(path)
+    return "image" in sheet.columns or not {"label", "frame"} & {*sheet.columns, *sheet.facts}
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    return name.removesuffix(next(e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)))
+
+
+def _alone(path: Path, spacing: tuple[float, ...] | None) -> list[Marked]:
+    """A landmark file as a case of its own, a table as its cases."""
+    if path.name.endswith((".csv", ".tsv")):
+        table = read_table(path)
+        cases = list(table.cases) if "" not in table.cases else [""]
+        return [Marked(c or _stem(path), in_mm(table.pick(c or None), spacing, str(path))) for c in cases]
+    found = read_landmarks(path)
+    ours = landmark_file(path.parent, (_stem(path),))
+    # Slicer's files know no 2D points; ours beside them, where there is one, does
+    if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
+        found = flat(found)
+    return [Marked(_stem(path), found)]
 
 
 def _file(landmarks: Path, name: str, image: Path) -> Path | None:
     if landmarks.is_file():
         return landmarks
-    stems = dict.fromkeys((name, image_stem(image)))
-    return next((f for s in stems for e in PREDICTION_ENDINGS if (f := landmarks / f"{s}{e}").is_file()), None)
+    return landmark_file(landmarks, dict.fromkeys((name, image_stem(image))))
 
 
 def _landmarks(
@@ -124,7 +177,16 @@ def _landmarks(
     file = _file(source, name, image)
     assert file is not None
     found = read_landmarks(file, case=name if file.suffix.lower() == ".csv" else None, spacing=spacing)
-    return flat(found)
+    return flat(found) if found.ndim == 3 and _is_flat(image, spacing) else found
+
+
+def _is_flat(image: Path, spacing: tuple[float, ...] | None) -> bool:
+    """Whether an image is 2D, or a single slice; also where it cannot be read, which is said when it is."""
+    try:
+        grid = image_grid(image, spacing)
+    except InputError:
+        return True
+    return grid.ndim == 2 or grid.shape[0] == 1
 
 
 def flat(landmarks: Landmarks) -> Landmarks:

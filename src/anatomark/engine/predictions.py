@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.engine.inputs import PREDICTION_ENDINGS, flat
+from anatomark.engine.ensemble import is_ensemble
+from anatomark.engine.inputs import flat, landmark_file
 from anatomark.engine.model import image_stem
-from anatomark.engine.predict import align_facts, described, load, trust_facts
+from anatomark.engine.predict import align_facts, described, load, member_facts, trust_facts
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError
 from anatomark.io.jsonfile import write_json_landmarks
@@ -48,13 +49,13 @@ def prediction_folder(model: Any) -> Path | None:
         return None
     path = Path(model)
     trained = any((path / part).exists() for part in ("config.yaml", "plan.json", "weights.safetensors"))
-    return path if path.is_dir() and not trained else None
+    return path if path.is_dir() and not trained and not is_ensemble(path) else None
 
 
 def named_predictor(model: Any) -> tuple[str, Predictor]:
     """The model, loaded where ``model`` is a run folder or a zoo name, and what it is called."""
     if isinstance(model, str | os.PathLike):
-        return Path(model).resolve().name if Path(model).exists() else str(model), load(os.fspath(model))
+        model = load(os.fspath(model))
     return str(getattr(model, "name", type(model).__name__)), model
 
 
@@ -90,8 +91,7 @@ def read_predictions(folder: Path, cases: Sequence[Case], truth: Mapping[str, La
     made = Predictions()
     for case in cases:
         stems = dict.fromkeys((case.id, image_stem(case.image)))
-        files = (folder / (stem + ending) for stem in stems for ending in PREDICTION_ENDINGS)
-        file = next((f for f in files if f.is_file()), None)
+        file = landmark_file(folder, stems)
         if file is None:
             made.found[case.id] = None
             continue
@@ -127,7 +127,7 @@ def write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[Ca
             continue
         facts = {"case": case.id, **model, "image": str(case.image), "seconds": round(made.seconds[case.id], 4)}
         flags = made.flags.get(case.id, [])
-        facts.update(align_facts(found), flagged=bool(flags), flags=flags, **trust_facts(found))
+        facts.update(align_facts(found), flagged=bool(flags), flags=flags, **trust_facts(found), **member_facts(found))
         write_json_landmarks(found, folder / f"{case.id}.json", facts)
         shown = replace(found, descriptions=described(found), meta={})
         write_landmarks(shown, folder / f"{case.id}.mrk.json")

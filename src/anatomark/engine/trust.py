@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from anatomark.analysis.trust import Reference, Usual, absent_names, reasons, shortened
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.engine.cases import Division
+from anatomark.engine.cases import Division, Source
 from anatomark.engine.pipeline import ALIGN
 from anatomark.engine.presence import with_absent
 from anatomark.engine.progress import Reporter
@@ -67,34 +67,33 @@ def learn_trust(
     report: Reporter,
 ) -> Trust | None:
     """From a division's training cases at their true landmarks, and predictions in ``independent`` cases of it;
-    ``presence``: the frozen threshold of absence. None with fewer than three training cases."""
-    training, sources = division.train, {s.id: s for s in (*division.train, *division.val)}
-    chosen = [training[i] for i in _spread(len(training))]
-    if len(chosen) < 3:
+    ``presence``: the frozen threshold of absence. None with fewer than three training cases or two landmarks."""
+    chosen = _chosen(division.train)
+    if len(chosen) < 3 or len(plan.names) < 2:
         return None
-    names = chosen[0].landmarks.names
-    reference, oddness = Reference.of_shapes(names, np.stack([s.landmarks.points for s in chosen]), known_turns(plan))
-    looks = {}
+    shapes = np.stack([s.landmarks.points for s in chosen])
+    reference, others = Reference.of_shapes(chosen[0].landmarks.names, shapes, known_turns(plan))
+    # what is measured of a training case is measured without it
+    without = {s.id: replace(reference, shapes=o) for s, o in zip(chosen, others, strict=True)}
     held = [] if independent is None else [independent.cases[i] for i in _spread(len(independent.cases))]
+    looks = {}
     with report.bar("what is usual", len(chosen) + len(held)) as bar:
         for source in chosen:
-            looks[source.id] = reference.look(source.image(), source.landmarks)
+            look = without[source.id].look(source.image(), source.landmarks)
+            looks.update({source.id: look} if look is not None else {})
             bar.update(len(looks), source.id)
-        there = [s for s in looks.values() if s is not None]
-        if not there:
+        if not looks:
             return None
-        reference = reference.with_pictures(there)
-        known = [
-            {**reference.likeness(look, own=look), "shape": float(odd)}
-            for look, odd in zip(looks.values(), oddness, strict=True)
-            if look is not None
-        ]
+        reference = reference.with_pictures(list(looks.values()))
+        known = [reference.likeness(look, own=look) for look in looks.values()]
         unseen = []
+        sources = {s.id: s for s in (*division.train, *division.val)}
         for k, case in enumerate(held):
             assert independent is not None
             image = sources[case].image()
             found = independent.predictions[independent.cases.index(case)]
-            look = reference.look(image, with_absent(found, image.grid, {"presence": presence}))
+            found = with_absent(found, image.grid, {"presence": presence})
+            look = without.get(case, reference).look(image, found)
             if look is not None:
                 unseen.append(reference.likeness(look, own=looks.get(case)))
             bar.update(len(looks) + k + 1, case)
@@ -112,7 +111,7 @@ def known_turns(plan: Plan) -> float:
 def described_trust(trust: Trust | None) -> str:
     """One line for the console and the card."""
     if trust is None:
-        return "review flag: too few training cases to say what is usual"
+        return "review flag: too few training cases or landmarks to say what is usual"
     usual = trust.usual
     cases = f"{usual.cases} training cases and {usual.independent} independent ones"
     return f"review flag: above {usual.limit:.1f} robust standard deviations of what is usual, learned from {cases}"
@@ -136,6 +135,15 @@ def read_trust(folder: Path, names: Sequence[str], calibration: Mapping[str, Any
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not fit plan.json and calibration.json: {error}") from None
+
+
+def _chosen(cases: Sequence[Source]) -> list[Source]:
+    """Evenly spread cases, and some of each landmark that is defined in none of these."""
+    at = set(_spread(len(cases)))
+    known = np.stack([s.landmarks.defined for s in cases])
+    for k in np.flatnonzero(~known[sorted(at)].any(0)):
+        at.update(np.flatnonzero(known[:, k])[:3].tolist())
+    return [cases[i] for i in sorted(at)]
 
 
 def _spread(count: int) -> list[int]:

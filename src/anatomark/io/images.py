@@ -248,8 +248,8 @@ def _grid(path: Path, source: Any, facts: dict[str, Any], given: Sequence[float]
             spacing[: len(values)] = values
     elif not facts["believed"]:
         raise InputError(
-            f"{path}: has no spacing that can be believed; give mm per pixel in the manifest's column spacing "
-            "(or, to predict, with --spacing)"
+            f"{path}: has no spacing that can be believed; give mm per pixel with --spacing, or in the manifest's "
+            "column spacing"
         )
     if facts["picture"]:
         direction, origin = np.eye(d), np.zeros(d)

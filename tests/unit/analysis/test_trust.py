@@ -43,10 +43,10 @@ def learned(request: pytest.FixtureRequest) -> tuple[int, Reference, Usual]:
     d = request.param
     rng = np.random.default_rng(d)
     cases = [case(rng, d) for _ in range(16)]
-    reference, odd = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
-    looks = [reference.look(i, m) for i, m in cases]
+    reference, others = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
+    looks = [replace(reference, shapes=o).look(*one) for o, one in zip(others, cases, strict=True)]
     reference = reference.with_pictures(looks)
-    known = [{**reference.likeness(s, own=s), "shape": float(o)} for s, o in zip(looks, odd, strict=True)]
+    known = [reference.likeness(s, own=s) for s in looks]
     unseen = [reference.likeness(reference.look(*case(rng, d))) for _ in range(8)]
     return d, reference, Usual.learned(known, unseen)
 
@@ -137,10 +137,10 @@ def test_it_survives_being_written(learned: tuple[int, Reference, Usual]) -> Non
 def test_pose_of_the_patient_does_not_matter_where_any_pose_is_usual() -> None:
     rng = np.random.default_rng(12)
     cases = [case(rng, 2, turn=180.0) for _ in range(12)]
-    reference, odd = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
-    looks = [reference.look(i, m) for i, m in cases]
+    reference, others = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
+    looks = [replace(reference, shapes=o).look(*one) for o, one in zip(others, cases, strict=True)]
     reference = reference.with_pictures(looks)
-    known = [{**reference.likeness(s, own=s), "shape": float(o)} for s, o in zip(looks, odd, strict=True)]
+    known = [reference.likeness(s, own=s) for s in looks]
     usual = Usual.learned(known, [])
     flagged = []
     for _ in range(10):
@@ -167,3 +167,24 @@ def test_a_turn_that_the_model_knows_is_not_unusual(learned: tuple[int, Referenc
 
 def test_nothing_known_gives_no_usual() -> None:
     assert Usual.learned([], []) is None
+
+
+def test_what_is_left_out_is_left_out() -> None:
+    rng = np.random.default_rng(20)
+    cases = [case(rng, 2) for _ in range(5)]
+    reference, others = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
+    strange = cases[0][1].points + rng.normal(0, 4, cases[0][1].points.shape)
+    again, without = Reference.of_shapes(cases[0][1].names, np.stack([strange, *(m.points for _, m in cases[1:])]))
+    assert reference.shapes.size == again.shapes.size == 1
+    # poses of all shapes hang together a little; the modes without the first case hardly move, those of others do
+    assert abs(np.abs(others[0].modes[:, 0] @ without[0].modes[:, 0]) - 1) < 0.05
+    assert np.abs(others[1].modes[:, 0] @ without[1].modes[:, 0]) < 0.95
+
+
+def test_slices_that_are_thick_along_one_axis_are_not_noise() -> None:
+    rng = np.random.default_rng(21)
+    image, found = case(rng, 3)
+    reference, _ = Reference.of_shapes(found.names, np.stack([case(rng, 3)[1].points for _ in range(6)]))
+    thick = Image(image.array[..., ::2], Grid.from_axes((48, 48, 24), image.grid.axes * [1, 1, 2], image.grid.origin))
+    values = [reference.look(i, found).values["noise"] for i in (image, thick)]
+    assert abs(values[1] - values[0]) < 0.15

@@ -90,4 +90,18 @@ def test_area_under_the_curve() -> None:
     assert area_under_roc(np.array([4, 3, 2, 1.0]), bad) == 0
     assert area_under_roc(np.array([1, 1, 1, 1.0]), bad) == 0.5
     assert area_under_roc(np.array([1, 3, 2, np.inf]), bad) == 0.75
+    assert area_under_roc(np.array([np.inf, np.inf, 1, 1]), np.array([True, False, True, False])) == 0.5
     assert np.isnan(area_under_roc(np.arange(4.0), np.zeros(4, bool)))
+
+
+def test_no_spread_at_all_is_no_certainty() -> None:
+    errors, marks = drawn(np.random.default_rng(4), 12)
+    known = calibrated(errors, marks, NAMES)
+    sure = Landmarks(NAMES, np.zeros((2, 3)), covariance=np.zeros((2, 3, 3)))
+    assert radii(sure, known) == pytest.approx([known["landmarks"][n]["radius90_mm"] for n in NAMES])
+
+
+def test_many_landmarks_of_few_cases_give_no_radii() -> None:
+    rng = np.random.default_rng(5)
+    assert np.isnan(shared_quantiles(rng.gamma(2.0, 1.0, (4, 40)))).all()
+    assert np.isfinite(shared_quantiles(rng.gamma(2.0, 1.0, (5, 40)))).all()

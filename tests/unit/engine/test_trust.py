@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 
 import tiny
 from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.engine import trust
 from anatomark.engine.calibrate import calibrate
+from anatomark.engine.cases import read_division
 from anatomark.engine.config import make_config
 from anatomark.engine.predict import load, predict_paths
 from anatomark.engine.progress import Reporter
@@ -93,3 +97,25 @@ def test_a_damaged_reference_is_refused_in_one_line(home: Path, tmp_path: Path) 
     with pytest.raises(InputError, match=f"{REFERENCE}: does not fit"):
         load(tmp_path / "run")
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_landmark_that_is_rarely_marked_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "MOST", 3)
+    study = tiny.write_study(tmp_path / "data", 9, splits=["train"] * 8 + ["val"])
+    sources = read_division(study, make_config(method="tiny")).train
+    kept = {trust._spread(8)[0] + 1}
+    rare = [
+        replace(s, landmarks=s.landmarks if i in kept else _without(s.landmarks, "b")) for i, s in enumerate(sources)
+    ]
+    chosen = trust._chosen(rare)
+    assert np.isfinite(np.stack([s.landmarks.points for s in chosen])).any(0).all()
+    assert len(chosen) == 4
+
+
+def _without(landmarks: Landmarks, name: str) -> Landmarks:
+    status = tuple(
+        Status.UNANNOTATED if n == name else s for n, s in zip(landmarks.names, landmarks.status, strict=True)
+    )
+    return replace(landmarks, status=status)
