@@ -3,8 +3,9 @@
     python benchmarks/t2dl_ablation.py MODEL CASES.csv --split test --out FILE.json
 
 The parts of one trained model of ``--method t2dl`` (its ``decode`` setting is switched; alignment and passes stay as
-they are). Without ``picture`` the mean picture of the training images is left out; ``refined`` has everything. The row ``stage1`` is of weights that the second stage has trained on, read by the fixed vote. A refiner, if
-the model has one, is left out, and measured with everything else in the last row.
+they are), without the mean picture of the training images, then with it (``picture``). The row ``stage1`` is of
+weights that the second stage has trained on, read by the fixed vote. A refiner, if the model has one, is left out,
+and measured with everything else in the last row.
 """
 
 from __future__ import annotations
