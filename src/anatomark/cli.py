@@ -19,7 +19,7 @@ from anatomark import __version__
 from anatomark.commands.calibrate import calibrate
 from anatomark.commands.crop import crop
 from anatomark.commands.measure import measure as take_measures
-from anatomark.commands.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, reporter, show
+from anatomark.commands.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, Views, reporter, show
 from anatomark.commands.planes import planes
 from anatomark.commands.register import register
 from anatomark.errors import InputError
@@ -91,19 +91,20 @@ def demo(
 def plan(
     cases: Cases,
     out: Annotated[Path | None, typer.Option("--out", help="Write the suggested config here.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time to plan for.")] = None,
     as_json: Json = False,
 ) -> None:
     """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
     from anatomark.engine.plan import plan as look
 
-    show(look(cases, out), as_json)
+    show(look(cases, out, minutes=minutes), as_json)
 
 
 @app.command()
 def fit(
     cases: Cases,
     out: Out,
-    method: Annotated[str | None, typer.Option(help="Such as pin.")] = None,
+    method: Annotated[str | None, typer.Option(help="auto (the default), pin, t2dl ...")] = None,
     preset: Annotated[str | None, typer.Option(help="recommended or paper.")] = None,
     config: Annotated[Path | None, typer.Option(help="A config.yaml to start from.")] = None,
     set_: Annotated[
@@ -138,24 +139,28 @@ def fit(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or zoo name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or zoo name; A+B: averaged.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, folders or a manifest.")],
     out: Out,
     spacing: Spacing = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw the landmarks into a PNG as well.")] = False,
     format: Annotated[Format, typer.Option("--format", help="Of the landmark files.")] = Format.MRK,
+    tta: Views = 1,
     device: Device = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Find the landmarks in new images."""
+    from anatomark.engine.ensemble import described_cost
     from anatomark.engine.predict import load, predict_paths
     from anatomark.io.frames import parse_spacing
 
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
-    trained = load(model, device, threads)
+    trained = load(model, device, threads, tta)
     report = reporter(as_json)
+    if cost := described_cost(trained):
+        report.say(cost)
     if trained.licence:
         report.say(f"licence of the model {trained.name}: {trained.licence}")
     outcomes = predict_paths(
@@ -166,7 +171,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL|PREDICTIONS", help="Run folder, zoo name, or predictions.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL|PREDICTIONS", help="Run folder, zoo name, A+B, predictions.")],
     cases: Cases,
     out: Out,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
@@ -174,6 +179,7 @@ def evaluate(
     planes: Annotated[
         str | None, typer.Option(metavar="DEFINITION", help="Angle and offset errors of these scan planes too.")
     ] = None,
+    tta: Views = 1,
     device: Device = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -184,7 +190,7 @@ def evaluate(
     from anatomark.engine.evaluate import chosen_model
     from anatomark.engine.evaluate import evaluate as measure
 
-    used = chosen_model(model, device, threads)
+    used = chosen_model(model, device, threads, tta)
     result = measure(
         used, cases, out, split=split, truth=truth, planes=planes, overwrite=overwrite, progress=reporter(as_json)
     )
@@ -319,9 +325,11 @@ def _show_predictions(outcomes: list[Outcome], out: Path, as_json: bool) -> None
 def summary_lines(s: dict[str, Any]) -> list[str]:
     """The main figures of an evaluation's summary as text, comparisons (baselines, observers) below."""
     where = f"{s['model']} on {s['split']} of {s['manifest']}: {s['cases']} cases, {s['landmarks']} landmarks"
-    head = f"{'':<34} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
+    rows = {s["model"]: s, **s["comparisons"]}
+    width = max(len(name) for name in rows)
+    head = f"{'':<{width}} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
     lines = [f"{where}, truth: {s['truth']}", head]
-    lines += [_figures(name, one) for name, one in {s["model"]: s, **s["comparisons"]}.items()]
+    lines += [_figures(f"{name:<{width}}", one) for name, one in rows.items()]
     if s["mre_ci95_mm"]:
         lines.append("mean, 95 % confidence over cases: {:.3f} to {:.3f} mm".format(*s["mre_ci95_mm"]))
     if s["absent"]:
@@ -330,7 +338,9 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         lines.append(f"absent landmarks: {known}, {s['false_absences']} false absences")
     if s["seconds_per_case"] is not None:
         lines.append(f"{s['seconds_per_case']:.2f} s per case{_of_it_alignment(s.get('align_seconds_per_case'))}")
-    return lines
+    if flagged := s.get("review", {}).get("flagged"):
+        lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
+    return lines + list(s["notes"])
 
 
 def _of_it_alignment(seconds: float | None) -> str:
@@ -341,7 +351,7 @@ def _figures(name: str, s: dict[str, Any]) -> str:
     """One row of the table; nothing located gives dashes."""
     mm = [f"{s[k]:.3f}" if s[k] is not None else "-" for k in ("mre_mm", "median_mm", "p95_mm")]
     rates = ", ".join(f"{v:.1%}" if v is not None else "-" for v in s["sdr"].values())
-    return f"{name[:34]:<34} {mm[0]:>7} {mm[1]:>8} {mm[2]:>6} {s['failures']:>8}   {rates}"
+    return f"{name} {mm[0]:>7} {mm[1]:>8} {mm[2]:>6} {s['failures']:>8}   {rates}"
 
 
 # ---------------------------------------------------------------------- errors

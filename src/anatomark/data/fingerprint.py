@@ -75,9 +75,20 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
         "poses": _pose_facts(ids, clean),
         "landmarks": _landmark_rows(names, landmarks, shapes, clean, grids, verdict.residual_mm),
         "extra_names": sorted({n for one in landmarks for n in one.names} - set(names)),
-        "observers": {"cases": sum(len(o) > 1 for o in observed), "mean_distance_mm": apart},
+        "observers": {
+            "cases": sum(len(o) > 1 for o in observed),
+            "named": sum(two_observers(case) for case in cases),
+            "mean_distance_mm": apart,
+        },
     }
     return Fingerprint(names, facts, verdict.suspects + disagreed, verdict.note)
+
+
+def two_observers(case: Case) -> bool:
+    """Whether a case's row names one of several observers who marked it. Raises InputError."""
+    named = split_observer(case.landmarks or "")[1]
+    marks = case.observers() if named else {}
+    return named in marks and len(marks) > 1
 
 
 def orientation(grid: Grid) -> str:

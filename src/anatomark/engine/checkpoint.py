@@ -83,6 +83,8 @@ def find_run(model: str | os.PathLike[str]) -> Path:
         return zoo[str(model)]
     if path.exists():
         raise InputError(f"{path}: is a file; a model is a run folder or a zoo name ({known})")
+    if "+" in str(model):
+        raise InputError(f"{model}: one model is needed here; several joined by + are for predict and evaluate")
     hint = nearest(str(model), list(zoo)) or f"; zoo names: {known}"
     raise InputError(f"{model}: no such run folder or zoo model{hint}")
 

@@ -20,11 +20,16 @@ from anatomark.methods.refine import RefineConfig
 M = TypeVar("M", bound=BaseModel)
 
 
+AUTO = "auto"  # the method that ``engine/auto.py`` replaces by one that suits the data
+FIRST = "pin"  # the method of presets and settings that name none
+
+
 class MethodChoice(BaseModel):
-    """Which method, from which preset, with which settings of its own (checked by the method's ``Config``)."""
+    """Which method, from which preset, with which settings of its own (checked by the method's ``Config``). A preset or
+    settings without a name are of ``pin``; nothing at all is ``auto``."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str = "pin"
+    name: str = AUTO
     preset: str = "recommended"
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -38,7 +43,13 @@ class MethodChoice(BaseModel):
         loose = {k: v for k, v in data.items() if k not in cls.model_fields}
         if loose and isinstance(own.get("settings") or {}, Mapping):
             own["settings"] = {**(own.get("settings") or {}), **loose}
-        return own
+        return own if "name" in own or not own else {"name": FIRST, **own}
+
+    @model_validator(mode="after")
+    def _alone(self) -> MethodChoice:
+        if self.name == AUTO and (self.settings or self.preset != "recommended"):
+            raise ValueError("auto chooses preset and settings itself; name a method to give them")
+        return self
 
 
 class RunConfig(BaseModel):
@@ -71,6 +82,7 @@ class RunConfig(BaseModel):
     modality: str | None = None
     weights: Literal["float32", "half"] = "float32"
     license: str = "not stated"
+    reasons: list[str] = Field(default_factory=list)  # why the method auto chose this; for the reader alone
 
     @model_validator(mode="after")
     def _one_budget(self) -> RunConfig:
@@ -86,14 +98,15 @@ def checked(model: type[M], data: Any, where: str) -> M:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        first = error.errors()[0]
+        # a key that nobody knows explains one that is missing
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(k) for k in first["loc"])
         if first["type"] == "extra_forbidden":
             known = list(_fields(model, first["loc"][:-1]))
             hint = nearest(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}"
             raise InputError(f"{where}: unknown key {key!r}{hint}") from None
         found = "" if first["type"] in ("missing", "value_error") else f", found {str(first['input'])[:60]!r}"
-        message = first["msg"].removeprefix("Value error, ")
+        message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {key + ': ' if key else ''}{message}{found}") from None
 
 
@@ -149,6 +162,7 @@ def make_config(path: str | os.PathLike[str] | None = None, assignments: Sequenc
     chosen = {k: given.pop(g) for k, g in (("name", "method"), ("preset", "preset")) if given.get(g) is not None}
     if any(method.get(k, v) != v for k, v in chosen.items()):
         method = {}  # the file's settings belong to another method or preset
+        data = {k: v for k, v in data.items() if k != "reasons"}
     data = {**data, "method": {**method, **chosen}}
     wanted = {k: v for k, v in given.items() if v is not None and k not in ("method", "preset")}
     if wanted.keys() & {"steps", "minutes"}:
@@ -190,12 +204,14 @@ def method_of(config: RunConfig) -> tuple[type[Method], MethodConfig]:
     """
     choice = config.method
     cls = methods.find(choice.name, choice.preset)
-    settings = _merged(dict(cls.presets.get(choice.preset, {})), choice.settings)
+    settings = merged(dict(cls.presets.get(choice.preset, {})), choice.settings)
     return cls, checked(cls.Config, settings, f"method {choice.name}, preset {choice.preset}")
 
 
 def completed(config: RunConfig) -> RunConfig:
-    """The same config with every setting of the method written out."""
+    """The same config with every setting of the method written out; with the method ``auto`` unchanged."""
+    if config.method.name == AUTO:
+        return config
     cls, settings = method_of(config)
     choice = config.method.model_copy(update={"settings": settings.model_dump(mode="json")})
     refine = config.refine.model_copy(update={"enabled": refined(cls, config)})
@@ -209,9 +225,10 @@ def refined(cls: type[Method], config: RunConfig) -> bool:
     return config.refine.enabled
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, key by key at every depth."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merged(dict(out[key]), value) if both else value
+        out[key] = merged(dict(out[key]), value) if both else value
     return out

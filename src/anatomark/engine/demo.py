@@ -96,7 +96,7 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
     report.say(f"learning 32 landmarks from one brain, the template {TEMPLATE}")
     # copies of the one template to validate on would only cost learning time
     budget = {"minutes": minutes} if minutes else {"stage_steps": STEPS}
-    config = make_config(val_fraction=0.0, license=LICENSE, **budget)
+    config = make_config(method="pin", val_fraction=0.0, license=LICENSE, **budget)
     fit(cases, out / RUN, config, report=report)
     person = DATA / f"{PERSON}_T1w.nii.gz"
     report.say(f"finding them in a person, {PERSON}, and comparing with the experts' points")

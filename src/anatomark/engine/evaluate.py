@@ -64,10 +64,11 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure ``model`` on a split of a manifest and write everything into the folder ``out``.
 
-    ``model``: a run folder, the name of a zoo model, an object with ``predict(image)``, or a folder of predictions
-    named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv). ``split``: by default test, else val. ``truth``:
-    which observer (``mean``: of all), by default what the manifest names. ``thresholds`` in mm, for the SDR.
-    ``planes``: a definition of scan planes, whose angle and offset errors are measured too.
+    ``model``: a run folder, the name of a zoo model, several of them (see ``load``), an object with
+    ``predict(image)``, or a folder of predictions named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv).
+    ``split``: by default test, else val. ``truth``: which observer (``mean``: of all), by default what the manifest
+    names. ``thresholds`` in mm, for the SDR. ``planes``: a definition of scan planes, whose angle and offset errors are
+    measured too.
 
     Writes errors.csv, per_landmark.csv, per_case.csv, summary.json, report.html, with ``planes`` planes.csv and, for a
     model, predictions/. Raises InputError where ``out`` holds an evaluation already (without ``overwrite``), for an
@@ -128,14 +129,16 @@ def _planes(definition: Where | None, true: Mapping[str, Landmarks]) -> PlaneSet
     return planes
 
 
-def chosen_model(model: Where | Predictor, device: str | None = None, threads: int | None = None) -> Where | Predictor:
-    """``model`` for :func:`evaluate`, loaded where a device or a number of threads is given. Raises InputError for a
-    folder of predictions, which needs neither."""
-    if device is None and threads is None:
+def chosen_model(
+    model: Where | Predictor, device: str | None = None, threads: int | None = None, tta: int = 1
+) -> Where | Predictor:
+    """``model`` for :func:`evaluate`, loaded where a device, a number of threads or of views is given. Raises
+    InputError for a folder of predictions, which needs none of them."""
+    if device is None and threads is None and tta == 1:
         return model
     if prediction_folder(model) is not None:
-        raise InputError(f"{model}: is a folder of predictions; --device and --threads are for a model")
-    return load(os.fspath(model), device, threads) if isinstance(model, str | os.PathLike) else model
+        raise InputError(f"{model}: is a folder of predictions; --device, --threads and --tta are for a model")
+    return load(os.fspath(model), device, threads, tta) if isinstance(model, str | os.PathLike) else model
 
 
 def read_truth(case: Case, observer: str | None = None) -> Landmarks:

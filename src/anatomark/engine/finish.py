@@ -104,6 +104,7 @@ def card(
         f"| licence of the data and the weights | {config.license} |",
         f"| versions | {versions} |",
         "",
+        *(["## Why these settings", "", *(f"- {line}" for line in config.reasons), ""] if config.reasons else []),
         "## Errors",
         "",
     ]

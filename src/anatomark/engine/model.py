@@ -25,12 +25,14 @@ LOW_SCORE = 0.5
 
 class Model:
     """Finds landmarks in images. ``names``: the landmarks in order; ``ndim`` 2 or 3; ``hash`` identifies everything
-    that its predictions depend on."""
+    that its predictions depend on; ``cost``: how many predictions of one model a prediction takes."""
+
+    cost = 1
 
     def __init__(self, run: Run, device: str | None = None):
         self.run, self.hash = run, run.hash
         self.name = run.folder.resolve().name
-        self.names, self.ndim = tuple(run.plan.names), run.plan.ndim
+        self.names, self.ndim, self.modality = tuple(run.plan.names), run.plan.ndim, run.plan.modality
         self.method: Method = run.method().to(_device(device))
         self.calibration = run.calibration
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from anatomark.data.fingerprint import Fingerprint, fingerprint
+from anatomark.engine.auto import ANY_POSE_DEG, Choice, Facts, applied, choose, usual_minutes
 from anatomark.engine.cases import HELD_OUT_FROM
-from anatomark.engine.config import RunConfig, checked, completed, write_config
+from anatomark.engine.config import AUTO, RunConfig, checked, completed, merged, write_config
 from anatomark.io.atomic import write_json
 from anatomark.io.manifest import read_manifest
 
@@ -49,8 +50,9 @@ def plan(
     manifest_path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    method: str = "pin",
+    method: str = AUTO,
     preset: str = "recommended",
+    minutes: float | None = None,
     frame: str | None = None,
     unit: str | None = None,
 ) -> Planned:
@@ -58,20 +60,25 @@ def plan(
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
-    nothing. ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
+    nothing. ``method``: by default the one that suits (``engine/auto.py``), given ``minutes`` of training or a usual
+    time. ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
     """
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)
     print_ = fingerprint(manifest)
-    choices = _choices(print_, method, preset)
-    settings = {key: value for key, value, _ in choices if not key.startswith("method.")}
-    given = {"method": {"name": method, "preset": preset}, **settings}
-    config = completed(checked(RunConfig, given, str(manifest_path)))
+    others = _choices(print_)
+    given: dict[str, Any] = {key: value for key, value, _ in others}
+    choice = _method(print_, method, preset, minutes, given["landmarks"])
+    where = str(manifest_path)
+    if method == AUTO:
+        config = applied(checked(RunConfig, given, where), choice)
+    else:
+        config = completed(checked(RunConfig, merged(given, choice.settings), where))
     facts = {
         "schema": SCHEMA,
         "manifest": str(manifest_path),
         **print_.to_json(),
         "cautions": list(_cautions(print_)),
-        "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in choices],
+        "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in (*choice.rows, *others)],
         "config": config.model_dump(mode="json"),
         "files": [],
     }
@@ -85,21 +92,30 @@ def plan(
     return Planned(facts, config)
 
 
-def _choices(found: Fingerprint, method: str, preset: str) -> list[tuple[str, Any, str]]:
-    """(key, value, one sentence why) for every setting that the data decide."""
+def _method(found: Fingerprint, method: str, preset: str, minutes: float | None, landmarks: list[str] | None) -> Choice:
+    """The method, all that follows from it, and the training time."""
     facts, count = found.facts, found.facts["cases"]["train"]
+    time, why = usual_minutes(count, facts["dimension"]) if minutes is None else (minutes, "as asked")
+    last = ("minutes", time, why)
+    if method == AUTO:
+        return Choice((*choose(Facts.of_fingerprint(found, len(landmarks) if landmarks else None), time).rows, last))
     turned = facts["poses"]["rotation_deg"]["max"]
     if count < 2:
         pose = "with one training case the spread of poses is unknown"
-    elif turned > 60:
+    elif turned > ANY_POSE_DEG:
         pose = f"cases are turned by up to {turned:.0f} degrees, so the pose is sought over all rotations"
     else:
         pose = f"cases are turned by up to {turned:.0f} degrees, which the method widens by half"
+    name = (("method.name", method, f"preset {preset}; {pose}"), ("method.preset", preset, "as asked"))
+    return Choice((*name, last))
+
+
+def _choices(found: Fingerprint) -> list[tuple[str, Any, str]]:
+    """(key, value, one sentence why) for every other setting that the data decide."""
+    facts = found.facts
     return [
-        ("method.name", method, f"preset {preset}; {pose}"),
         ("modality", facts["modality"], _why_modality(facts)),
         ("landmarks", *_wanted(found)),
-        ("minutes", *_budget(count, facts["dimension"])),
         ("val_fraction", 0.2, _why_validation(facts["cases"])),
         ("cache_mb", *_cache(facts["images"]["megabytes"])),
     ]
@@ -124,14 +140,6 @@ def _wanted(found: Fingerprint) -> tuple[list[str] | None, str]:
     parts = [f"never marked: {_some(never)}"] if never else []
     parts += [f"not in the first training case: {_some(extra)}"] if extra else []
     return kept, "; ".join(parts) + "; these are left out"
-
-
-def _budget(count: int, ndim: int) -> tuple[float, str]:
-    if count < HELD_OUT_FROM:
-        return 20.0, f"{count} training case{'s' * (count != 1)}: more time would fit these and no others"
-    if count >= 100:
-        return 90.0, f"{count} training cases take longer to learn from; raise it where the log still falls at the end"
-    return 60.0, f"{count} training cases in {ndim}D; raise it where the log still falls at the end"
 
 
 def _why_validation(cases: Mapping[str, int]) -> str:

@@ -17,8 +17,8 @@ import anatomark
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.data.dataset import fingerprint_of
-from anatomark.engine.checkpoint import load_run
-from anatomark.engine.model import Model, image_stem
+from anatomark.engine.ensemble import AnyModel, load_any
+from anatomark.engine.model import image_stem
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_json
@@ -55,16 +55,21 @@ class Outcome:
     flags: tuple[str, ...] = ()
 
 
-def load(path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> Model:
-    """A trained model from a run folder or by its zoo name. ``device``: ``cpu`` (default), ``cuda``, ``cuda:0`` or
-    ``mps``; ``threads``: of torch on the CPU. Raises InputError where the folder is missing, incomplete or damaged."""
+def load(path: str | os.PathLike[str], device: str | None = None, threads: int | None = None, tta: int = 1) -> AnyModel:
+    """A trained model from a run folder or by its zoo name, or several with the same landmarks as one: ``A+B+C``, or a
+    folder of run folders such as ``RUN/folds``.
+
+    ``device``: ``cpu`` (default), ``cuda``, ``cuda:0`` or ``mps``; ``threads``: of torch on the CPU; ``tta``: views of
+    each image whose answers are averaged. Raises InputError where a folder is missing, incomplete or damaged, and where
+    several models find different landmarks.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    return Model(load_run(path), device)
+    return load_any(path, device, tta)
 
 
 def predict_paths(
-    model: Model,
+    model: AnyModel,
     paths: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
@@ -136,7 +141,7 @@ def _endings(ndim: int, format: str, pictures: bool) -> list[str]:
     return list(dict.fromkeys([format, *(["csv"] if ndim == 2 else []), *(["png"] if pictures else []), "json"]))
 
 
-def _finished(jobs: Sequence[Job], out: Path, model: Model, endings: Sequence[str], overwrite: bool) -> set[str]:
+def _finished(jobs: Sequence[Job], out: Path, model: AnyModel, endings: Sequence[str], overwrite: bool) -> set[str]:
     """Stems that need no work. Raises InputError where a result of something else would be overwritten."""
     done, strange = set(), []
     for job in jobs:
@@ -170,7 +175,7 @@ def _writable(out: Path) -> None:
         raise InputError(f"{out}: cannot be written into: {error.strerror or error}") from error
 
 
-def _predicted(model: Model, job: Job, out: Path, format: str, pictures: bool) -> Outcome:
+def _predicted(model: AnyModel, job: Job, out: Path, format: str, pictures: bool) -> Outcome:
     try:
         image = model.flattened(job.read())
         start = time.perf_counter()
@@ -184,7 +189,7 @@ def _predicted(model: Model, job: Job, out: Path, format: str, pictures: bool) -
 
 
 def _write(
-    model: Model, job: Job, found: Landmarks, image: Image, seconds: float, out: Path, endings: Sequence[str]
+    model: AnyModel, job: Job, found: Landmarks, image: Image, seconds: float, out: Path, endings: Sequence[str]
 ) -> list[Path]:
     facts: dict[str, Any] = {
         "anatomark": anatomark.__version__,
@@ -197,6 +202,7 @@ def _write(
         "flagged": bool(found.meta["flags"]),
         "flags": list(found.meta["flags"]),
         **trust_facts(found),
+        **member_facts(found),
     }
     if "posterior_mass" in found.meta:
         facts["posterior_mass"] = dict(zip(found.names, found.meta["posterior_mass"], strict=True))
@@ -228,6 +234,11 @@ def trust_facts(found: Landmarks) -> dict[str, float | None]:
     run remembers nothing of its training images."""
     facts = {k: found.meta[k] for k in ("suspicion", "suspicion_limit") if k in found.meta}
     return {k: round(float(v), 3) if np.isfinite(v) else None for k, v in facts.items()}
+
+
+def member_facts(found: Landmarks) -> dict[str, Any]:
+    """What an average was made of: ``members``, ``views``, and by landmark which were ``left_out``; nothing of one."""
+    return {k: found.meta[k] for k in ("members", "views", "left_out") if k in found.meta}
 
 
 def described(landmarks: Landmarks) -> tuple[str, ...]:

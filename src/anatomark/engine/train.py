@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
+from anatomark.engine.auto import settled
 from anatomark.engine.cases import Division, Source, combined_truth, read_division, source_path, study_of
 from anatomark.engine.checkpoint import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
-from anatomark.engine.config import RunConfig, completed, read_config
+from anatomark.engine.config import AUTO, M, RunConfig, checked, completed, merged, read_config
 from anatomark.engine.finish import finish
 from anatomark.engine.folds import cross_validate
 from anatomark.engine.loop import train_stage
@@ -70,8 +71,9 @@ def fit(
     """Train a model on the manifest's training cases and write the run folder ``out``.
 
     ``resume`` goes on where a killed run stood; ``init`` starts from another run's weights; ``folds`` first trains that
-    many models on parts of the training cases and writes out-of-fold errors. Raises InputError before anything is
-    written, and where the disk refuses.
+    many models on parts of the training cases and writes out-of-fold errors. The method ``auto`` (the default) is that
+    of ``init``, else chosen by ``engine/auto.py``. Raises InputError before anything is written, and where the disk
+    refuses.
     """
     run, report = Path(out), report or Reporter()
     config = _checked_start(run, completed(config or RunConfig()), resume)
@@ -81,6 +83,10 @@ def fit(
     source = load_run(init) if init is not None else None
     config = _started_from(source, config)
     division = read_division(manifest, config)
+    if config.method.name == AUTO:
+        config = settled(config, division)
+        for line in config.reasons:
+            report.say(line)
     residuals = None
     if folds:
         residuals, config = cross_validate(fit_division, division, run, config, folds, init=source, report=report)
@@ -95,12 +101,23 @@ def _started_from(source: Run | None, config: RunConfig) -> RunConfig:
         update["learning_rate_factor"] = FINE_TUNING if source is not None and not only else 1.0
     if source is not None and config.license == RunConfig().license and source.licence:
         update["license"] = source.licence  # what a model was made from binds it too
+    if source is not None and not only and config.method.name == AUTO:
+        theirs = completed(source.config)
+        refine = theirs.refine.model_copy(update={"only": False})
+        where = f"--init {source.folder}"
+        update.update(method=theirs.method, align=_over(theirs.align, config.align, where))
+        update["refine"] = _over(refine, config.refine, where)
     if source is not None and only:  # the method is the one there, with its landmarks
         asked, there, usual = (c.method for c in (config, completed(source.config), RunConfig()))
         if (asked.name, asked.preset) not in ((there.name, there.preset), (usual.name, usual.preset)):
             raise InputError(f"refine.only: --init {source.folder} is of method {there.name}, not {asked.name}")
         update.update(method=there, landmarks=config.landmarks or list(source.plan.names), align=source.config.align)
     return config.model_copy(update=update)
+
+
+def _over(base: M, given: M, where: str) -> M:
+    """``base`` with those settings of ``given`` that the user set. Raises InputError where they do not agree."""
+    return checked(type(base), merged(base.model_dump(), given.model_dump(exclude_unset=True)), where)
 
 
 def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
@@ -113,10 +130,16 @@ def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
     if not resume:
         raise InputError(f"{run}: already holds a run; add --resume to go on with it, or choose another --out")
     kept = read_config(stored)
+    auto = config.method.name == AUTO
     asked = config.model_dump()
     ours = kept.model_dump()
-    free = {"stage_steps", "validate_every", "minutes", "cache", *MACHINE}
-    usual = completed(RunConfig()).model_dump()
+    budget = {"stage_steps", "validate_every", "minutes"}
+    free = {*budget, "cache", *MACHINE}
+    usual = completed(RunConfig.model_validate({"method": config.method.model_dump()})).model_dump()
+    usual["method"] = RunConfig().method.model_dump()
+    if auto:  # what was chosen there is not known here: only what the user set is compared
+        set_ = config.model_dump(exclude_unset=True, exclude={"method", *free})
+        asked = {**asked, **merged({k: v for k, v in ours.items() if k not in free}, set_)}
     for key in asked.keys() - free:
         if asked[key] != ours[key] and asked[key] != usual[key]:
             raise InputError(
@@ -124,6 +147,8 @@ def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
                 f"{_short(asked[key])} was asked for; drop the option or choose another --out"
             )
     if stored.parent != run:  # only folds were begun; they know their own settings
+        if auto and not config.minutes and not config.steps:  # a usual time was chosen then
+            free -= budget
         return kept.model_copy(update={k: asked[k] for k in free})
     return kept.model_copy(update={k: asked[k] for k in MACHINE})
 
