@@ -4,20 +4,22 @@
         [--split test] [--wrong IMAGE ...] [--most 40] [--repeats 1] [--turn]
 
 MODEL is a run folder with a reference (``reference.safetensors``). Every case of the split is predicted as it is: the
-share that is flagged there is of false flags, and ``auroc_worst_decile`` says how well suspicion, the mean radius and
-both find the tenth of cases with the largest mean error. In at most ``--most`` of them failures are induced: cut along
-its axes so that 20 to 50 % of the landmarks are gone; noise of a quarter of the values' range; contrast inverted and
-bent, as another modality would look; ``--turn``: turned by 45 degrees about its middle, for models that know no such
-poses. ``--wrong``: images of something else (a 3D image is projected along its three axes for a 2D model). A refusal
-counts as found.
+share that is flagged or refused there is of false flags, and ``auroc_worst_decile`` says how well suspicion, the mean
+radius and both find the tenth of cases with the largest mean error (null below 20 cases). In at most ``--most`` of them
+failures are induced: cut along its axes so that 20 to 50 % of the landmarks are gone; noise of a quarter of the values'
+range; contrast inverted and bent, as another modality would look; ``--turn``: turned by 45 degrees about its middle,
+for models that know no such poses. ``--wrong``: images of something else (a 3D image is projected along its three axes
+for a 2D model). A refusal counts as found.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +35,11 @@ from anatomark.engine.presence import random_crop
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
 from anatomark.io.images import read_image
-from anatomark.io.manifest import read_manifest
+from anatomark.io.manifest import Case, read_manifest
 
 NOISE, TURN = 0.25, 45.0
+ENOUGH = 20  # cases without which a worst decile says nothing
+Break = Callable[[Image, Landmarks, np.random.Generator], Image]
 
 
 def cropped(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
@@ -76,6 +80,7 @@ def wrong(model: Model, paths: list[Path]) -> Iterator[tuple[str, Image]]:
         elif model.ndim == 2:
             for axis in range(3):
                 flat = image.array.mean(axis + 1, dtype=np.float32)
+                assert model.run.trust is not None  # main has seen to it
                 mm = np.delete(np.linalg.norm(image.grid.axes, axis=0), axis)
                 # of the size of what the model knows, so that size alone does not give it away
                 size = model.run.trust.reference.radius * 2.4 / (np.array(flat.shape[1:]) * mm).max()
@@ -83,13 +88,76 @@ def wrong(model: Model, paths: list[Path]) -> Iterator[tuple[str, Image]]:
                 yield f"{path.name} along {axis}", Image(flat, grid)
 
 
-def judged(model: Model, image: Image) -> tuple[bool, float, list[str]]:
-    """Whether it is flagged, how suspicious it is, and why; a refusal is a flag."""
+def judged(model: Model, image: Image) -> tuple[bool, float, list[str], Landmarks | None]:
+    """Whether it is flagged, how suspicious it is, why, and what was found; a refusal is a flag."""
     try:
         found = model.predict(image)
     except InputError as error:
-        return True, float("inf"), [f"refused: {error}"]
-    return bool(found.meta["flags"]), float(found.meta["suspicion"]), list(found.meta["flags"])
+        return True, float("inf"), [f"refused: {error}"], None
+    return bool(found.meta["flags"]), float(found.meta["suspicion"]), list(found.meta["flags"]), found
+
+
+@dataclass
+class Tally:
+    """What was judged so far. Of each case as it is: ``suspicion``, mean ``radius`` and ``error`` in mm (NaN where it
+    was refused), and why it was flagged; of each kind of failure whether it was found; and those that were missed."""
+
+    suspicion: list[float] = field(default_factory=list)
+    radius: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
+    flagged: dict[str, list[Any]] = field(default_factory=dict)
+    induced: dict[str, list[bool]] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
+
+    def clean(self, model: Model, name: str, image: Image, truth: Landmarks) -> None:
+        """Judge a case as it is."""
+        flagged, how, why, found = judged(model, image)
+        radius = None if found is None else found.radius90
+        self.suspicion.append(how)
+        self.radius.append(np.nan if radius is None else float(np.nanmean(radius)))
+        self.error.append(float(np.nanmean(found.errors_to(truth))) if found is not None else np.nan)
+        if flagged:
+            self.flagged[name] = [round(self.error[-1], 3) if found is not None else None, *why]
+
+    def failure(self, model: Model, kind: str, name: str, image: Image) -> None:
+        """Judge what should be flagged."""
+        flagged, how, why, _ = judged(model, image)
+        self.induced.setdefault(kind, []).append(flagged)
+        self.missed += [] if flagged else [f"{name} {kind}: {how:.1f}"]
+        print(name, kind, flagged, why[:2], flush=True)
+
+    def figures(self) -> dict[str, float]:
+        """Shares and areas under the curve; NaN where too few cases support one."""
+        every = [x for v in self.induced.values() for x in v]
+        return {
+            "cases": len(self.error), "false_flags": len(self.flagged) / len(self.error),
+            **{f"found_{k.replace(' ', '_')}": float(np.mean(v)) for k, v in self.induced.items()},
+            "found_of_all_induced": float(np.mean(every)) if every else float("nan"), **self._areas(),
+        }  # fmt: skip
+
+    def _areas(self) -> dict[str, float]:
+        there = np.isfinite(self.error)
+        suspicion, radius, error = (np.array(v)[there] for v in (self.suspicion, self.radius, self.error))
+        ranks = {"suspicion": suspicion, "mean radius": radius}
+        if np.isfinite(radius).all() and np.isfinite(suspicion).all():
+            ranks["both"] = np.argsort(np.argsort(suspicion)) + np.argsort(np.argsort(radius))
+        enough = len(error) >= ENOUGH
+        worst = error >= np.quantile(error, 0.9) if enough else there[:0]
+        return {
+            f"auroc_worst_decile_{k.replace(' ', '_')}": area_under_roc(v, worst) if enough else float("nan")
+            for k, v in ranks.items()
+        }
+
+
+def induce(model: Model, tally: Tally, case: Case, n: int, kinds: Mapping[str, Break], repeats: int) -> None:
+    """Judge the ``n``-th case broken in each of the ways; one that cannot be broken so is left out."""
+    image, truth = case.read_image(), case.read_landmarks(model.names)
+    for kind, r in itertools.product(kinds, range(repeats)):
+        try:
+            broken = kinds[kind](image, truth, np.random.default_rng([5, n, r]))
+        except InputError:
+            continue
+        tally.failure(model, kind, case.id, broken)
 
 
 def main() -> None:
@@ -105,58 +173,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model = load(args.model)
-    if model.run.trust is None:
+    if not isinstance(model, Model) or model.run.trust is None:
         raise SystemExit(f"error: {args.model} has no reference of its training images; anatomark calibrate makes one")
     cases = read_manifest(args.cases).split(args.split)
-    kinds: dict[str, Callable[[Image, Landmarks, np.random.Generator], Image]] = {
-        "cropped": cropped, "noise": noisy, "other modality": other_modality,
-    } | ({"turned": turned} if args.turn else {})  # fmt: skip
-    every = max(1, len(cases) // args.most)
-    suspicion, radius, error, flags = [], [], [], {}
-    induced: dict[str, list[bool]] = {k: [] for k in kinds}
-    missed: list[str] = []
+    kinds: dict[str, Break] = {"cropped": cropped, "noise": noisy, "other modality": other_modality}
+    kinds |= {"turned": turned} if args.turn else {}
+    every, tally = max(1, len(cases) // args.most), Tally()
     for n, case in enumerate(cases):
-        image, truth = case.read_image(), case.read_landmarks(model.names)
-        found = model.predict(image)
-        suspicion.append(found.meta["suspicion"])
-        radius.append(np.nanmean(found.radius90) if found.radius90 is not None else np.nan)
-        error.append(np.nanmean(found.errors_to(truth)))
-        if found.meta["flags"]:
-            flags[case.id] = [round(float(error[-1]), 3), *found.meta["flags"]]
-        for kind, r in itertools.product(kinds if n % every == 0 else (), range(args.repeats)):
-            try:
-                broken = kinds[kind](image, truth, np.random.default_rng([5, n, r]))
-            except InputError:
-                continue
-            hit, how, _ = judged(model, broken)
-            induced[kind].append(hit)
-            missed += [] if hit else [f"{case.id} {kind}: {how:.1f}"]
-        print(
-            n + 1,
-            case.id,
-            f"{suspicion[-1]:.1f}",
-            {k: f"{np.mean(v):.2f}" for k, v in induced.items() if v},
-            flush=True,
-        )
+        tally.clean(model, case.id, case.read_image(), case.read_landmarks(model.names))
+        print(n + 1, case.id, f"{tally.suspicion[-1]:.1f}", flush=True)
+        if n % every == 0:
+            induce(model, tally, case, n, kinds, args.repeats)
     for name, image in wrong(model, args.wrong):
-        hit, how, why = judged(model, image)
-        induced.setdefault("wrong anatomy", []).append(hit)
-        missed += [] if hit else [f"{name}: {how:.1f}"]
-        print(name, hit, why[:2], flush=True)
-    worst = np.array(error) >= np.quantile(error, 0.9)
-    ranks = {"suspicion": np.array(suspicion), "mean radius": np.array(radius)}
-    if np.isfinite(radius).all() and np.isfinite(suspicion).all():
-        ranks["both"] = np.argsort(np.argsort(suspicion)) + np.argsort(np.argsort(radius))
-    figures = {
-        "cases": len(cases), "false_flags": len(flags) / len(cases),
-        **{f"found_{k.replace(' ', '_')}": float(np.mean(v)) for k, v in induced.items()},
-        "found_of_all_induced": float(np.mean([x for v in induced.values() for x in v])),
-        **{f"auroc_worst_decile_{k.replace(' ', '_')}": area_under_roc(v, worst) for k, v in ranks.items()},
-    }  # fmt: skip
+        tally.failure(model, "wrong anatomy", name, image)
+    figures = tally.figures()
     write_json(args.out, {
         "model": Path(args.model).name, "split": args.split,
         "figures": {k: round(float(v), 4) if np.isfinite(v) else None for k, v in figures.items()},
-        "induced": {k: len(v) for k, v in induced.items()}, "flagged": flags, "missed": missed,
+        "induced": {k: len(v) for k, v in tally.induced.items()}, "flagged": tally.flagged, "missed": tally.missed,
     })  # fmt: skip
     print(figures)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from anatomark import __version__
+from anatomark.commands.benchmark import benchmark
 from anatomark.commands.calibrate import calibrate
 from anatomark.commands.crop import crop
 from anatomark.commands.measure import measure as take_measures
@@ -272,7 +273,7 @@ def zoo(as_json: Json = False) -> None:
         typer.echo("no model is bundled with this installation; anatomark fit makes one")
 
 
-for use in (planes, take_measures, register, crop, calibrate):  # each is a file of its own
+for use in (planes, take_measures, register, crop, calibrate, benchmark):  # each is a file of its own
     app.command()(use)
 
 

@@ -121,6 +121,14 @@ def test_truth_writes_the_agreement(study: dict[str, Any], tmp_path: Path, capsy
     assert _run(*asked, "--out", table) == 2
     assert _run(*asked, "--out", table, "--overwrite") == 0
     assert "same class" in capsys.readouterr().out
+    assert _run(*asked[:-1], "--out", table, "--overwrite") == 0
+    assert not list(tmp_path.glob("t_*.csv"))  # an agreement of other values would be left
+    study["definition"].write_text(DEFINITION.replace("distance: [a, b]", "distance: [a, b]\n    towards: [b, a]"))
+    near = Landmarks(tuple("abc"), np.array([[0, 0], [0.1, 0], [1, 9.0]]), covariance=np.stack([np.eye(2)] * 3))
+    write_json_landmarks(near, tmp_path / "near.json")
+    assert _run("measure", study["definition"], tmp_path / "near.json", "--out", tmp_path / "n.csv") == 0
+    assert "intervals are blank; the column reason says why" in capsys.readouterr().out
+    assert _rows(tmp_path / "n.csv")[0]["reason"]
 
 
 def test_two_observers_are_compared_in_python(study: dict[str, Any], tmp_path: Path) -> None:

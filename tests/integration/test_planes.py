@@ -99,9 +99,45 @@ def test_a_single_image_and_what_is_never_overwritten(study: Path, capsys: pytes
     assert _run(*call, "--out", study / "out") == 2
     assert "add --overwrite" in capsys.readouterr().err
     assert {f.name: f.stat().st_mtime_ns for f in (study / "out").iterdir()} == before
-    assert _run(*call[:3], "--landmarks", study / "two.mrk.json", "--out", study / "out", "--overwrite") == 0
-    assert "one: oblique is not defined: landmark 'c' is absent" in capsys.readouterr().out
-    assert [f.name for f in (study / "out").iterdir()] == ["planes.json"]  # no slice of the other landmarks is left
+    assert _run(*call[:3], "--landmarks", study / "two.mrk.json", "--out", study / "out", "--overwrite") == 2
+    told = capsys.readouterr()
+    assert "one: oblique is not defined: landmark 'c' is absent" in told.out
+    assert "no slice was written" in told.err
+    assert not any((study / "out").iterdir())  # nothing of the other landmarks is left
+
+
+def test_an_input_is_never_replaced(study: Path) -> None:
+    (study / "one_slab.nii.gz").write_bytes((study / "one.nii.gz").read_bytes())
+    (study / "one_slab.mrk.json").write_bytes((study / "one.mrk.json").read_bytes())
+    before = (study / "one_slab.nii.gz").read_bytes()
+    with pytest.raises(InputError, match=r"one_slab\.nii\.gz: is one of the files to cut; choose another --out"):
+        cut_planes(
+            study / "planes.yaml", [study / "one.nii.gz", study / "one_slab.nii.gz"], study, landmarks=study,
+            overwrite=True,
+        )  # fmt: skip
+    assert (study / "one_slab.nii.gz").read_bytes() == before
+
+
+def test_an_image_that_cannot_be_read_any_more_leaves_no_slices(study: Path) -> None:
+    given: dict[str, Any] = {"landmarks": study, "overwrite": True}
+    images, out = [study / "one.nii.gz", study / "two.nii.gz"], study / "out"
+    assert cut_planes(study / "planes.yaml", images, out, **given).slices == 2
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[: len(whole) // 2])
+    result = cut_planes(study / "planes.yaml", images, out, **given)
+    assert len(result.failed) == 1 and not list(out.glob("one_*")) and not (out / "planes.json").exists()
+
+
+def test_huge_slices_and_a_bad_out_are_refused(study: Path) -> None:
+    (study / "huge.yaml").write_text(PLANES.replace("[16, 12]", "100000"))
+    found = cut_planes(study / "huge.yaml", [study / "one.nii.gz"], study / "out", landmarks=study)
+    assert "would have 200000 x 200000 pixels; make size_mm smaller" in found.cases[0].missing["oblique"]
+    assert found.slices == 1
+    for where in (study / "planes.yaml", study / "planes.yaml" / "deep"):
+        with pytest.raises(InputError, match=r"--out .*planes.yaml.* is a file; give a folder"):
+            cut_planes(study / "planes.yaml", [study / "one.nii.gz"], where, landmarks=study)
+    with pytest.raises(InputError, match=r"is no UTF-8 text; DEFINITION is a YAML file"):
+        cut_planes(study / "one.nii.gz", [study / "one.nii.gz"], study / "other", landmarks=study)
 
 
 def test_what_cannot_be_is_refused_before_any_work(study: Path) -> None:

@@ -19,6 +19,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import rotation_from_vector
+from anatomark.errors import InputError
 from anatomark.io.images import image_grid, read_image, write_image
 from anatomark.io.landmarks import read_landmarks, write_landmarks
 
@@ -225,7 +226,9 @@ def test_pictures_need_a_spacing_and_keep_it(tmp_path: Path, capsys: pytest.Capt
     [
         (["--margin-mm", "-1"], "from 0 on"),
         (["--size-mm", "a,b"], "is not numbers in mm"),
-        (["--size-mm", "5"], "so many numbers"),
+        (["--size-mm", "5"], "numbers, X,Y"),
+        (["--size-mm", "5,5", "--margin-mm", "4"], "give one of them"),
+        (["--size-mm", "1e9,1,1"], "at most 100000"),
         (["--points", "B,X"], "--points X: no case has this landmark"),
     ],
 )
@@ -235,3 +238,85 @@ def test_bad_crops_end_with_one_line(
     assert _run("crop", moved[0], "--out", tmp_path / "out", *options) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_fails_now_leaves_nothing_of_the_run_before(
+    moved: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, d = moved
+    ending, picture = (".csv", ".mha") if d == 2 else (".mrk.json", ".nii.gz")
+    commands = {
+        tmp_path / "registered": ("register", "one", cases, "--pictures"),
+        tmp_path / "cropped": ("crop", cases, "--points", "B,C"),
+    }
+    for out, command in commands.items():
+        assert _run(*command, "--out", out) == 2  # the case "bare" fails
+        assert (out / f"two{picture}").is_file()
+    marks = read_landmarks(cases.parent / f"two{ending}")
+    gone = tuple(Status.DEFINED if i == 0 else Status.ABSENT for i in range(8))
+    points = np.where(np.arange(8)[:, None] == 0, marks.points, np.nan)
+    write_landmarks(Landmarks(NAMES, points, gone), cases.parent / f"two{ending}")
+    capsys.readouterr()
+    for out, command in commands.items():
+        assert _run(*command, "--out", out, "--overwrite") == 2
+        assert not list(out.glob("two*"))
+    assert not any((tmp_path / "registered").iterdir())  # all failed: no record that says otherwise
+    rows = tiny.read_json(tmp_path / "cropped" / "crops.json")["cases"]
+    assert [r["state"] for r in rows] == ["written", "failed", "failed"]
+
+
+def test_a_transform_without_its_image_is_not_left_behind(
+    moved: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anatomark.engine import register as module
+
+    def full(*_: object) -> None:
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(module, "write_image", full)
+    assert _run("register", "one", moved[0], "--out", tmp_path / "out") == 2
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_landmarks_and_manifests_that_are_read_are_never_replaced(
+    moved: tuple[Path, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, d = moved
+    picture, other = (".mha", ".nrrd") if d == 2 else (".nii.gz", ".mha")
+    for name in ("one", "two", "bare"):  # crops are named otherwise than these images, but as their landmarks
+        write_image(read_image(cases.parent / f"{name}{picture}"), cases.parent / f"{name}{other}")
+        (cases.parent / f"{name}{picture}").unlink()
+    cases.write_text(cases.read_text().replace(picture, other))
+    before = _tree(cases.parent)
+    assert _run("crop", cases, "--out", cases.parent, "--points", "B", "--overwrite") == 2
+    assert "is one of the files to crop; choose another --out" in capsys.readouterr().err
+    image = cases.parent / f"one{other}"
+    assert _run("crop", image, "--landmarks", cases.parent, "--out", cases.parent, "--overwrite") == 2
+    assert _tree(cases.parent) == before
+
+
+def test_a_huge_crop_and_an_empty_file_end_with_one_line(
+    moved: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, d = moved
+    size = ",".join(["90000"] * d)
+    assert _run("crop", cases, "--out", tmp_path / "out", "--size-mm", size, "--pad", 0) == 2
+    assert "voxels, larger than the image; make it smaller" in capsys.readouterr().err
+    write_landmarks(Landmarks((), np.zeros((0, d))), tmp_path / "none.json")
+    image = cases.parent / ("one.mha" if d == 2 else "one.nii.gz")
+    assert _run("crop", image, "--landmarks", tmp_path / "none.json", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "holds no landmarks" in told.err and "holds no landmarks" not in told.out
+    assert _run("measure", "acpc-length", tmp_path / "none.json", "--out", tmp_path / "t.csv") == 2
+    assert "none.json: holds no landmarks" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_drawn_are_mentioned(
+    moved: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, d = moved
+    files = [cases.parent / f"{n}{'.csv' if d == 2 else '.mrk.json'}" for n in ("one", "two")]
+    for n, file in enumerate(files):
+        write_landmarks(read_landmarks(file), tmp_path / f"{n}.json")
+    assert _run("register", tmp_path / "0.json", tmp_path / "1.json", "--out", tmp_path / "out", "--pictures") == 0
+    assert "no picture: neither image is known" in capsys.readouterr().out

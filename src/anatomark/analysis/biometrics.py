@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
+from anatomark.analysis.points import Point, parse_point
 from anatomark.errors import nearest
 
 UNITS = {"length": {"mm": 1.0, "cm": 0.1}, "angle": {"deg": 1.0, "rad": np.pi / 180}, "ratio": {"1": 1.0, "%": 100.0}}
@@ -23,23 +24,10 @@ SIGNED_BY = {
 WORDS = {2: "two", 3: "three"}
 
 
-def _point(value: Any) -> dict[str, float]:
-    """A label, or a weighted mean {label: weight}, as weights that add up to 1."""
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return {str(value): 1.0}
-    if isinstance(value, dict) and value:
-        weights = {str(k): v for k, v in value.items()}
-        good = all(isinstance(w, int | float) and np.isfinite(w) and w > 0 for w in weights.values())
-        if good and not any(isinstance(w, bool) for w in weights.values()):
-            return {k: w / sum(weights.values()) for k, w in weights.items()}
-        raise ValueError(f"a mean of landmarks has weights above 0, found {str(value)[:60]}")
-    raise ValueError(f"expected a landmark's label, or a mean {{label: weight}}, found {str(value)[:60]!r}")
-
-
 def _points(value: Any, count: int) -> tuple[dict[str, float], ...]:
     if not isinstance(value, list | tuple) or len(value) != count:
         raise ValueError(f"expected a list of {WORDS[count]} points, found {str(value)[:60]!r}")
-    points = tuple(_point(v) for v in value)
+    points = tuple(parse_point(v) for v in value)
     if any(p in points[:i] for i, p in enumerate(points)):
         raise ValueError(f"its {WORDS[count]} points must differ, found {str(value)[:60]}")
     return points
@@ -62,7 +50,6 @@ def _terms(value: Any) -> tuple[Any, ...]:
     return tuple(_term(v) for v in value)
 
 
-Point = Annotated[dict[str, float], PlainValidator(_point)]
 Line = Annotated[tuple[Point, Point], PlainValidator(partial(_points, count=2))]
 Three = Annotated[tuple[Point, Point, Point], PlainValidator(partial(_points, count=3))]
 Lines = Annotated[tuple[Line, Line], PlainValidator(_lines)]

@@ -17,6 +17,9 @@ Bools = NDArray[np.bool_]
 STARTS, KEPT = 200, 10  # random starts of the robust fit, and how many of them are followed to the end
 FALSE_ALARM = 0.01  # probability that any landmark of a clean case is rejected, if its errors are normal
 
+_nodes, _shares = np.polynomial.legendre.leggauss(48)
+NODES, SHARES = np.append((_nodes + 1) / 2, 1.0), _shares / 2  # Gauss-Legendre on 0..1, and the end
+
 
 class Kind(StrEnum):
     """Families of transforms, each containing those before it."""
@@ -106,7 +109,7 @@ def _forward(kind: Kind, a: Array, b: Array, weights: Array, core: Bools) -> tup
     """
     n, d = a.shape
     floor = 1e-6 * float(np.sqrt(((b - b.mean(0)) ** 2).sum(1).mean()))  # exact data leave rounding only
-    used = core
+    used, before, step = core, core, 0
     while True:
         miss, free = _misses(kind, a, b, weights, used)
         spread, limits = np.sqrt(1 / weights + _leverage(kind, a, weights, used)), np.full(n, np.nan)
@@ -114,8 +117,14 @@ def _forward(kind: Kind, a: Array, b: Array, weights: Array, core: Bools) -> tup
             scale = max(float(np.sqrt((weights * miss**2)[used].sum() / free)), floor)
             limits = scale * spread * math.sqrt(d * f_radius(d, free, FALSE_ALARM / n))
         if used.all() or (miss > limits)[~used].all():
-            return used, limits
-        nearest = np.argsort(miss / spread, kind="stable")[: int(used.sum()) + 1]
+            if step <= 1:
+                return used, limits
+            used, step = before, 1  # it may have gone too far: from here on one by one
+            continue
+        if step != 1:  # of many, 2 % at a time
+            step = max(1, int((~used).sum()) // 50)
+        before = used
+        nearest = np.argsort(miss / spread, kind="stable")[: int(used.sum()) + step]
         used = np.zeros(n, dtype=bool)
         used[nearest] = True
 
@@ -137,8 +146,10 @@ def _leverage(kind: Kind, a: Array, weights: Array, used: Bools) -> Array:
         design[:, i, k], design[:, j, k] = x[:, j], -x[:, i]
     if size:
         design[:, :, -1] = x
-    normal = np.einsum("n,ndp,ndq->pq", weights[used], design[used], design[used])
-    return np.asarray(np.einsum("ndp,pq,ndq->n", design, np.linalg.pinv(normal), design) / d)
+    rows = design.reshape(n * d, -1)
+    counted = np.repeat(np.where(used, weights, 0.0), d)
+    normal = (rows.T * counted) @ rows
+    return np.asarray(((rows @ np.linalg.pinv(normal)) * rows).sum(1).reshape(n, d).mean(1))
 
 
 def _trimmed(kind: Kind, a: Array, b: Array, h: int) -> Bools:
@@ -171,20 +182,25 @@ def _trimmed(kind: Kind, a: Array, b: Array, h: int) -> Bools:
 @cache
 def f_radius(d: int, free: int, tail: float) -> float:
     """The value that an F(d, free) variable exceeds with probability ``tail``, from the incomplete beta function."""
-    nodes, shares = np.polynomial.legendre.leggauss(48)
     log_beta = math.lgamma(free / 2) + math.lgamma(d / 2) - math.lgamma((free + d) / 2)
 
-    def beyond(f: float) -> float:
+    def beyond(f: float) -> tuple[float, float]:
+        """The probability, and its slope over f."""
         top = math.sqrt(free / (free + d * f))  # of v, where v^2 = free / (free + d F)
-        v = top * (nodes + 1) / 2
+        v = top * NODES
         density = 2 * np.exp((free - 1) * np.log(v) + (d / 2 - 1) * np.log1p(-(v**2)) - log_beta)
-        return float(top / 2 * (shares * density).sum())
+        return float(top * (SHARES * density[:-1]).sum()), -float(density[-1]) * top * d / (2 * (free + d * f))
 
-    low, high = 0.0, 50.0  # of log(1 + f)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if beyond(math.expm1(middle)) > tail else (low, middle)
-    return math.expm1(low)
+    low, high, y = 0.0, 50.0, 1.0  # of log(1 + f)
+    for _ in range(80):  # Newton's steps on the logarithm, halving where they leave the bracket
+        p, slope = beyond(math.expm1(y))
+        low, high = (y, high) if p > tail else (low, y)
+        there = y - p * math.log(p / tail) / (slope * math.exp(y)) if p > 0 and slope < 0 else low
+        there = there if low < there < high else (low + high) / 2
+        if abs(there - y) <= 1e-15 * (1 + y):
+            break
+        y = there
+    return math.expm1(y)
 
 
 def chi_radius(d: int, probability: float) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anatomark.analysis.biometrics import Measurement, Measurements
 from anatomark.analysis.geometry import evaluate
@@ -15,10 +16,15 @@ from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, nearest
 
+Bools = NDArray[np.bool_]
 Z90_BOTH = 1.6448536269514722  # 90 % of a normal variable lie within +- this many sd
 Z90_BELOW = 1.2815515655446004  # and 90 % below this many
 STEP_MM = 1e-4
+DRAWS, BATCH = 512, 32  # of landmarks within their uncertainty, and how many are looked at together
+STRAY = 0.05  # as many values beyond either end of a 90 % interval
 OPEN = "its points lie in one place or on one line, which leaves it open"
+SIGN_OPEN = "its sign is open within the uncertainty"
+LARGE = "its uncertainty is too large beside its distances for an interval"
 COLUMNS = ("case", "measurement", "value", "unit", "sd", "low90", "high90", "class", "class_p", "reason")
 
 
@@ -27,7 +33,8 @@ class Measured:
     """K measurements of M cases.
 
     ``values``, ``sd`` (M, K) in the measurements' units: NaN where not defined, or the uncertainty is not known.
-    ``reasons``: by case and measurement, why a value is not there; empty where it is.
+    ``reasons``: by case and measurement, why a value, or the ``sd`` of landmarks with covariances, is not there; empty
+    where they are.
     """
 
     definition: Measurements
@@ -106,23 +113,33 @@ def measure(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements
     chosen = [one.select(labels) for one in given]
     points = np.stack([one.points for one in chosen])
     values = evaluate(definition, labels, points)
-    reasons = tuple(tuple(_missing(one, definition.labels(n)) for n in definition.shown) for one in given)
+    reasons = [[_missing(one, definition.labels(n)) for n in definition.shown] for one in given]
     values[np.array([[bool(r) for r in row] for row in reasons])] = np.nan
-    reasons = tuple(
-        tuple(r or ("" if np.isfinite(v) else OPEN) for r, v in zip(row, found, strict=True))
+    reasons = [
+        [r or ("" if np.isfinite(v) else OPEN) for r, v in zip(row, found, strict=True)]
         for row, found in zip(reasons, values, strict=True)
-    )
+    ]
     covariance = np.stack([_covariance(one) for one in chosen])
-    sd = propagated(definition, labels, points, covariance)
-    return Measured(definition, tuple(cases), values, np.where(np.isfinite(values), sd, np.nan), reasons)
+    sd, either = propagated(definition, labels, points, covariance)
+    certain = np.asarray(np.isfinite(covariance).all((2, 3)))
+    for k, name in enumerate(definition.shown):
+        used = [labels.index(label) for label in definition.labels(name)]
+        for i in np.flatnonzero(certain[:, used].all(1) & np.isfinite(values[:, k]) & np.isnan(sd[:, k])):
+            reasons[i][k] = SIGN_OPEN if either[i, k] else LARGE
+    said = tuple(tuple(row) for row in reasons)
+    return Measured(definition, tuple(cases), values, np.where(np.isfinite(values), sd, np.nan), said)
 
 
-def propagated(definition: Measurements, labels: Sequence[str], points: Array, covariance: Array) -> Array:
+def propagated(
+    definition: Measurements, labels: Sequence[str], points: Array, covariance: Array
+) -> tuple[Array, Bools]:
     """(M, K) standard deviations, J C J^T to first order, of independent ``points`` (M, N, D) mm with ``covariance``
-    (M, N, D, D) mm^2; J by central differences.
+    (M, N, D, D) mm^2; J by central differences. And (M, K) whether the sign is open: points that lie within the
+    uncertainty give values of both signs, and the first order does not tell of it.
 
-    NaN where a covariance that counts is, and where the measurement has a kink or jump at these points (an unsigned
-    angle of exactly 0, a signed one that turns over), which no first order describes.
+    The sd is NaN where a covariance that counts is, and where no first order describes the measurement: at a kink or
+    jump (an unsigned angle of exactly 0, a signed one that turns over), or where of points drawn from their Gaussians
+    more than 5 % give a value that the first order misses by more than the sd.
     """
     at = evaluate(definition, labels, points)
     forward, backward = (np.empty((*points.shape[1:], *at.shape)) for _ in range(2))
@@ -132,15 +149,36 @@ def propagated(definition: Measurements, labels: Sequence[str], points: Array, c
         forward[n, d] = (evaluate(definition, labels, moved) - at) / STEP_MM
         moved[:, n, d] -= 2 * STEP_MM
         backward[n, d] = (at - evaluate(definition, labels, moved)) / STEP_MM
-    variance = np.empty_like(at)
+    slope, variance = (forward + backward) / 2, np.empty_like(at)
     for k, name in enumerate(definition.shown):
         used = [labels.index(label) for label in definition.labels(name)]
-        there, back = forward[used, ..., k], backward[used, ..., k]
-        variance[:, k] = np.einsum("nam,mnab,nbm->m", (there + back) / 2, covariance[:, used], (there + back) / 2)
+        there, back, along = forward[used, ..., k], backward[used, ..., k], slope[used, ..., k]
+        variance[:, k] = np.einsum("nam,mnab,nbm->m", along, covariance[:, used], along)
         steepest = np.maximum(np.abs(there), np.abs(back)).max((0, 1))
         smooth = np.abs(there - back).max((0, 1)) <= 0.01 * steepest + 1e-6
         variance[~smooth, k] = np.nan
-    return np.sqrt(np.maximum(variance, 0))
+    sd = np.sqrt(np.maximum(variance, 0))
+    strays, both = _strays(definition, labels, points, covariance, slope, sd)
+    return np.where(strays, np.nan, sd), strays & both
+
+
+def _strays(
+    definition: Measurements, labels: Sequence[str], points: Array, covariance: Array, slope: Array, sd: Array
+) -> tuple[Bools, Bools]:
+    """(M, K) of points drawn from their Gaussians: whether too many stray from the first order, ``slope`` (N, D, M, K),
+    by more than ``sd`` (M, K); and whether values of both signs occur. The draws are the same each time and case."""
+    at, root = evaluate(definition, labels, points), _root(covariance)
+    strays, above, below = (np.zeros(at.shape, dtype=int) for _ in range(3))
+    if not root.any():
+        return np.zeros(at.shape, dtype=bool), np.zeros(at.shape, dtype=bool)
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS // BATCH):
+        moves = np.einsum("mnij,snj->smni", root, rng.normal(size=(BATCH, *points.shape[1:])))
+        found = evaluate(definition, labels, points + moves)
+        foretold = at + np.einsum("smnd,ndmk->smk", moves, np.nan_to_num(slope))
+        strays += (~(np.abs(found - foretold) <= sd + 1e-6)).sum(0)
+        above, below = above + (found > 0).sum(0), below + (found < 0).sum(0)
+    return strays > STRAY * DRAWS, (above > 0) & (below > 0)
 
 
 def scaled_to_radius(covariance: Array, radius90: Array) -> Array:
@@ -188,6 +226,13 @@ def _covariance(one: Landmarks) -> Array:
     """(N, D, D) mm^2, brought to the radii where there are any; NaN where neither is known."""
     plain = np.full((len(one), one.ndim, one.ndim), np.nan) if one.covariance is None else one.covariance
     return plain if one.radius90 is None else scaled_to_radius(plain, one.radius90)
+
+
+def _root(covariance: Array) -> Array:
+    """Matrices whose product with their transpose is the covariance (..., D, D); 0 where that is not known."""
+    known = np.isfinite(covariance).all((-1, -2), keepdims=True)
+    size, axes = np.linalg.eigh(np.where(known, covariance, 0.0))
+    return np.asarray(axes * np.sqrt(np.maximum(size, 0))[..., None, :])
 
 
 def _missing(one: Landmarks, labels: Sequence[str]) -> str:

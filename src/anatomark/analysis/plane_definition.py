@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from anatomark.analysis.points import Point
 from anatomark.errors import InputError, nearest
 
 AXES = {
@@ -14,20 +16,16 @@ AXES = {
     "inferior": (0, 0, -1),
 }  # fmt: skip
 
-
-def _point(value: Any) -> Any:
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return {str(value): 1.0}
-    if isinstance(value, list) and all(isinstance(v, str | int) and not isinstance(v, bool) for v in value):
-        if len({str(v) for v in value}) < len(value):
-            raise ValueError("a label appears twice in one mean; give label: weight")
-        return {str(v): 1.0 for v in value}
-    if isinstance(value, Mapping):
-        return {str(k): v for k, v in value.items()}
-    raise ValueError("a point is a landmark's label, a list of labels (their mean) or label: weight pairs")
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-Point = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_point), Field(min_length=1)]
+def _above(value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"has to be above 0, found {value:g}")
+    return value
+
+
+Above = Annotated[float, AfterValidator(_above)]
 
 
 class Direction(BaseModel):
@@ -68,15 +66,15 @@ class PlaneDefinition(BaseModel):
     model_config = ConfigDict(extra="forbid")
     description: str = ""
     through: list[Point] = Field(min_length=1)
-    weights: list[Annotated[float, Field(gt=0)]] | None = None
+    weights: list[Above] | None = None
     at_least: int | None = None
     along: Direction | None = None
     normal: Direction | None = None
     up: Direction | None = None
     facing: Direction | None = None
     centre: Point | None = None
-    size_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    spacing_mm: float | None = Field(default=None, gt=0)
+    size_mm: tuple[Above, Above]
+    spacing_mm: Above | None = None
     slab_mm: float = Field(default=0.0, ge=0)
     mode: Literal["mean", "max"] = "mean"
 
@@ -120,7 +118,7 @@ class PlaneSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     description: str = ""
-    planes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], PlaneDefinition] = Field(min_length=1)
+    planes: dict[str, PlaneDefinition] = Field(min_length=1)
     measurements: Any = None
 
     @field_validator("planes", mode="before")
@@ -134,6 +132,13 @@ class PlaneSet(BaseModel):
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"two planes are called {twice!r}")
         return {str(n): {k: v for k, v in p.items() if k != "name"} for n, p in zip(names, value, strict=True)}
+
+    @field_validator("planes")
+    @classmethod
+    def _makes_files(cls, value: dict[str, PlaneDefinition]) -> dict[str, PlaneDefinition]:
+        if odd := next((n for n in value if not NAME.fullmatch(n)), None):
+            raise ValueError(f"{odd!r} names files: use letters A-Z, digits, - and _, the first no sign")
+        return value
 
     @model_validator(mode="after")
     def _in_order(self) -> PlaneSet:

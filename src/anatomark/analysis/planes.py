@@ -19,6 +19,7 @@ from anatomark.errors import InputError
 VIEWED_FROM = np.array([1.0, -1.0, -1.0])  # left, anterior, inferior: how radiologists look at slices
 SPREAD = 0.03  # least extent of points across their line, as a share of their extent along it
 SCATTER = 0.7  # points that leave the plane by more than this share of their extent in it define none
+MOST_PIXELS = 100_000_000  # of a slice, or of all that make a slab
 UPRIGHT = 0.05  # least sine between a direction and what it must not be parallel to
 
 
@@ -76,16 +77,20 @@ class Plane:
 
         A slab is the mean or maximum of parallel slices no further apart than the spacing. Outside the image the value
         is its least, at most 0; integers are rounded back to the image's dtype. Raises InputError for a 2D image, and
-        where the rectangle lies wholly outside.
+        where the rectangle lies wholly outside or has more than 100 million pixels.
         """
         if image.ndim != 3:
             raise InputError(f"{image.meta.get('path') or 'the image'}: is 2D; scan planes are cut from 3D volumes")
         wanted = self.definition
         spacing = wanted.spacing_mm or float(image.grid.spacing.min())
+        count = max(1, int(np.ceil(wanted.slab_mm / spacing - 1e-6)))
+        pixels = [max(1, round(mm / spacing)) for mm in self.size_mm]
+        if np.prod([*pixels, count], dtype=float) > MOST_PIXELS:
+            size = " x ".join(map(str, [*pixels, count] if count > 1 else pixels))
+            raise NotDefined(f"its slice would have {size} pixels; make size_mm smaller, or spacing_mm coarser")
         target = self.grid(spacing, 1, wanted.slab_mm or None)
         if not image.grid.contains(target.points()).any():
             raise NotDefined("the rectangle lies wholly outside the image")
-        count = max(1, int(np.ceil(wanted.slab_mm / spacing - 1e-6)))
         step = wanted.slab_mm / count if wanted.slab_mm else spacing
         least = float(np.nanmin(image.array))
         slices = resample(image, self.grid(spacing, count, step), fill=min(0.0, least)).array

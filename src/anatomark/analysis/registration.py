@@ -165,11 +165,27 @@ def _left_out(kind: Kind, a: Array, b: Array, weights: Array) -> Array:
         free = 1 - (q**2).sum(1)
         miss = np.linalg.norm(b - Linear(fit_linear(kind, a, b, weights))(a), axis=1)
         return np.where(free > 1e-9, miss / np.maximum(free, 1e-9), np.nan)
-    for i in range(n):
-        rest = np.arange(n) != i
-        if _thickness(a[rest], kind)[1]:
-            out[i] = np.linalg.norm(b[i] - Linear(fit_linear(kind, a[rest], b[rest], weights[rest]))(a[i]))
-    return out
+    # all fits without one point at once, else as core.shape.procrustes
+    (cross, mean_b, mean_a), (own, *_) = _without(weights, b, a), _without(weights, a, a)
+    u, s, vt = np.linalg.svd(cross)
+    sign = np.ones((n, d))
+    sign[:, -1] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
+    size = (s * sign).sum(1) / np.trace(own, axis1=1, axis2=2) if kind is Kind.SIMILARITY else np.ones(n)
+    there = mean_b + size[:, None] * np.einsum("nij,nj->ni", (u * sign[:, None]) @ vt, a - mean_a)
+    spread, least = np.linalg.eigvalsh(_without(np.ones(n), a, a)[0] / (n - 1)), 1e-6 * np.ptp(a, axis=0).max()
+    thick = np.sqrt(np.maximum(spread, 0))
+    enough = (thick[:, 1] > least) & (thick[:, 1] > FLAT * thick[:, -1])  # as _thickness, of a turn
+    return np.where(enough, np.linalg.norm(b - there, axis=1), np.nan)
+
+
+def _without(weights: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """(N, D, D) weighted products of x and y (N, D) about their means (N, D), of all points but each in turn."""
+    w, far = weights[:, None], (x.mean(0), y.mean(0))
+    rest, (x, y) = w.sum() - w, (x - far[0], y - far[1])
+    mean_x, mean_y = (((w * z).sum(0) - w * z) / rest for z in (x, y))
+    each = w[..., None] * x[:, :, None] * y[:, None]
+    products = each.sum(0) - each - rest[..., None] * mean_x[:, :, None] * mean_y[:, None]
+    return products, mean_x + far[0], mean_y + far[1]
 
 
 # ---------------------------------------------------------------------- what is given

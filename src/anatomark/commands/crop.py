@@ -16,7 +16,7 @@ def crop(
     out: Out,
     landmarks: From = None,
     points: Annotated[str | None, typer.Option(help="Crop around these landmarks, A,B,...; default all.")] = None,
-    margin_mm: Annotated[float, typer.Option(help="Room on every side of them.")] = 10.0,
+    margin_mm: Annotated[float | None, typer.Option(help="Room on every side of them; default 10.")] = None,
     size_mm: Annotated[
         str | None, typer.Option(metavar="X,Y,Z", help="Instead: this size around their centroid (2D: X,Y).")
     ] = None,

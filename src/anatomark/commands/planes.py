@@ -34,3 +34,5 @@ def planes(
     if failed := result.failed:
         names = ", ".join(c.case for c in failed[:5]) + (", ..." if len(failed) > 5 else "")
         raise InputError(f"{len(failed)} of {len(result.cases)} images failed: {names}; the first: {failed[0].failed}")
+    if not result.slices:
+        raise InputError("no slice was written: none of the planes is defined and within its image")

@@ -74,9 +74,7 @@ def calibrate(
     errors = NOTHING if found is None else f"{len(found.cases)} cases, {how}: {summary(found)}"
     said = [errors, described_presence(presence), described_trust(trust)]
     if found is not None and len(found.cases) < ENOUGH:
-        said.append(
-            f"{len(found.cases)} independent cases say little: radii and limits are rough; better {ENOUGH}"
-        )
+        said.append(f"{len(found.cases)} independent cases say little: radii and limits are rough; better {ENOUGH}")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,41 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.engine.inputs import Marked, find_marked
+from anatomark.engine.outputs import check_files, check_folder, remove, write_record
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import write_json
 from anatomark.io.images import write_image
-from anatomark.io.landmarks import write_landmarks
+from anatomark.io.landmarks import split_observer, write_landmarks
+from anatomark.io.manifest import read_manifest
 
 RECORD = "crops.json"
+MARGIN_MM, MOST_MM = 10.0, 100_000
+MOST_VOXELS = 100_000_000  # of a crop that is larger than its image
 ENDINGS = {2: (".mha", ".csv"), 3: (".nii.gz", ".mrk.json")}  # of image and landmarks
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is cut out: the box of the landmarks ``points`` (None: all) with ``margin_mm`` on every side, or of
-    ``size_mm`` (x, y[, z]) around their centroid; cut at the image's border, or continued with the value ``pad``.
+    """What is cut out: the box of the landmarks ``points`` (None: all) with ``margin_mm`` (None: 10) on every side, or
+    one of ``size_mm`` (x, y[, z]) around their centroid; cut at the image's border, or continued with the value
+    ``pad``.
 
     Raises InputError for numbers that make no box.
     """
 
-    margin_mm: float = 10.0
+    margin_mm: float | None = None
     size_mm: tuple[float, ...] | None = None
     points: tuple[str, ...] | None = None
     pad: float | None = None
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.margin_mm) and self.margin_mm >= 0):
-            raise InputError(f"--margin-mm {self.margin_mm:g}: is a number of mm from 0 on")
-        if self.size_mm is not None and not all(np.isfinite(s) and s > 0 for s in self.size_mm):
-            raise InputError(f"--size-mm {','.join(f'{s:g}' for s in self.size_mm)}: needs numbers above 0")
+        if self.margin_mm is not None and self.size_mm is not None:
+            raise InputError("--margin-mm and --size-mm both say how large the box is; give one of them")
+        if self.margin_mm is not None and not 0 <= self.margin_mm <= MOST_MM:
+            raise InputError(f"--margin-mm {self.margin_mm:g}: is a number of mm from 0 on, at most {MOST_MM}")
+        if self.size_mm is not None and not all(0 < s <= MOST_MM for s in self.size_mm):
+            text = ",".join(f"{s:g}" for s in self.size_mm)
+            raise InputError(f"--size-mm {text}: needs numbers above 0, at most {MOST_MM}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Crops:
         out = []
         for r in self.rows:
             if r["state"] == "failed":
-                out.append(f"{r['case']}: not cropped: {r['reason']}")
+                if len(self.rows) > 1:  # else it is the error that the command ends with
+                    out.append(f"{r['case']}: not cropped: {r['reason']}")
                 continue
             size = " x ".join(str(u - v) for v, u in zip(r["lower"][::-1], r["upper"][::-1], strict=True))
             of = " x ".join(map(str, r["original"]["shape"][::-1]))
@@ -96,25 +104,35 @@ def crop(
     requests, and where results are there already.
     """
     report = report or Reporter()
+    check_folder(out)
     cases = find_marked(paths, landmarks, spacing=spacing, split=split)
     _check(cases, request)
-    taken = [out / f for f in (RECORD, *(c.case + e for c in cases for es in ENDINGS.values() for e in es))]
-    if there := next((f for f in taken if f.exists() and not overwrite), None):
-        raise InputError(f"{there}: exists already; choose another --out, or add --overwrite")
-    sources = {c.path.resolve() for c in cases if c.path is not None}
-    if own := next((f for f in taken if f.resolve() in sources), None):
-        raise InputError(f"{own}: is one of the images to crop; choose another --out")
+    taken = [out / RECORD, *(f for c in cases for f in _files(out, c.case))]
+    check_files(taken, _sources(paths, landmarks, cases), "crop", overwrite)
     rows = []
     with report.bar("crop", len(cases)) as bar:
         for k, case in enumerate(cases):
             try:
                 rows.append(_one(case, out, request))
             except InputError as error:
+                remove(_files(out, case.case))
                 rows.append({"case": case.case, "image": str(case.path), "state": "failed", "reason": str(error)})
             bar.update(k + 1, case.case)
-    if any(row["state"] == "written" for row in rows):
-        write_json(out / RECORD, {"schema": 1, "frame": "LPS mm (2D: image mm)", "cases": rows})
-    return Crops(out, tuple(rows))
+    result = Crops(out, tuple(rows))
+    record = {"schema": 1, "frame": "LPS mm (2D: image mm)", "cases": rows}
+    write_record(out / RECORD, record, len(result.failed) < len(rows))
+    return result
+
+
+def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Marked]) -> Iterator[Path]:
+    """Every file that is read; a folder of landmarks counts with all that lies in it."""
+    yield from (c.path for c in cases if c.path is not None)
+    tables = [path for path in paths if path.suffix.lower() == ".csv"]
+    yield from tables
+    if landmarks is not None:
+        yield from landmarks.iterdir() if landmarks.is_dir() else (split_observer(landmarks)[0],)
+    else:
+        yield from (split_observer(c.landmarks)[0] for t in tables for c in read_manifest(t).cases if c.landmarks)
 
 
 def _check(cases: Sequence[Marked], request: Request) -> None:
@@ -122,7 +140,9 @@ def _check(cases: Sequence[Marked], request: Request) -> None:
     if wrong := [p for p in request.points or () if p not in known]:
         raise InputError(f"--points {wrong[0]}: no case has this landmark{nearest(wrong[0], known)}")
     if request.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(request.size_mm)]):
-        raise InputError(f"--size-mm: case {odd[0].case!r} is {odd[0].landmarks.ndim}D, which needs so many numbers")
+        d, count = odd[0].landmarks.ndim, len(request.size_mm)
+        needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"
+        raise InputError(f"--size-mm: case {odd[0].case!r} is {d}D and needs {needed}")
 
 
 def _one(case: Marked, out: Path, request: Request) -> dict[str, Any]:
@@ -130,6 +150,8 @@ def _one(case: Marked, out: Path, request: Request) -> dict[str, Any]:
     wanted = marks if request.points is None else marks.select(request.points)
     points = wanted.points[wanted.defined]
     skipped = [n for n, known in zip(wanted.names, wanted.defined, strict=True) if not known]
+    if not len(marks):
+        raise InputError(f"case {case.case!r}: its file holds no landmarks")
     if not len(points):
         raise InputError(f"case {case.case!r}: none of the {len(wanted)} landmarks to crop around is defined")
     image = case.image()
@@ -137,6 +159,10 @@ def _one(case: Marked, out: Path, request: Request) -> dict[str, Any]:
         asked = _box(image, points, request)
         inside = asked.within(image.grid)
         box = inside if request.pad is None else asked
+        shape = np.subtract(box.upper, box.lower)
+        if shape.prod(dtype=float) > max(MOST_VOXELS, image.array[0].size):
+            size = " x ".join(map(str, shape[::-1]))
+            raise ValueError(f"makes a crop of {size} voxels, larger than the image; make it smaller")
         part = cut_out(image, box, request.pad or 0.0)
     except ValueError as error:
         raise InputError(f"case {case.case!r}: {case.path}: {error}") from None
@@ -154,8 +180,13 @@ def _one(case: Marked, out: Path, request: Request) -> dict[str, Any]:
 
 def _box(image: Image, points: Array, request: Request) -> Box:
     if request.size_mm is None:
-        return box_around(image.grid, points, request.margin_mm)
+        return box_around(image.grid, points, MARGIN_MM if request.margin_mm is None else request.margin_mm)
     return box_of_size(image.grid, points.mean(0), request.size_mm)
+
+
+def _files(out: Path, case: str) -> list[Path]:
+    """All that a case may have."""
+    return [out / f"{case}{ending}" for endings in ENDINGS.values() for ending in endings]
 
 
 def _write(part: Image, marks: Landmarks, out: Path, name: str) -> tuple[Path, Path]:

@@ -34,4 +34,8 @@ def read_definition(name: str | os.PathLike[str], model: type[M], kind: str) -> 
             there = f"ready definitions of {kind}: {', '.join(known) or 'none'}"
             raise InputError(f"{text}: no such file, and no ready definition{nearest(text, list(known))}; {there}")
         path = known[text]
+    if os.access(path, os.R_OK):
+        with open(path, "rb") as file:
+            if b"\0" in file.read(4096):  # an image, say
+                raise InputError(f"{path}: is no UTF-8 text; DEFINITION is a YAML file, or the name of a ready one")
     return checked(model, read_yaml(path), str(path))

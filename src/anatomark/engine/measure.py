@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anatomark.analysis.agreement import Agreement, compare
 from anatomark.analysis.biometrics import Measurements
 from anatomark.analysis.measured import COLUMNS, Measured
@@ -17,6 +19,7 @@ from anatomark.analysis.measured import measure as take
 from anatomark.core.landmarks import Landmarks
 from anatomark.engine.definitions import read_definition
 from anatomark.engine.inputs import find_landmarks, find_marked
+from anatomark.engine.outputs import check_folder, remove
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_text
 
@@ -46,8 +49,10 @@ class MeasureResult:
             shares = ", ".join(f"{c} {n}" for c, n in one["classes"].items())
             figures = f"{one['n']:>5} {_figure(one['mean'])} {_figure(one['sd'])}  {one['unit']}"
             out.append(f"{name:<{width}} {figures}{'    ' + shares if shares else ''}")
-        blank = sum(bool(r) for row in self.measured.reasons for r in row)
-        out += [f"{blank} values are blank; the column reason says why"] if blank else []
+        told = np.array(self.measured.reasons) != ""
+        blank = np.isnan(self.measured.values)
+        for count, what in ((blank & told, "values"), (~blank & told, "intervals")):
+            out += [f"{count.sum()} {what} are blank; the column reason says why"] if count.any() else []
         if self.agreement:
             out += ["", f"{'found - truth':<{width}}     n  mean abs      bias        sd  in 90 %  same class"]
         for a in self.agreement:
@@ -72,14 +77,15 @@ def measure(
 
     ``paths``: manifests, landmark files, folders that ``predict`` wrote; ``landmarks``: a folder of predictions for the
     cases of a manifest, instead of its own. ``truth``: compare these with the manifest's own, in
-    ``<out>_agreement.csv`` and, where there are classes, ``<out>_confusion.csv``. Raises InputError, and then has
-    written nothing.
+    ``<out>_agreement.csv`` and, where there are classes, ``<out>_confusion.csv``; without, these are removed. Raises
+    InputError, and then has written nothing.
     """
     out = Path(out)
     if out.suffix.lower() != ".csv":
         raise InputError(f"{out}: --out is a table; name it .csv")
-    files = [out, *(out.with_name(f"{out.stem}_{what}.csv") for what in ("agreement", "confusion") if truth)]
-    if not overwrite and (there := next((f for f in files if f.exists()), None)):
+    check_folder(out.parent)
+    tables = [out, *(out.with_name(f"{out.stem}_{what}.csv") for what in ("agreement", "confusion"))]
+    if not overwrite and (there := next((f for f in tables if f.exists()), None)):
         raise InputError(f"{there}: exists already; add --overwrite to replace it")
     if truth and landmarks is None:
         raise InputError(
@@ -93,21 +99,18 @@ def measure(
     )
     found = _landmarks(paths, landmarks, split)
     measured = _taken(found, asked, where)
-    if not truth:
-        write_text(out, _csv(COLUMNS, measured.rows()))
-        return MeasureResult(measured, out)
-    own = {m.case: m.landmarks for m in find_marked(paths, split=split)}
-    compared = tuple(compare(measured, _taken({c: own[c] for c in found}, asked, where)))
-    write_text(out, _csv(COLUMNS, measured.rows()))
-    write_text(files[1], _csv(tuple(compared[0].figures()), [a.figures() for a in compared]))
-    confusion = [
-        {"measurement": a.measurement, "truth": t, "found": f, "cases": n}
-        for a in compared for (t, f), n in a.confusion.items()
-    ]  # fmt: skip
-    if not confusion:
-        return MeasureResult(measured, out, compared, files[1])
-    write_text(files[2], _csv(tuple(confusion[0]), confusion))
-    return MeasureResult(measured, out, compared, files[1], files[2])
+    texts = [_csv(COLUMNS, measured.rows())]
+    compared: tuple[Agreement, ...] = ()
+    if truth:
+        own = {m.case: m.landmarks for m in find_marked(paths, split=split)}
+        compared = tuple(compare(measured, _taken({c: own[c] for c in found}, asked, where)))
+        texts.append(_csv(tuple(compared[0].figures()), [a.figures() for a in compared]))
+        confusion = [{"measurement": a.measurement} | row for a in compared for row in _counted(a)]
+        texts += [_csv(tuple(confusion[0]), confusion)] if confusion else []
+    remove(tables[len(texts) :])
+    for file, text in zip(tables, texts, strict=False):
+        write_text(file, text)
+    return MeasureResult(measured, out, compared, *tables[1 : len(texts)])
 
 
 def _landmarks(paths: Sequence[Path], landmarks: Path | None, split: str | None) -> dict[str, Landmarks]:
@@ -115,6 +118,8 @@ def _landmarks(paths: Sequence[Path], landmarks: Path | None, split: str | None)
     names = [one.case for one in cases]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise InputError(f"two of the cases are called {twice!r}; rename one or take them apart")
+    if not any(len(one.landmarks) for one in cases):
+        raise InputError(f"{paths[0]}: holds no landmarks")
     return {one.case: one.landmarks for one in cases}
 
 

@@ -17,9 +17,10 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import common_names
 from anatomark.engine.definitions import read_definition
 from anatomark.engine.inputs import Marked, find_marked
+from anatomark.engine.outputs import check_files, check_folder, remove, write_record
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_bytes, write_json
+from anatomark.io.atomic import write_bytes
 from anatomark.io.images import write_image
 
 RECORD, SLICE, PICTURE = "planes.json", ".nii.gz", ".png"
@@ -55,6 +56,11 @@ class PlanesResult:
         """Cases whose image could not be used."""
         return [c for c in self.cases if c.failed]
 
+    @property
+    def slices(self) -> int:
+        """How many were written."""
+        return sum(len(c.planes) - len(c.missing) for c in self.cases)
+
     def summary(self) -> dict[str, Any]:
         """``planes.json``: plain data."""
         cases = []
@@ -65,16 +71,15 @@ class PlanesResult:
 
     def lines(self) -> list[str]:
         """The same as text, one line a case and one for each plane that is not defined."""
-        lines, slices = [], 0
+        lines = []
         for c in self.cases:
             there = [n for n in c.planes if n not in c.missing]
-            slices += len(there)
             if c.failed:
-                lines.append(f"{c.case}: failed: {c.failed}")
+                lines += [f"{c.case}: failed: {c.failed}"] if len(self.cases) > 1 else []  # else it is the error
                 continue
             lines.append(f"{c.case}: {', '.join(there) or 'none'}")
             lines += [f"{c.case}: {name} is not defined: {reason}" for name, reason in c.missing.items()]
-        return [*lines, f"{slices} slices of {len(self.cases)} cases: {self.out}"]
+        return [*lines, f"{self.slices} slices of {len(self.cases)} cases: {self.out}"]
 
 
 def cut_planes(
@@ -92,12 +97,14 @@ def cut_planes(
 
     ``paths``: a manifest, images or folders of images; ``landmarks``, ``split`` and ``spacing`` as for
     :func:`~anatomark.engine.inputs.find_marked`. Per case and plane ``<case>_<plane>.nii.gz``, a slice of one voxel's
-    thickness at its place in the volume, and ``<case>_<plane>.png``; last ``planes.json``. A plane whose landmarks are
+    thickness at its place in the volume, and ``<case>_<plane>.png``; last, where there is a
+    slice, ``planes.json``. A plane whose landmarks are
     absent or degenerate is recorded with the reason, and an image that cannot be read is, while the others go on.
     Raises InputError before any work: a faulty definition, a label that no case has, 2D landmarks, files that are there
     (without ``overwrite``).
     """
     out, report = Path(out), report or Reporter(quiet=True)
+    check_folder(out)
     wanted = read_definition(definition, PlaneSet, "planes")
     found = find_marked([Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, split=split)
     wanted.check_labels(common_names(one.landmarks for one in found), str(definition))
@@ -109,7 +116,7 @@ def cut_planes(
             cases.append(_case(one, planes[one.case], out))
             bar.update(i + 1, one.case)
     result = PlanesResult(str(definition), out, cases)
-    write_json(out / RECORD, result.summary())
+    write_record(out / RECORD, result.summary(), result.slices > 0)
     return result
 
 
@@ -118,16 +125,19 @@ def _check_files(out: Path, found: Sequence[Marked], wanted: PlaneSet, overwrite
     stem, times = stems.most_common(1)[0]
     if times > 1:
         raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
-    files = [out / RECORD, *(out / f"{stem}{ending}" for stem in stems for ending in (SLICE, PICTURE))]
-    there = [f for f in files if f.exists()]
-    if there and not overwrite:
-        raise InputError(f"{there[0]}: exists already; add --overwrite or choose another --out")
+    files = [out / RECORD, *(f for one in found for name in wanted.planes for f in _files(one, name, out))]
+    check_files(files, (one.path for one in found if one.path is not None), "cut", overwrite)
+
+
+def _files(one: Marked, plane: str, out: Path) -> list[Path]:
+    return [out / f"{_stem(one.case, plane)}{ending}" for ending in (SLICE, PICTURE)]
 
 
 def _case(one: Marked, planes: dict[str, Plane | str], out: Path) -> CasePlanes:
     try:
         image = one.image()
     except InputError as error:
+        remove(f for name in planes for f in _files(one, name, out))
         return CasePlanes(one.case, one.path, failed=str(error))
     return CasePlanes(one.case, one.path, {n: _plane(one, image, n, plane, out) for n, plane in planes.items()})
 
@@ -136,14 +146,13 @@ def _plane(one: Marked, image: Image, name: str, plane: Plane | str, out: Path) 
     """Write slice and picture: what ``planes.json`` says of them."""
     from anatomark.analysis.plane_pictures import plane_picture  # loads matplotlib
 
-    files = [out / f"{_stem(one.case, name)}{ending}" for ending in (SLICE, PICTURE)]
+    files = _files(one, name, out)
     try:
         if isinstance(plane, str):
             raise NotDefined(plane)
         cut = plane.cut(image)
     except NotDefined as reason:
-        for left in files:  # of a run before, which --overwrite replaces
-            left.unlink(missing_ok=True)
+        remove(files)
         return {"defined": False, "reason": str(reason)}
     write_image(cut, files[0])
     write_bytes(files[1], plane_picture(cut, plane, one.landmarks, f"{one.case}  {name}"))

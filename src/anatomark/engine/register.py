@@ -18,9 +18,10 @@ from anatomark.core.image import Image
 from anatomark.core.resample import resample, sample_index
 from anatomark.core.thin_plate import ThinPlate, folded_share
 from anatomark.engine.inputs import Marked, find_landmarks, flat
+from anatomark.engine.outputs import check_files, check_folder, remove, write_record
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import write_bytes, write_json
+from anatomark.io.atomic import write_bytes
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import landmark_format, read_landmarks, split_observer
 from anatomark.io.transforms import write_affine, write_displacements
@@ -89,7 +90,8 @@ class Registered:
 
     def lines(self) -> list[str]:
         """The same as text."""
-        out = [line for row in self.rows for line in _lines(row)]
+        alone = len(self.rows) == 1  # its failure is the error that the command ends with
+        out = [line for row in self.rows if not (alone and self.failed) for line in _lines(row)]
         written = len(self.rows) - len(self.failed)
         return [*out, f"{written} of {len(self.rows)} registered" + (f": {self.out / RECORD}" if written else "")]
 
@@ -126,29 +128,27 @@ def register(
 
     Writes into ``out``: ``<case>.tfm``, or for ``tps`` ``<case>.h5``, a displacement field (over the fixed image, else
     around its landmarks); where both images are known ``<case>.nii.gz`` (2D ``.mha``), the moving image on the fixed
-    one's grid in its own dtype, its least value outside, and ``<case>.png`` with ``pictures``; ``registration.json``.
-    A case that cannot be registered fails with its reason, and the others go on. Raises InputError for bad requests,
-    and where results are there already.
+    one's grid in its own dtype, its least value outside, and ``<case>.png`` with ``pictures``; ``registration.json``. A
+    case that cannot be registered fails with its reason and leaves no files, and the others go on. Raises InputError
+    for bad requests, and where results are there already.
     """
     report = report or Reporter()
+    check_folder(out)
     fixed, cases = _found(sources)
-    taken = [out / f for f in (RECORD, *(c.case + e for c in cases for e in ENDINGS))]
-    if there := next((f for f in taken if f.exists() and not overwrite), None):
-        raise InputError(f"{there}: exists already; choose another --out, or add --overwrite")
-    images = {c.path.resolve() for c in (fixed.marked, *cases) if c.path is not None}
-    if own := next((f for f in taken if f.resolve() in images), None):
-        raise InputError(f"{own}: is one of the images to register; choose another --out")
+    taken = [out / RECORD, *(f for c in cases for f in _files(out, c.case))]
+    images = [c.path for c in (fixed.marked, *cases) if c.path is not None]
+    check_files(taken, images, "register", overwrite)
     rows = []
     with report.bar("register", len(cases)) as bar:
         for k, case in enumerate(cases):
             try:
                 rows.append(_one(case, fixed, out, request))
             except InputError as error:
+                remove(_files(out, case.case))
                 rows.append({"case": case.case, "state": "failed", "reason": str(error)})
             bar.update(k + 1, case.case)
     result = Registered(out, fixed.case, tuple(rows))
-    if len(result.failed) < len(rows):
-        write_json(out / RECORD, result.summary())
+    write_record(out / RECORD, result.summary(), len(result.failed) < len(rows))
     return result
 
 
@@ -211,10 +211,15 @@ def _one(case: Marked, fixed: _Fixed, out: Path, request: Request) -> dict[str, 
     elif (target is None) != (moving is None):
         side = "fixed" if target is None else "moving"
         facts["notes"].append(f"not resampled: the {side} image is not known")
-    for ending in ENDINGS:  # what an earlier command with other options left
-        if (left := out / f"{case.case}{ending}") not in files:
-            left.unlink(missing_ok=True)
+    elif request.pictures:
+        facts["notes"].append("no picture: neither image is known")
+    remove(f for f in _files(out, case.case) if f not in files)  # of an earlier command with other options
     return {**facts, "files": [str(f) for f in files]}
+
+
+def _files(out: Path, case: str) -> list[Path]:
+    """All that a case may have."""
+    return [out / f"{case}{ending}" for ending in ENDINGS]
 
 
 def _write_images(found: Registration, fixed: Image, moving: Image, stem: Path, pictures: bool) -> Sequence[Path]:

@@ -25,6 +25,14 @@ TABLE: dict[str, dict[str, str]] = {
         "recommended": "anatomark.methods.t2dl.posed:T2DL",
         "paper": "anatomark.methods.t2dl.published:PublishedT2DL",
     },
+    "dqn": {
+        "recommended": "anatomark.methods.dqn.agent:DQN",
+        "paper": "anatomark.methods.dqn.agent:DQN",
+    },
+    "heatmap": {
+        "recommended": "anatomark.methods.heatmap:Heatmap",
+        "scn": "anatomark.methods.heatmap:Heatmap",
+    },
 }
 ENTRY_POINTS = "anatomark.methods"  # outsiders: name = "module:Class"; presets from the class
 

@@ -145,10 +145,13 @@ def test_absent_landmarks() -> None:
         ({"through": ["a", "b", "c"], "weights": [1]}, "weights: 1 for 3 points"),
         ({"through": ["a", "b", "c"], "at_least": 2}, "at_least: 2 is not between 3 and 3"),
         ({"through": ["a", "b", True]}, "a point is a landmark's label"),
-        ({"through": ["a", "b", {"c": -1}]}, "greater than 0"),
+        ({"through": ["a", "b", {"c": -1}]}, "weights above 0"),
         ({"through": ["a", "b", "c"], "up": {"start": "a"}}, "start and end"),
         ({"through": ["a", "b", "c"], "up": {"normal_of": "other"}}, "no plane 'other' stands above"),
         ({"through": ["a", "b", "c"], "slab_mm": -1}, "slab_mm"),
+        ({"through": ["a", "b", "c"], "size_mm": [20, 0]}, "size_mm.1: has to be above 0, found 0"),
+        ({"through": ["a", "b", "c"], "spacing_mm": -1}, "spacing_mm: has to be above 0, found -1"),
+        ({"through": ["a", "b", ["c", "c"]]}, "a label appears twice in one mean"),
     ],
 )
 def test_a_faulty_definition_is_one_clear_line(plane: dict[str, Any], message: str) -> None:
@@ -160,9 +163,9 @@ def test_a_faulty_definition_is_one_clear_line(plane: dict[str, Any], message: s
 def test_planes_may_be_a_list_and_labels_numbers() -> None:
     plane = {"name": "it", "through": [1, {2: 1, 3: 3}, [4, 5]], "size_mm": 20}
     wanted = definition([plane]).planes["it"]
-    assert wanted.through == [{"1": 1}, {"2": 1, "3": 3}, {"4": 1, "5": 1}]
+    assert wanted.through == [{"1": 1}, {"2": 0.25, "3": 0.75}, {"4": 0.5, "5": 0.5}]
     for planes, message in (([plane, plane], "two planes are called 'it'"), ([{"size_mm": 3}], "needs its name"),
-                            ({"a/b": plane}, "planes.a/b")):  # fmt: skip
+                            ({"a/b": {"through": [1, 2, 3], "size_mm": 3}}, "'a/b' names files")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             definition(planes)
     with pytest.raises(InputError, match=r"no case has a landmark '1' \(did you mean '11'"):

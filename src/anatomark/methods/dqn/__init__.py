@@ -1,0 +1,1 @@
+"""Deep Q-learning agents that walk to landmarks: a baseline."""
