@@ -116,6 +116,6 @@ def test_device_and_threads_are_for_a_model(study: Path, tmp_path: Path, capsys:
     one, two = (json.loads((tmp_path / x / "summary.json").read_text()) for x in ("one", "two"))
     assert one["model"] == two["model"] == "run" and one["mre_mm"] == two["mre_mm"]
     code, _, err = run(capsys, "evaluate", tmp_path / "one" / "predictions", study, "--out", tmp_path / "x", *more)
-    assert code == 2 and "--device and --threads are for a model" in err
+    assert code == 2 and "--device, --threads and --tta are for a model" in err
     code, _, err = run(capsys, "evaluate", tmp_path / "run", study, "--out", tmp_path / "y", "--device", "gpu")
     assert code == 2 and "gpu" in err

@@ -269,7 +269,7 @@ def test_a_target_points_from_the_sub_images_centre_to_the_landmark() -> None:
             target, bright = example["target"][i], (example["patches"][i, 0] > 0.5).float()
             if target.abs().max() < 3:
                 middle = torch.stack([bright.sum(0) @ steps, bright.sum(1) @ steps]) / bright.sum()
-                assert (middle - target).abs().max() < 0.4
+                assert (middle - target).abs().max() < 0.5  # the warp stretches the blob too
                 seen += 1
     assert seen > 10
 

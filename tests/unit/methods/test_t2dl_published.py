@@ -200,13 +200,13 @@ def test_examples_show_where_the_landmark_is(ndim: int, augment: float) -> None:
     for patch, goal in zip(one["patches"], one["goal"][:, 0] * method.unit / method.spacing, strict=True):
         at = (goal.flip(0) + middle).numpy()
         if ((at > 4) & (at < 24)).all():
-            assert np.abs(brightest_near(patch[0].numpy(), at) - at).max() < (1.3 if augment else 0.8)
+            assert np.abs(brightest_near(patch[0].numpy(), at) - at).max() < (1.6 if augment else 0.8)
             seen += 1
     assert seen >= 2
     whole = method.examples(case, second, rng)
     p = (whole["points"][0] - whole["corner"]) @ whole["axes"] * (method.unit / method.spacing)
     at = p.flip(0).numpy()
-    assert np.abs(brightest_near(whole["image"][0].numpy(), at) - at).max() < (1.3 if augment else 0.8)
+    assert np.abs(brightest_near(whole["image"][0].numpy(), at) - at).max() < (1.6 if augment else 0.8)
 
 
 def test_half_of_the_patches_lie_in_the_foreground_and_half_around_landmarks() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def state_of(cell: Cell) -> State:
     """How far a cell is. Raises InputError where what is there was made with other settings."""
     record = _record(cell)
     if record and record.get("hash") != fingerprint(cell.key):
-        changed = ", ".join(_changed(record.get("key", {}), cell.key)) or "its settings"
+        changed = ", ".join(islice(_changed(record.get("key", {}), cell.key), 4)) or "its settings"
         raise InputError(
             f"{cell.name}: the suite has changed since this cell was begun ({changed}); change it back, remove "
             f"{cell.folder}, or choose another --out"
@@ -57,7 +58,7 @@ def state_of(cell: Cell) -> State:
 
 
 def _changed(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """The keys in which plain data differ, the first few."""
+    """The keys in which plain data differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for k in [*new, *(k for k in old if k not in new)]:
             yield from _changed(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
