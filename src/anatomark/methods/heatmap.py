@@ -19,18 +19,15 @@ from pydantic import Field
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
-from anatomark.data.anatomy import Anatomy, ShapeModel, adapt_facts, block_for, start_centre
+from anatomark.data.anatomy import ShapeModel
 from anatomark.data.augment import PooledWarps, random_intensity
-from anatomark.data.intensity import bounds, normalise
+from anatomark.data.frame import adapt_frame, first_poses, given_pose, prepare_frame, random_view, seen
 from anatomark.data.posed import read_block
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
 from anatomark.nets.heatmap import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
 
-SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
-LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 TURN_DEG = 6.0  # of the looks after the first
 BLOCKS_AT_ONCE = 4
 
@@ -102,19 +99,8 @@ class Heatmap(Method):
 
     @classmethod
     def prepare(cls, config: HeatmapConfig, study: Study) -> Plan:
-        """Mean shape, shape model (with warped copies) and range of poses from the training cases: that of the cases,
-        or the little that an alignment leaves."""
-        rotations = LEFT_DEG if study.aligned and config.rotations_deg is None else config.rotations_deg
-        anatomy = Anatomy.of(study.cases, study.names, study.intensity, rotations_deg=rotations, warp_mm=config.warp_mm)
-        shape = anatomy.shape_model(
-            variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
-        )
-        shift = config.shift if config.shift is not None else LEFT if study.aligned else SHIFT
-        facts = {**anatomy.facts(shift=shift), "shape": shape.to_json(), "centre_mm": None}
-        if study.aligned:  # the anatomy lies where it lies in the template
-            poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
-            facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
-            facts["start_shift_mm"] = shift * anatomy.radius
+        """See :func:`anatomark.data.frame.prepare_frame`."""
+        anatomy, facts = prepare_frame(config, study.cases, study.names, study.intensity, aligned=study.aligned)
         return Plan(
             names=list(study.names),
             ndim=anatomy.mean.shape[1],
@@ -126,12 +112,10 @@ class Heatmap(Method):
     @classmethod
     def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
         """``plan`` in the frame of another model's plan, so that its weights mean the same; see
-        :func:`anatomark.data.anatomy.adapt_facts`."""
-        facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
+        :func:`anatomark.data.frame.adapt_frame`."""
+        facts = adapt_frame(plan.facts, plan.names, old.facts, old.names)
         if facts is None:
             return plan
-        if facts.get("centre_mm") is not None:  # only where these images are aligned too
-            facts["centre_mm"] = old.facts.get("centre_mm") or facts["centre_mm"]
         return plan.model_copy(update={"facts": facts})
 
     def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
@@ -157,9 +141,7 @@ class Heatmap(Method):
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``block``: block means towards the block's spacing."""
-        low, high = bounds(image, self.plan.intensity)
-        rule = {"kind": "window", "low": low, "high": high}
-        return {"block": normalise(block_mean(image, block_for(image, self.spacing)), rule)}
+        return {"block": seen(image, self.plan.intensity, self.spacing)}
 
     # ------------------------------------------------------------------ training
 
@@ -173,7 +155,7 @@ class Heatmap(Method):
             read, move = self._warps.draw(rng, pose)
             truth = move(truth)
             pose = procrustes(self.model.mean, truth)
-        axes, centre = self._random_view(rng, pose)
+        axes, centre = random_view(rng, pose, self.plan.facts, c.scaling)
         block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
         target = (truth - centre) @ np.linalg.inv(axes).T / self.cell
         known = np.asarray(np.isfinite(target).all(1))
@@ -184,15 +166,6 @@ class Heatmap(Method):
             "target": torch.from_numpy(target).float(),
             "known": torch.from_numpy(known).float(),
         }
-
-    def _random_view(self, rng: np.random.Generator, pose: Pose) -> tuple[Array, Array]:
-        """Axes (D, D) and centre (D,) of a block: half of them near the pose, the others up to the range of poses."""
-        c, d = self.config, self.ndim
-        near = rng.random() < 0.5
-        turn = random_rotation(rng, d, min(12.0, self.rotations) if near else self.rotations)
-        size = float(np.exp(rng.normal(0, c.scaling / (3 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * (0.05 * self.radius if near else float(self.plan.facts["start_shift_mm"]))
-        return pose.rotation @ turn * pose.scale * size, pose.translation + shift
 
     def _sigma(self) -> torch.Tensor:
         """(N,) cells."""
@@ -221,7 +194,7 @@ class Heatmap(Method):
         self.eval()
         block = self.working_images(image)["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(block, rng) if start is None else self._given_pose(start)
+        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
         for _ in range(self.config.passes - 1):
             look = self._look(block, [pose])
             pose, _ = self.model.fit(look.points[0], look.score[0] + 1e-3)
@@ -234,23 +207,13 @@ class Heatmap(Method):
         score = look.score.mean(0) * image.grid.contains(points)
         return Landmarks(self.names, points, score=score, covariance=covariance + least)
 
-    def _given_pose(self, start: Landmarks) -> Pose:
-        guess = start.select(self.names).points
-        if not np.isfinite(guess).any():
-            raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
-        return self.model.fit(guess)[0]
-
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
         """Upright where the template has it, or the foreground lies; where any pose may come, the one of many whose
         peaks are the clearest."""
-        if self.plan.facts.get("centre_mm") is not None:
-            return Pose(np.eye(self.ndim), np.asarray(self.plan.facts["centre_mm"]), 1.0)
-        middle = start_centre(block) + np.asarray(self.plan.facts["start_offset_mm"])
-        if self.rotations < 180:
-            return Pose(np.eye(self.ndim), middle, 1.0)
-        look = self._look(
-            block, [Pose(random_rotation(rng, self.ndim), middle, 1.0) for _ in range(self.config.starts)]
-        )
+        poses = first_poses(self.plan.facts, block, rng, self.config.starts)
+        if self.rotations < 180 or self.plan.facts.get("centre_mm") is not None:
+            return poses[0]
+        look = self._look(block, poses)
         best = int(look.score.mean(1).argmax())
         return self.model.fit(look.points[best], look.score[best] + 1e-3)[0]
 

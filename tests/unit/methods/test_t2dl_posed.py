@@ -16,6 +16,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import sample
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
 from anatomark.core.warp import random_warp
+from anatomark.data.frame import random_view
 from anatomark.errors import InputError
 from anatomark.methods import find
 from anatomark.methods.base import Plan, TrainingCase
@@ -263,7 +264,7 @@ def test_views_lie_near_the_pose_and_afar() -> None:
     method = untrained(3, rotations_deg=180.0)
     pose = Pose(np.eye(3), np.array([5.0, 6, 7]))
     rng = np.random.default_rng(0)
-    views = [method._random_view(rng, pose) for _ in range(200)]
+    views = [random_view(rng, pose, method.plan.facts, method.config.scaling) for _ in range(200)]
     turns = np.array([rotation_angle(axes / np.cbrt(np.linalg.det(axes))) for axes, _ in views])
     aside = np.array([np.linalg.norm(centre - pose.translation) for _, centre in views])
     assert 0.35 < (turns < 12.001).mean() < 0.65

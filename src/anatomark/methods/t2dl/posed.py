@@ -22,21 +22,16 @@ from torch.nn import functional as F
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.core.warp import Warp
 from anatomark.data.anatomy import (
     Anatomy,
     ShapeModel,
-    adapt_facts,
-    block_for,
-    start_centre,
 )
 from anatomark.data.augment import PointMap, PooledWarps, random_intensity
-from anatomark.data.intensity import bounds, normalise
+from anatomark.data.frame import adapt_frame, first_poses, given_pose, prepare_frame, random_view, seen
 from anatomark.data.picture import Picture, in_pose
 from anatomark.data.posed import read_block
-from anatomark.errors import InputError
 from anatomark.methods.base import (
     Batch,
     Method,
@@ -50,8 +45,6 @@ from anatomark.nets.blocks import BlockRegressor
 from anatomark.nets.t2dl import JointLayers, weighted_vote
 
 UNIT = 0.1  # radii: the length in which displacements are learned
-SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
-LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 BLOCKS_AT_ONCE = 8
 AT_ONCE = 96  # of many landmarks, that a step learns
 PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels and radii along the mean picture's side
@@ -135,22 +128,11 @@ class T2DL(Method):
 
     @classmethod
     def prepare(cls, config: T2DLConfig, study: Study) -> Plan:
-        """Mean shape, shape model (with warped copies) and range of poses from the training cases: that of the cases,
-        or the little that an alignment leaves."""
-        rotations = LEFT_DEG if study.aligned and config.rotations_deg is None else config.rotations_deg
-        anatomy = Anatomy.of(study.cases, study.names, study.intensity, rotations_deg=rotations, warp_mm=config.warp_mm)
-        shape = anatomy.shape_model(
-            variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
-        )
-        shift = config.shift if config.shift is not None else LEFT if study.aligned else SHIFT
-        facts = {**anatomy.facts(shift=shift), "shape": shape.to_json(), "centre_mm": None}
+        """See :func:`anatomark.data.frame.prepare_frame`; in 3D also the mean picture."""
+        anatomy, facts = prepare_frame(config, study.cases, study.names, study.intensity, aligned=study.aligned)
         in_3d = anatomy.mean.shape[1] == 3
         if config.decode == "full" and (in_3d if config.settle is None else config.settle):
             facts["picture"] = cls._picture(study, anatomy).to_json()
-        if study.aligned:  # the anatomy lies where it lies in the template
-            poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
-            facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
-            facts["start_shift_mm"] = shift * anatomy.radius
         return Plan(
             names=list(study.names),
             ndim=anatomy.mean.shape[1],
@@ -165,19 +147,17 @@ class T2DL(Method):
         spacing = PICTURE_COVER * anatomy.radius / px
         marked = [c for c in study.cases if c.landmarks.select(study.names).defined.any()]
         some = marked[:: -(-len(marked) // PICTURED)]
-        drawn = ((_seen(c.image(), study.intensity, spacing), c.landmarks.select(study.names).points) for c in some)
+        drawn = ((seen(c.image(), study.intensity, spacing), c.landmarks.select(study.names).points) for c in some)
         return Picture.of(drawn, anatomy.mean, px, spacing, anatomy.radius)
 
     @classmethod
     def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
         """``plan`` in the frame of another model's plan, so that its weights mean the same; see
-        :func:`anatomark.data.anatomy.adapt_facts`."""
-        facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
+        :func:`anatomark.data.frame.adapt_frame`."""
+        facts = adapt_frame(plan.facts, plan.names, old.facts, old.names)
         if facts is None:
             return plan
         facts["picture"] = old.facts.get("picture")
-        if facts.get("centre_mm") is not None:  # only where these images are aligned too
-            facts["centre_mm"] = old.facts.get("centre_mm") or facts["centre_mm"]
         return plan.model_copy(update={"facts": facts})
 
     def stages(self) -> list[Stage]:
@@ -194,7 +174,7 @@ class T2DL(Method):
         spacings = {"block": self.spacing}
         if self.picture is not None:
             spacings["picture"] = self.picture.spacing
-        return {name: _seen(image, self.plan.intensity, spacing) for name, spacing in spacings.items()}
+        return {name: seen(image, self.plan.intensity, spacing) for name, spacing in spacings.items()}
 
     # ------------------------------------------------------------------ training
 
@@ -212,7 +192,7 @@ class T2DL(Method):
             read, move = self._warps.draw(rng, pose, LEFT_WARP if settled else 1.0)
             truth, ways = move(truth), [read, *ways]
         pose = procrustes(self.model.mean, truth)
-        axes, centre = self._random_view(rng, pose)
+        axes, centre = random_view(rng, pose, self.plan.facts, c.scaling)
         block = read_block(image, centre[None], axes[None], self.px, self.spacing, _chain(ways))[0].clamp_(0, 1.5)
         target = (truth - centre) @ np.linalg.inv(axes).T / self.unit
         known = np.asarray(np.isfinite(target).all(1))
@@ -221,15 +201,6 @@ class T2DL(Method):
             "target": torch.from_numpy(np.where(known[:, None], target, 0.0)).float(),
             "known": torch.from_numpy(known).float(),
         }
-
-    def _random_view(self, rng: np.random.Generator, pose: Pose) -> tuple[Array, Array]:
-        """Axes (D, D) and centre (D,) of a block: half of them near the pose, the others up to the range of poses."""
-        c, d = self.config, self.ndim
-        near = rng.random() < 0.5
-        turn = random_rotation(rng, d, min(12.0, self.rotations) if near else self.rotations)
-        size = float(np.exp(rng.normal(0, c.scaling / (3 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * (0.05 * self.radius if near else float(self.plan.facts["start_shift_mm"]))
-        return pose.rotation @ turn * pose.scale * size, pose.translation + shift
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """First stage: every cell's error, weighted by its true distance from the landmark. Second: the error of the
@@ -276,7 +247,7 @@ class T2DL(Method):
         images = self.working_images(image)
         block = images["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(image, block, rng) if start is None else self._given_pose(start)
+        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
         for _ in range(self.config.passes - 1):
             look = self._look(block, [pose])
             pose, _ = self.model.fit(look.points[0])
@@ -295,21 +266,12 @@ class T2DL(Method):
         least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
         return Landmarks(self.names, points, score=score, covariance=covariance + least)
 
-    def _given_pose(self, start: Landmarks) -> Pose:
-        guess = start.select(self.names).points
-        if not np.isfinite(guess).any():
-            raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
-        return self.model.fit(guess)[0]
-
-    def _first_pose(self, image: Image, block: Image, rng: np.random.Generator) -> Pose:
+    def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
         """Upright where the template has it, or the foreground lies; where any pose may come, the one of many whose
         votes agree best."""
-        if self.plan.facts.get("centre_mm") is not None:
-            return Pose(np.eye(self.ndim), np.asarray(self.plan.facts["centre_mm"]), 1.0)
-        middle = start_centre(block) + np.asarray(self.plan.facts["start_offset_mm"])
-        if self.rotations < 180:
-            return Pose(np.eye(self.ndim), middle, 1.0)
-        poses = [Pose(random_rotation(rng, self.ndim), middle, 1.0) for _ in range(self.config.starts)]
+        poses = first_poses(self.plan.facts, block, rng, self.config.starts)
+        if self.rotations < 180 or self.plan.facts.get("centre_mm") is not None:
+            return poses[0]
         for _ in range(2):
             look = self._look(block, poses)
             poses = [self.model.fit(p)[0] for p in look.points]
@@ -360,12 +322,6 @@ class _Look:
 
     points: Array
     covariance: Array
-
-
-def _seen(image: Image, intensity: Mapping[str, Any], spacing: float) -> Image:
-    """Block means towards ``spacing``, about 0 ... 1."""
-    low, high = bounds(image, intensity)
-    return normalise(block_mean(image, block_for(image, spacing)), {"kind": "window", "low": low, "high": high})
 
 
 def _chain(ways: list[PointMap]) -> PointMap | None:
