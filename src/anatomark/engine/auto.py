@@ -19,9 +19,7 @@ from anatomark.engine.config import AUTO, RunConfig, checked, completed, merged
 from anatomark.io.images import image_grid
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
-FEW_IN_ANY_POSE = 8  # cases that teach no search over all rotations; an alignment needs none
-ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy is sought over all rotations
-SHORT = 10.0  # minutes up to which an alignment beats a learned search for the pose
+ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy lies in any pose
 REFINED_FROM = 10.0  # minutes from which on the refiner is worth its share of the time
 STEPS_A_MINUTE = 250.0  # PIN and its refiner on one core: 216 on skulls, 275 on cephalograms
 ONE_LEVEL = 0.12  # radii: a finest sub-image that reaches so far needs no coarser one before it
@@ -98,42 +96,48 @@ class Choice:
         return [f"{key} = {_shown(value)}: {why}" for key, value, why in self.rows]
 
 
-def choose(found: Facts, minutes: float | None, steps: int | None = None, *, refine: bool | None = None) -> Choice:
+def choose(
+    found: Facts,
+    minutes: float | None,
+    steps: int | None = None,
+    *,
+    refine: bool | None = None,
+    align: bool | None = None,
+    models: int = 1,
+) -> Choice:
     """Method, refiner and settings for ``found`` and a time budget: ``minutes``, else training ``steps`` in all, else a
-    usual time, which is then chosen too. ``refine``: what the user said of the refiner, if anything."""
+    usual time, which is then chosen too. ``refine``, ``align``: what the user said of refiner and alignment, if
+    anything; ``models``: among how many the minutes are shared."""
     rows: list[tuple[str, Any, str]] = []
     if minutes is None and steps is None:
         minutes, why = usual_minutes(found.cases, found.ndim)
         rows.append(("minutes", minutes, why))
-    time = minutes if minutes is not None else (steps or 0) / STEPS_A_MINUTE
-    spent = f"{minutes:g} minutes" if minutes is not None else f"{steps} steps, {time:.0f} minutes on one core"
-    name, why = _method(found, time, spent)
+    time = minutes / models if minutes is not None else (steps or 0) / STEPS_A_MINUTE
+    spent = f"{time:g} minutes" if minutes is not None else f"{steps} steps, {time:.0f} minutes on one core"
+    spent += " for each model" * (models > 1)
+    after, whether = _refined(found, time, spent)
+    refined = after if refine is None else refine
+    name, why = _method(found, spent, refined, align)
     rows.insert(0, ("method.name", name, why))
     rows.append(("align.enabled", *_alignment(found, name)))
-    after, why = _refined(found, time, spent)
-    rows.append(("refine.enabled", after, why))
-    if after if refine is None else refine:
+    rows.append(("refine.enabled", after, whether))
+    if refined:
         rows += _refiner(found)
-    if found.observed and found.cases >= HELD_OUT_FROM and found.turned_deg <= SAME_FRAME_DEG:
+    # one more than a validation case needs, so that offsets between observers can be learned from the rest
+    if found.observed and found.cases > HELD_OUT_FROM and found.turned_deg <= SAME_FRAME_DEG:
         rows.append(("observers", "combined", "every case has several observers, and their mean errs less than one"))
     return Choice(tuple(rows))
 
 
-def _method(found: Facts, time: float, spent: str) -> tuple[str, str]:
-    posed = found.landmarks > found.ndim  # fewer fix no pose that an alignment could be learned from
+def _method(found: Facts, spent: str, refined: bool, align: bool | None) -> tuple[str, str]:
+    told = f"{found.landmarks} landmarks in {found.ndim}D, {_cases(found.cases)}, {spent}: "
     if found.landmarks > MANY:
         return "t2dl", f"{found.landmarks} landmarks, and its cost hardly grows with their number"
-    if found.ndim == 3 and posed and time <= SHORT:
-        return "t2dl", f"3D and {spent}: an alignment finds the pose without being taught"
-    if found.ndim == 3 and posed and found.cases <= FEW_IN_ANY_POSE and found.turned_deg > ANY_POSE_DEG:
-        return (
-            "t2dl",
-            f"{found.cases} cases, turned by up to {found.turned_deg:.0f} degrees, teach no search for the pose",
-        )
-    return "pin", (
-        f"{found.landmarks} landmarks in {found.ndim}D, {_cases(found.cases)}, {spent}: "
-        "within 2 % of the best or the best in what was measured, and the quickest to learn"
-    )
+    if found.ndim == 3 and found.landmarks > found.ndim and align is not False:  # fewer fix no pose to align by
+        return "t2dl", f"{told}an alignment finds the pose without being taught"
+    if found.ndim == 2 and refined and found.turned_deg <= ANY_POSE_DEG:
+        return "global_to_local", f"{told}the best with the refiner on images held out of training"
+    return "pin", f"{told}the quickest to learn, and it seeks the pose itself"
 
 
 def _alignment(found: Facts, name: str) -> tuple[bool, str]:
@@ -153,8 +157,10 @@ def _refined(found: Facts, time: float, spent: str) -> tuple[bool, str]:
 
 
 def _refiner(found: Facts) -> Iterator[tuple[str, Any, str]]:
+    if found.radius_mm <= 0:  # fewer landmarks than span the image
+        return
     px = 64 if found.ndim == 2 else 32
-    reach = px / 2 * max(0.75 * found.voxel_mm, found.radius_mm / 350) / max(found.radius_mm, 1e-9)
+    reach = px / 2 * max(0.75 * found.voxel_mm, found.radius_mm / 350) / found.radius_mm
     if reach >= ONE_LEVEL:
         yield "refine.levels", 1, f"sub-images as fine as the voxels reach {reach:.0%} of the anatomy's radius already"
     else:
@@ -176,11 +182,13 @@ def usual_minutes(count: int, ndim: int) -> tuple[float, str]:
     return 60.0, f"{_cases(count)} in {ndim}D; raise it where the log still falls at the end"
 
 
-def settled(config: RunConfig, division: Division) -> RunConfig:
-    """The complete config of a run whose method is ``auto``, with the ``reasons``; what the user set stays."""
+def settled(config: RunConfig, division: Division, models: int = 1) -> RunConfig:
+    """The complete config of a run whose method is ``auto``, with the ``reasons``; what the user set stays. ``models``:
+    among how many the minutes are shared."""
     assert config.method.name == AUTO
     steps = config.steps or sum(config.stage_steps.values()) or None
-    choice = choose(Facts.of_division(division), config.minutes, steps, refine=config.refine.enabled)
+    said = {"refine": config.refine.enabled, "align": config.align.enabled}
+    choice = choose(Facts.of_division(division), config.minutes, steps, **said, models=models)
     rows = tuple(row for row in choice.rows if row[0] == "method.name" or not _given(config, row[0]))
     return applied(config, Choice(rows))
 

@@ -84,7 +84,7 @@ def fit(
     config = _started_from(source, config)
     division = read_division(manifest, config)
     if config.method.name == AUTO:
-        config = settled(config, division)
+        config = settled(config, division, folds + 1 if folds else 1)
         for line in config.reasons:
             report.say(line)
     residuals = None

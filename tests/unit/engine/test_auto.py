@@ -35,17 +35,15 @@ def values(choice: Choice) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("facts", "minutes", "method", "refined"),
     [
-        (HEADS, 60, "pin", True),
-        (HEADS, 10, "pin", True),
+        (HEADS, 60, "global_to_local", True),
+        (HEADS, 10, "global_to_local", True),
         (HEADS, 9.9, "pin", False),
-        (SKULLS, 60, "pin", True),
-        (SKULLS, 10, "t2dl", True),
+        (SKULLS, 60, "t2dl", True),
         (SKULLS, 3, "t2dl", False),
-        (replace(SKULLS, cases=8), 60, "t2dl", True),
-        (replace(SKULLS, cases=9), 60, "pin", True),
-        (BRAINS, 60, "pin", True),
+        (replace(SKULLS, cases=2), 60, "t2dl", True),
+        (BRAINS, 60, "t2dl", True),
         (replace(SKULLS, landmarks=2, cases=4), 5, "pin", False),
-        (replace(BRAINS, landmarks=100), 60, "pin", True),
+        (replace(BRAINS, landmarks=100), 60, "t2dl", True),
         (replace(BRAINS, landmarks=101), 60, "t2dl", False),
         (replace(HEADS, landmarks=1232), 5, "t2dl", False),
     ],
@@ -58,9 +56,28 @@ def test_method_and_refiner_follow_from_data_and_time(facts: Facts, minutes: flo
 
 
 def test_steps_count_as_the_minutes_that_they_took() -> None:
-    assert values(choose(SKULLS, None, 2500))["method.name"] == "t2dl"
-    assert values(choose(SKULLS, None, 2600))["method.name"] == "pin"
+    assert values(choose(HEADS, None, 2400))["method.name"] == "pin"
+    assert values(choose(HEADS, None, 2500))["method.name"] == "global_to_local"
     assert values(choose(HEADS, None, 2400))["refine.enabled"] is False
+
+
+def test_what_the_user_said_of_refiner_and_alignment_counts() -> None:
+    assert values(choose(HEADS, 60, refine=False))["method.name"] == "pin"
+    assert values(choose(HEADS, 5, refine=True))["method.name"] == "global_to_local"
+    assert values(choose(replace(HEADS, turned_deg=61.0), 60))["method.name"] == "pin"
+    assert values(choose(SKULLS, 60, align=False))["method.name"] == "pin"
+    assert values(choose(SKULLS, 60, align=True))["method.name"] == "t2dl"
+
+
+def test_folds_share_the_minutes() -> None:
+    found = choose(HEADS, 20, models=5)
+    assert values(found)["refine.enabled"] is False and values(found)["method.name"] == "pin"
+    assert "4 minutes for each model" in found.reasons[0]
+
+
+def test_a_single_landmark_has_no_radius() -> None:
+    found = values(choose(Facts(2, 1, 20, 0.0, 0.0, 0.1), 60))
+    assert "refine.levels" not in found and found["refine.enabled"]
 
 
 def test_the_refiner_fits_voxels_and_number_of_cases() -> None:
@@ -78,7 +95,7 @@ def test_the_refiner_fits_voxels_and_number_of_cases() -> None:
 
 def test_observers_are_combined_where_that_is_sound() -> None:
     assert values(choose(HEADS, 60))["observers"] == "combined"
-    for other in (replace(HEADS, observed=False), replace(HEADS, turned_deg=40), replace(HEADS, cases=4)):
+    for other in (replace(HEADS, observed=False), replace(HEADS, turned_deg=40), replace(HEADS, cases=5)):
         assert "observers" not in values(choose(other, 60))
 
 
