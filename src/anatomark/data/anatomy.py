@@ -172,6 +172,8 @@ def adapt_facts(
     rotations = max(facts["rotations_deg"], old["rotations_deg"])
     full = rotations >= 180  # the direction of an offset is then unknown
     out["start_offset_mm"] = [0.0] * d if full else (np.asarray(facts["start_offset_mm"]) + aside).tolist()
+    if facts.get("centre_mm") is not None:  # where a template has the new centre
+        out["centre_mm"] = (np.asarray(facts["centre_mm"]) + aside).tolist()
     stray = facts["start_shift_mm"] + (float(np.linalg.norm(aside)) if full else 0.0)
     out["start_shift_mm"] = max(stray, old["start_shift_mm"])
     out.update({k: old[k] for k in ("radius_mm", "warp_mm")})

@@ -67,8 +67,8 @@ def adapt_frame(
     """``facts`` in the frame of another model's, so that its weights mean the same; None where they have too little in
     common (:func:`anatomark.data.anatomy.adapt_facts`)."""
     out = adapt_facts(facts, names, old, old_names)
-    if out is not None and out.get("centre_mm") is not None:  # only where these images are aligned too
-        out["centre_mm"] = old.get("centre_mm") or out["centre_mm"]
+    if out is not None and old.get("centre_mm") and out.get("centre_mm"):  # only where these images are aligned too
+        out["centre_mm"] = old["centre_mm"]
     return out
 
 
@@ -99,8 +99,8 @@ def given_pose(model: ShapeModel, names: Sequence[str], start: Landmarks) -> Pos
 
 
 def first_poses(facts: Mapping[str, Any], block: Image, rng: np.random.Generator, starts: int) -> list[Pose]:
-    """Where a search begins: upright where the template has the anatomy, or where the foreground lies; where any pose
-    may come, ``starts`` random turns there."""
+    """Where a search begins: upright where the template has the anatomy, or at the foreground's centre (2D: the image's
+    middle) with the training cases' mean offset; where any pose may come, ``starts`` random turns there."""
     if facts.get("centre_mm") is not None:
         centre = np.asarray(facts["centre_mm"])
         return [Pose(np.eye(len(centre)), centre, 1.0)]

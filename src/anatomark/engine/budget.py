@@ -8,14 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from anatomark.core.grid import Array
 from anatomark.engine.optimise import make_optimizer, set_modes, weights_of
 from anatomark.engine.progress import Reporter
 from anatomark.engine.state import State
-from anatomark.engine.steps import optimiser_step, sources
+from anatomark.engine.steps import ROUND, optimiser_step, sources
 
 VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
 VALIDATION_SHARE = 0.1  # of a time budget
+Flags = NDArray[np.bool_]
 
 
 def fix_steps(state: State) -> None:
@@ -37,6 +40,7 @@ def fix_steps(state: State) -> None:
 
 
 def _time_step(state: State, seconds: float) -> float:
+    """Seconds a step, on a copy of the method."""
     probe = copy.copy(state)
     probe.method = copy.deepcopy(state.method)
     probe.wrapped, probe.report = probe.method, Reporter(quiet=True)
@@ -44,18 +48,28 @@ def _time_step(state: State, seconds: float) -> float:
     probe.optimizer = state.fabric.setup_optimizers(make_optimizer(probe.method, probe.stage))
     probe.ema = weights_of(probe.method) if "ema" in probe.stage.options else None
     probe.stages = [replace(s, steps=10**4) for s in state.stages]
-    marks = [time.monotonic()]
-    for batch, _ in sources(probe, 0):
+    marks, begins = [time.monotonic()], []
+    for batch, begin in sources(probe, 0):
         optimiser_step(probe, batch)
         if state.fabric.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append(time.monotonic())
+        begins.append(begin)
         enough = seconds if len(marks) > 12 else 2 * seconds
         if len(marks) > 2 and marks[-1] - marks[0] > enough:
             break
-    times = np.diff(marks)
-    steady = times[min(2, len(times) - 1) :]  # the first steps allocate and warm up
-    return float(steady.mean())
+    return _mean_step(np.diff(marks), np.array(begins))
+
+
+def _mean_step(times: Array, begins: Flags) -> float:
+    """Seconds a step, from those that the first steps took; ``begins`` (T,): where a round of ``Method.collect`` begins
+    (everywhere, where nothing is collected). What it does there counts once for each step of a round."""
+    if begins.all():
+        return float(times[min(2, len(times) - 1) :].mean())  # the first steps allocate and warm up
+    between, rounds = times[~begins], np.flatnonzero(begins)
+    usual = between[min(1, len(between) - 1) :].mean()
+    first, length = (times[rounds[1:]].mean(), rounds[1]) if len(rounds) > 1 else (times[0], ROUND)
+    return float(usual + max(0.0, first - usual) / length)
 
 
 def _time_validation(state: State) -> float:

@@ -42,9 +42,9 @@ class HeatmapConfig(MethodConfig):
     stem: Literal[1, 2, 4] = 2  # voxels along a cell
     spatial: int | None = Field(default=None, ge=1)  # channels of the spatial configuration's branch; None: without
     loss: Literal["softmax", "l2"] = "softmax"  # cross entropy of normalised maps, or weighted squared error
-    sigma: float = Field(default=1.5, ge=LEAST_SIGMA)  # cells; of the target Gaussians, at first where it is learned
+    sigma: float = Field(default=1.5, gt=LEAST_SIGMA)  # cells; of the target Gaussians, at first where it is learned
     learn_sigma: bool = False  # each landmark's own (Payer et al. 2019)
-    sigma_penalty: float = Field(default=0.5, gt=0)  # weight of the mean squared sigma then
+    sigma_penalty: float = Field(default=0.05, gt=0)  # weight of the mean squared sigma then
     passes: int = Field(default=2, ge=1)  # times that the block is read anew in the pose found
     looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
     starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
@@ -137,7 +137,10 @@ class Heatmap(Method):
         """One."""
         c = self.config
         batch = c.batch or BATCH[self.ndim]
-        return [Stage("heatmaps", c.steps, batch, lr=c.lr, warmup=100, weight_decay=1e-4, clip_norm=1.0)]
+        return [
+            Stage("heatmaps", c.steps, batch, lr=c.lr, warmup=100, weight_decay=1e-2, clip_norm=1.0,
+                  options={"ema": 0.998})
+        ]  # fmt: skip
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``block``: block means towards the block's spacing."""
@@ -168,9 +171,10 @@ class Heatmap(Method):
         }
 
     def _sigma(self) -> torch.Tensor:
-        """(N,) cells."""
-        sigma = self.log_sigma if self.config.learn_sigma else self.log_sigma.detach()
-        return sigma.exp().clamp(min=LEAST_SIGMA)
+        """(N,) cells. Of a learned width the part above the least is an exponential, so none is stuck at the least."""
+        if not self.config.learn_sigma:
+            return self.log_sigma.detach().exp()
+        return LEAST_SIGMA + (1 - LEAST_SIGMA / self.config.sigma) * self.log_sigma.exp()
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """The maps' divergence or squared error from Gaussians, over known landmarks; the penalty of learned widths."""
@@ -208,8 +212,8 @@ class Heatmap(Method):
         return Landmarks(self.names, points, score=score, covariance=covariance + least)
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
-        """Upright where the template has it, or the foreground lies; where any pose may come, the one of many whose
-        peaks are the clearest."""
+        """Upright where the template has it, or at the foreground's centre (2D: the image's middle) with the training
+        cases' mean offset; where any pose may come, the one of many there whose peaks are the clearest."""
         poses = first_poses(self.plan.facts, block, rng, self.config.starts)
         if self.rotations < 180 or self.plan.facts.get("centre_mm") is not None:
             return poses[0]

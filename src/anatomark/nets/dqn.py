@@ -68,7 +68,7 @@ class QNet(nn.Module):
 
 
 def last_side(px: int, layers: int, pooled: bool) -> int:
-    """Side of the trunk's last maps; 0 where nothing is left. Odd kernels."""
+    """Side of the trunk's last maps; 0 where nothing is left. Without pooling, of odd kernels."""
     return px >> (layers - 1) if pooled else -(-px // 2**layers)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from anatomark.nets.precision import conv_precision
 
-GROUP = 8  # channels that are normalised together
+GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide
 SPATIAL_KERNEL = {2: 7, 3: 5}
 FOREGROUND = 10.0  # weight of a squared error at a target's peak, added to 1
@@ -84,7 +84,8 @@ class HeatmapNet(nn.Module):
 
 def _normed(ndim: int, conv: nn.Module) -> nn.Sequential:
     width = int(conv.out_channels)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.GroupNorm(max(1, width // GROUP), width), nn.LeakyReLU(0.01, inplace=True))
+    groups = next(n for n in range(max(1, width // GROUP), 0, -1) if width % n == 0)
+    return nn.Sequential(conv, nn.GroupNorm(groups, width), nn.LeakyReLU(0.01, inplace=True))
 
 
 def _same(ndim: int, before: int, after: int) -> nn.Sequential:

@@ -184,6 +184,16 @@ def test_measuring_changes_nothing(study: Path, tmp_path: Path, monkeypatch: pyt
     assert len(before) == 2
 
 
+def test_what_a_round_begins_with_is_shared_by_its_steps() -> None:
+    seconds = np.array([5.0, 2, 1, 1, 1, 1, 1, 1, 1, 1])
+    begins = np.arange(10) == 0
+    assert budget._mean_step(seconds, np.ones(10, dtype=bool)) == pytest.approx(1)  # nothing is collected
+    assert budget._mean_step(seconds, begins) == pytest.approx(1 + 4 / budget.ROUND)
+    seconds[[4, 8]] = 3.0  # later rounds are known without the warming up
+    assert budget._mean_step(seconds, np.arange(10) % 4 == 0) == pytest.approx(1 + 2 / 4)
+    assert budget._mean_step(seconds[:2], begins[:2]) == pytest.approx(2 + 3 / budget.ROUND)
+
+
 def test_schedules() -> None:
     cosine, flat = Stage("x", 100, 1, warmup=10), Stage("x", 100, 1, warmup=0, schedule="constant")
     factors = [rate_factor(cosine, s) for s in range(100)]

@@ -15,10 +15,12 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose
+from anatomark.engine.config import checked
 from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
 from anatomark.errors import InputError
 from anatomark.methods import find
 from anatomark.methods.base import Batch, Plan, TrainingCase
+from anatomark.methods.dqn import agent
 from anatomark.methods.dqn.agent import AGENTS, DQN, DQNConfig
 from anatomark.methods.dqn.moves import Walk, directions, reward
 from anatomark.nets.precision import use_bf16
@@ -127,8 +129,8 @@ def test_agents_that_know_the_way_end_within_half_a_step(ndim: int) -> None:
     np.testing.assert_allclose((walk.at - at) % 1, ((walk.at - at) % 1).round(), atol=1e-9)  # on a lattice of 1 mm
 
 
-def everywhere(at: Array) -> np.ndarray:
-    return np.ones(len(at), dtype=bool)
+def everywhere(here: Array, there: Array) -> np.ndarray:
+    return np.ones(len(there), dtype=bool)
 
 
 def test_of_an_oscillation_the_place_with_least_to_gain_is_kept() -> None:
@@ -164,8 +166,29 @@ def test_a_round_of_four_moves_ends_too_and_a_straight_way_when_it_is_too_long()
 def test_nobody_leaves_the_image() -> None:
     walk = Walk(np.zeros((1, 2)), [1.0, 0.5], 100)
     while len(walk.active):
-        walk.go(np.array([[1.0, 0, 0, 0]]), lambda at: at[:, 0] < 2.2)
+        walk.go(np.array([[1.0, 0, 0, 0]]), lambda here, there: there[:, 0] < 2.2)
     np.testing.assert_array_equal(walk.at, [[2, 0]])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_who_is_far_outside_walks_back_in_and_no_farther_out(ndim: int) -> None:
+    method = untrained(ndim)
+    images = method.working_images(phantom.phantom(0, ndim)[0])
+    grid = images["scale0"].grid
+    goal = np.asarray(grid.centre)
+    far = goal + np.eye(ndim)[0] * (grid.extent_mm.max() + method.radius)
+    step = method.steps_mm[0] * directions(ndim)
+    away = method._allowed(images, np.tile(far, (2 * ndim, 1)), far + step)
+    assert away[:2].tolist() == [False, True]  # +x, -x
+    walk = Walk(far[None], method.steps_mm, 200)
+    while len(rows := walk.active):
+        at = walk.at[rows]
+        q = np.linalg.norm(at - goal, axis=1)[:, None]
+        walk.go(
+            q + steepest(at, goal[None], directions(ndim), walk.steps[walk.scale[rows]]),
+            lambda here, there: method._allowed(images, here, there),
+        )
+    assert np.abs(walk.at - goal).max() <= 0.5 * method.steps_mm[-1] + 1e-9
 
 
 # ---------------------------------------------------------------------- it learns and finds
@@ -279,7 +302,7 @@ def test_an_episode_is_what_its_agents_did() -> None:
         scale, landmark = divmod(int(played.head[k]), 5)
         step = method.steps_mm[scale]
         there = positions[t][a] + step * directions(2)[int(played.action[k])]
-        if not method._inside(case.images, there[None])[0]:
+        if not method._allowed(case.images, positions[t][a][None], there[None])[0]:
             np.testing.assert_array_equal(positions[t + 1][a], positions[t][a])
             assert float(played.reward[k]) == -1
             continue
@@ -377,6 +400,25 @@ def test_the_finest_voxel_follows_the_anatomy_down_to_the_images_own() -> None:
 def test_small_patches_are_refused() -> None:
     with pytest.raises(InputError, match="patch_px 4 is too small for 4 layers"):
         untrained(2, patch_px=4, layers=[(4, 3)] * 4, pooled=True)
+
+
+def test_even_kernels_are_refused_unless_pooled() -> None:
+    with pytest.raises(ValueError, match="kernels must be odd unless pooled, found 4"):
+        DQNConfig(layers=[(8, 5), (8, 4)])
+    with pytest.raises(InputError, match="kernels must be odd unless pooled"):
+        checked(DQNConfig, {"layers": [(8, 4)]}, "settings")
+    assert DQNConfig(layers=[(8, 4)], pooled=True).pooled
+
+
+def test_large_patches_go_through_the_network_few_at_a_time(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, cases = trained
+    whole, sizes, walked = method.locate(cases[0][0]), [], method._walked
+    monkeypatch.setattr(agent, "NUMBERS", 10 * 8 * 11**2)  # ten agents' first maps
+    monkeypatch.setattr(
+        method, "_walked", lambda images, at, landmark: sizes.append(len(at)) or walked(images, at, landmark)
+    )
+    np.testing.assert_allclose(method.locate(cases[0][0]).points, whole.points, atol=1e-6)
+    assert sizes == [10, 5]
 
 
 @pytest.mark.parametrize("head_per_scale", [False, True])

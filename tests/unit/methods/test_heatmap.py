@@ -14,7 +14,7 @@ import phantom
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import sample
-from anatomark.core.shape import Pose, random_rotation
+from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods import find, presets
 from anatomark.methods.heatmap import Heatmap, HeatmapConfig
@@ -193,12 +193,31 @@ def test_learned_widths_are_penalised() -> None:
     stage = method.stages()[0]
     batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "known": torch.ones(2, 5)}
     parts = method.loss(batch, stage)
-    assert parts["loss"].item() == pytest.approx(float(parts["maps"] + 0.5 * 1.5**2), rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(float(parts["maps"] + 0.05 * 1.5**2), rel=1e-5)
     parts["loss"].backward()
     assert method.log_sigma.grad is not None
     fixed = untrained(2)
     fixed.loss(batch, stage)["loss"].backward()
     assert fixed.log_sigma.grad is None
+
+
+def test_learned_widths_grow_where_one_cannot_be_sure_and_come_back_from_the_least() -> None:
+    method = untrained(2, learn_sigma=True)
+    stage, maps = method.stages()[0], torch.zeros(1, 5, 32, 32)  # the network never knows
+    method.net.forward = lambda block: maps  # type: ignore[method-assign]
+    batch = {"block": torch.zeros(1, 1, 32, 32), "target": torch.zeros(1, 5, 2), "known": torch.ones(1, 5)}
+    with torch.no_grad():
+        method.log_sigma[0] = -3.0  # near the least
+    first = method._sigma().detach()
+    assert 0.5 < first[0] < 0.6
+    assert first[1:].tolist() == pytest.approx([1.5] * 4)
+    optimizer = torch.optim.Adam([method.log_sigma], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        method.loss(batch, stage)["loss"].backward()
+        optimizer.step()
+    # the divergence from a flat map falls by 2 log sigma, the penalty grows by 0.05 sigma^2
+    assert method._sigma().tolist() == pytest.approx([20**0.5] * 5, rel=0.05)
 
 
 # ---------------------------------------------------------------------- plans
@@ -222,6 +241,22 @@ def test_an_alignment_leaves_little_to_learn() -> None:
     assert plan.facts["start_shift_mm"] == pytest.approx(0.06 * plan.facts["radius_mm"])
     assert np.linalg.norm(np.array(plan.facts["centre_mm"]) - phantom._CENTRE) < 6
     assert Heatmap.prepare(config, phantom.study(cases)).facts["centre_mm"] is None
+
+
+def test_a_new_template_places_the_frame_of_a_model_that_had_none() -> None:
+    """Also where the old model's frame is not centred on the landmarks that both know."""
+    old = untrained(3, [phantom.phantom(i, 3) for i in range(2)]).plan
+    cases = [(image, marks.select(["a", "b", "c"])) for image, marks in (phantom.phantom(i, 3) for i in range(3))]
+    study = replace(phantom.study(cases), names=("a", "b", "c"), aligned=True)
+    new = Heatmap.prepare(HeatmapConfig(**{**SMALL, **IN_3D}), study)
+    adapted = Heatmap.adapt_plan(new, old).facts
+    mean = np.asarray(adapted["mean_shape"])
+    assert np.linalg.norm(mean.mean(0)) > 1
+    poses = [procrustes(mean, marks.points) for _, marks in cases]
+    np.testing.assert_allclose(adapted["centre_mm"], np.mean([p.translation for p in poses], 0), atol=1)
+    there = old.model_copy(update={"facts": {**old.facts, "centre_mm": [1.0, 2.0, 3.0]}})
+    assert Heatmap.adapt_plan(new, there).facts["centre_mm"] == [1.0, 2.0, 3.0]  # its template is the new one too
+    assert Heatmap.adapt_plan(old, there).facts["centre_mm"] is None
 
 
 def test_any_pose_begins_in_many(trained: Trained) -> None:

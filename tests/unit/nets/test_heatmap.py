@@ -73,6 +73,14 @@ def test_maps_lie_where_the_image_does(ndim: int, stem: int, spatial: int | None
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+def test_widths_need_not_be_multiples_of_eight() -> None:
+    net = HeatmapNet(2, 3, maps=[28, 44, 5], stem=2).eval()
+    assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 16, 16)
+    groups = [m.num_groups for level in net.down for m in level.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert groups == [2, 4, 4, 1, 1]  # channels of one group: 14, 11, 5
+    assert HeatmapNet(2, 3, maps=[32, 48], stem=2).stem[1].num_groups == 4
+
+
 def test_the_spatial_branch_begins_with_no_say() -> None:
     for log in (True, False):
         net = HeatmapNet(2, 3, maps=[8, 8], stem=2, spatial=4, log=log).eval()

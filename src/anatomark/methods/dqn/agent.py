@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array, Grid
@@ -37,7 +37,8 @@ AGENTS = 24  # in a played case
 PLAYED_FIRST, PLAY_EVERY = 4, 5  # cases before a round's first batch; batches from one played case to the next
 LEFT = 0.06  # radii: of shifts, at most, after an alignment
 BESIDE = 0.3  # radii: how far an agent may leave the image
-AT_ONCE = 512  # agents that walk together
+AT_ONCE = 512  # agents that walk together, at most
+AT_LEAST, NUMBERS = 8, 2**25  # and at least, else so few that their first maps hold so many numbers
 
 
 class DQNConfig(MethodConfig):
@@ -70,6 +71,12 @@ class DQNConfig(MethodConfig):
     batch: int = Field(default=64, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     steps: int = Field(default=6000, ge=1)
+
+    @model_validator(mode="after")
+    def _odd_kernels(self) -> DQNConfig:
+        if even := [k for _, k in self.layers if k % 2 == 0 and not self.pooled]:
+            raise ValueError(f"layers: kernels must be odd unless pooled, found {even[0]}")
+        return self
 
 
 PAPER = {
@@ -215,7 +222,7 @@ class DQN(Method):
             random = rng.random(len(at)) < exploring
             action = np.where(random, rng.integers(2 * self.ndim, size=len(at)), action)
             there = at + step[:, None] * directions(self.ndim)[action]
-            stays = ~self._inside(images, there if way is None else way(there))
+            stays = ~self._allowed(images, *((at, there) if way is None else (way(at), way(there))))
             paid = np.where(stays, -1.0, reward(at, there, truth, step))
             at = np.where(stays[:, None], at, there)
             arrived = np.linalg.norm(at - truth, axis=1) <= c.arrived * step
@@ -282,7 +289,8 @@ class DQN(Method):
         apart = rng.normal(0, self.config.starts_apart * self.radius, (s, n, d))
         apart[0] = 0
         at, landmark = (first + apart).reshape(-1, d), np.tile(np.arange(n), s)
-        parts = [slice(i, i + AT_ONCE) for i in range(0, len(at), AT_ONCE)]
+        most = int(np.clip(NUMBERS // (self.config.layers[0][0] * self.px**d), AT_LEAST, AT_ONCE))
+        parts = [slice(i, i + most) for i in range(0, len(at), most)]
         ends = np.concatenate([self._walked(images, at[p], landmark[p]) for p in parts]).reshape(s, n, d)
         points = np.median(ends, 0)
         spread = ends - points
@@ -313,14 +321,20 @@ class DQN(Method):
             last = torch.cat([frames[rows, 1:], seen], 1)
             frames[rows] = torch.where(fresh, seen.expand_as(last), last)
             worth = self._worth(frames[rows], self._head(landmark[rows], walk.scale[rows]))
-            walk.go(worth, lambda at: self._inside(images, at))
+            walk.go(worth, lambda here, there: self._allowed(images, here, there))
         return walk.at
 
-    def _inside(self, images: Mapping[str, Image], world: Array) -> Flags:
-        """(M,) whether positions (M, D) are in the image or just beside it."""
+    def _allowed(self, images: Mapping[str, Image], here: Array, there: Array) -> Flags:
+        """(M,) whether agents may go from ``here`` (M, D) to ``there``: into the image or just beside it, or from far
+        outside to where it is no farther."""
         grid = images["scale0"].grid
-        outside = np.abs(grid.to_index(world) - (np.asarray(grid.shape) - 1) / 2) - np.asarray(grid.shape) / 2
-        return np.asarray((outside * grid.spacing <= BESIDE * self.radius).all(1))
+        half = np.asarray(grid.shape) / 2
+
+        def beyond(world: Array) -> Array:
+            outside = (np.abs(grid.to_index(world) - (half - 0.5)) - half) * grid.spacing - BESIDE * self.radius
+            return np.asarray(np.linalg.norm(outside.clip(0), axis=1))
+
+        return np.asarray(beyond(there) <= beyond(here) + 1e-6)  # mm, rounding
 
     def _head(self, landmark: Numbers, scale: Numbers) -> Numbers:
         return landmark + (len(self.names) * scale if self.config.head_per_scale else 0)

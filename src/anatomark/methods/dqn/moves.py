@@ -47,15 +47,16 @@ class Walk:
         """The agents that are not done."""
         return np.flatnonzero(self.scale < len(self.steps))
 
-    def go(self, q: Array, inside: Callable[[Array], Flags]) -> None:
-        """One move of all active agents; ``q`` (A, 2 D) what their moves are worth, ``inside`` (A, D) -> (A,) whether
-        a position is in the image. Those that begin anew with a smaller step have ``made`` no move."""
+    def go(self, q: Array, allowed: Callable[[Array, Array], Flags]) -> None:
+        """One move of all active agents; ``q`` (A, 2 D) what their moves are worth, ``allowed`` (A, D), (A, D) ->
+        (A,) whether they may go from the first positions to the second. Those that begin anew with a smaller step have
+        ``made`` no move."""
         rows = self.active
         step = self.steps[self.scale[rows]][:, None]
         self.trail[rows, 1:], self.worth[rows, 1:] = self.trail[rows, :-1], self.worth[rows, :-1]
         self.trail[rows, 0], self.worth[rows, 0] = self.at[rows], q.max(1)
         there = self.at[rows] + step * self._ways[q.argmax(1)]
-        there = np.where(inside(there)[:, None], there, self.at[rows])
+        there = np.where(allowed(self.at[rows], there)[:, None], there, self.at[rows])
         with np.errstate(invalid="ignore"):
             back = np.abs(self.trail[rows] - there[:, None]).max(2) < 0.25 * step
         self.made[rows] += 1
