@@ -193,6 +193,20 @@ def settled(config: RunConfig, division: Division, models: int = 1) -> RunConfig
     return applied(config, Choice(rows))
 
 
+def aligned_in_any_pose(config: RunConfig, division: Division) -> RunConfig:
+    """``config`` with the alignment switched on where 3D cases lie in any pose, for a method that would learn to seek
+    it, and the user says nothing of it: few minutes do not teach that search. Presets of papers stay as they are."""
+    if config.align.enabled is not None or config.method.preset != "recommended":
+        return config
+    found = Facts.of_division(division)
+    if found.ndim < 3 or found.landmarks <= found.ndim or found.turned_deg <= ANY_POSE_DEG:
+        return config
+    turned = f"cases are turned by up to {found.turned_deg:.0f} degrees"
+    why = f"align.enabled = true: {turned}, and an alignment finds the pose without being taught"
+    align = config.align.model_copy(update={"enabled": True})
+    return config.model_copy(update={"align": align, "reasons": [*config.reasons, why]})
+
+
 def applied(config: RunConfig, choice: Choice) -> RunConfig:
     """``config`` with a choice in it, complete."""
     plain = merged({**config.model_dump(mode="json"), "reasons": choice.reasons}, choice.settings)

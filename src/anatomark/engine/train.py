@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from anatomark.data.dataset import CaseStore, augmented_copy, fingerprint_of
-from anatomark.engine.auto import settled
+from anatomark.engine.auto import aligned_in_any_pose, settled
 from anatomark.engine.cases import Division, Source, combined_truth, read_division, source_path, study_of
 from anatomark.engine.checkpoint import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
 from anatomark.engine.config import AUTO, M, RunConfig, checked, completed, merged, read_config
@@ -85,8 +85,10 @@ def fit(
     division = read_division(manifest, config)
     if config.method.name == AUTO:
         config = settled(config, division, folds + 1 if folds else 1)
-        for line in config.reasons:
-            report.say(line)
+    elif source is None:
+        config = aligned_in_any_pose(config, division)
+    for line in config.reasons:
+        report.say(line)
     residuals = None
     if folds:
         residuals, config = cross_validate(fit_division, division, run, config, folds, init=source, report=report)

@@ -114,6 +114,27 @@ def test_every_choice_makes_a_complete_config_with_its_reasons(facts: Facts, min
     assert config.minutes == minutes
 
 
+@pytest.mark.parametrize(
+    ("facts", "said", "aligned"),
+    [
+        (SKULLS, [], True),
+        (replace(SKULLS, turned_deg=60.0), [], None),
+        (replace(SKULLS, landmarks=3), [], None),
+        (replace(HEADS, turned_deg=170.0), [], None),
+        (SKULLS, ["align.enabled=false"], False),
+        (SKULLS, ["method.preset=paper"], None),
+    ],
+)
+def test_what_lies_in_any_pose_is_aligned(
+    facts: Facts, said: list[str], aligned: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    division = read_division(tiny.write_study(tmp_path, 6), RunConfig())
+    monkeypatch.setattr(Facts, "of_division", classmethod(lambda *_: facts))
+    config = auto.aligned_in_any_pose(make_config(method="pin", assignments=said), division)
+    assert config.align.enabled is aligned
+    assert bool(config.reasons) == bool(aligned)
+
+
 def test_what_the_user_set_stays(tmp_path: Path) -> None:
     division = read_division(tiny.write_study(tmp_path, 6), RunConfig())
     config = auto.settled(make_config(minutes=30, assignments=["refine.enabled=false", "align.enabled=true"]), division)
