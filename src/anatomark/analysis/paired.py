@@ -177,13 +177,6 @@ def _paired(a: str, b: str, one: Mean, other: Mean, seed: int) -> Paired | None:
     )
 
 
-def mean_interval(case_errors: Array, seed: int = 0) -> tuple[float, float] | None:
-    """95 % bootstrap interval over cases of the mean of ``case_errors`` (M,); None for fewer than two."""
-    known = case_errors[np.isfinite(case_errors)]
-    drawn = _drawn(len(known), seed)
-    return None if drawn is None else _interval(known[drawn].mean(1))
-
-
 def _drawn(cases: int, seed: int) -> NDArray[np.int64] | None:
     """(samples, cases) indices of cases drawn with replacement; None for fewer than two cases."""
     if cases < 2:
