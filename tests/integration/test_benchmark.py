@@ -100,6 +100,9 @@ def test_cells_tables_failures_and_changes(folder: Path) -> None:
     assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
     facts = json.loads((out / "benchmark.json").read_text())
     assert facts["cells"]["study/wide/seed0"] == "finished" and facts["machine"]["versions"]["torch"]
+    record = json.loads((out / "study" / "wide" / "seed0" / "cell.json").read_text())
+    assert record["commit"] == facts["commit"] and len(record["inputs"]["landmarks"]) == 7
+    assert done.minutes == {"study/wide/seed0": 0, "study/narrow/seed0": 0, "study/broken/seed0": None}
 
     # what is finished is not done again; what failed is tried again and takes its repaired settings in a new folder
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.safetensors")}
@@ -107,7 +110,9 @@ def test_cells_tables_failures_and_changes(folder: Path) -> None:
     assert set(again.states.values()) == {State.FINISHED} and not again.failed
     assert {p: p.stat().st_mtime_ns for p in out.rglob("weights.safetensors")} == before
     _suite(folder, steps=70)
-    with pytest.raises(InputError, match=r"study/wide/seed0: the suite has changed .*config\.steps: 60 to 70"):
+    with pytest.raises(
+        InputError, match=r"study/wide/seed0: the suite or its data have changed .*config\.steps: 60 to 70"
+    ):
         _run(folder)
 
     # results that are there join a table of their own

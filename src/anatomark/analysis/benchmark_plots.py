@@ -36,22 +36,27 @@ class Dot:
     course: Sequence[tuple[float, float]] = ()
 
 
-def benchmark_picture(title: str, dots: Sequence[Dot]) -> bytes:
-    """The figure of one data set as PNG."""
+def benchmark_picture(title: str, dots: Sequence[Dot], split: str = "test") -> bytes:
+    """The figure of one data set as PNG; ``split`` is that of the cases measured."""
+    out = io.BytesIO()
+    benchmark_figure(title, dots, split).savefig(out, format="png")
+    return out.getvalue()
+
+
+def benchmark_figure(title: str, dots: Sequence[Dot], split: str) -> Figure:
+    """What :func:`benchmark_picture` writes."""
     height = 4.2 + 0.16 * max(0, len(dots) - 8)
     figure = Figure(figsize=(17, height), dpi=130, layout="constrained")
     speed, training, memory = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     styles = {d.name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, d in enumerate(dots)}
     _scatter(speed, [(d, d.seconds) for d in dots if d.seconds], styles)
-    speed.set(xlabel="seconds per image", ylabel="mean error, mm (test)")
+    speed.set(xlabel="seconds per image", ylabel=f"mean error, mm ({split})")
     _courses(training, dots, styles)
     _scatter(training, [(d, d.minutes) for d in dots if d.minutes], styles)
     training.set(xlabel="training, minutes (line: error on validation cases)", ylabel="mean error, mm")
     _bars(memory, dots, styles)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return figure
 
 
 def _scatter(ax: Axes, points: Sequence[tuple[Dot, float]], styles: dict[str, tuple[str, str]]) -> None:

@@ -36,21 +36,24 @@ _SEED = 77  # the same image gives the same views
 
 def member_paths(model: str | os.PathLike[str]) -> list[str]:
     """The run folders and zoo names that ``model`` names: itself; the parts of ``A+B+C``; the run folders within a
-    folder that is none itself, such as ``RUN/folds``. What exists under the whole name comes first."""
+    folder that is none itself, such as ``RUN/folds``. What exists under the whole name comes first. Raises InputError
+    for an empty part."""
     text = os.fspath(model)
     pieces, out, at = text.split(JOINT), [], 0
     while at < len(pieces):
         ends = range(len(pieces), at, -1)
         end = next((e for e in ends if _exists(JOINT.join(pieces[at:e]))), at + 1)
         part = JOINT.join(pieces[at:end])
+        if not part:  # as a path it would be the working directory
+            raise InputError(f"model {text!r}: a part is empty; join run folders or zoo names as A{JOINT}B")
         out += _within(part) or [part]
         at = end
     return out
 
 
 def is_ensemble(model: str | os.PathLike[str]) -> bool:
-    """Whether ``model`` names several models."""
-    return not Path(model).is_file() and len(member_paths(model)) > 1
+    """Whether ``model`` names models by their list or the folder they lie in, be it only one, and is none itself."""
+    return not Path(model).is_file() and member_paths(model) != [os.fspath(model)]
 
 
 def _exists(part: str) -> bool:

@@ -64,7 +64,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure ``model`` on a split of a manifest and write everything into the folder ``out``.
 
-    ``model``: a run folder, the name of a zoo model, several of them (see ``load``), an object with
+    ``model``: a run folder, the name of a zoo model, several of them or a folder of them (see ``load``), an object with
     ``predict(image)``, or a folder of predictions named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv).
     ``split``: by default test, else val. ``truth``: which observer (``mean``: of all), by default what the manifest
     names. ``thresholds`` in mm, for the SDR. ``planes``: a definition of scan planes, whose angle and offset errors are

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,8 +134,15 @@ def write_predictions(folder: Path, model: Mapping[str, str], cases: Sequence[Ca
         write_landmarks(shown, folder / f"{case.id}.mrk.json")
 
 
-def peak_memory_gb() -> float | None:
-    """Largest resident memory of this process so far in GB; None where the system does not say."""
+def peak_memory_gb(pid: int | None = None) -> float | None:
+    """Largest resident memory so far in GB, of this process or, on Linux, of ``pid``; None where the system does not
+    say. Linux carries a parent's peak over into what ``getrusage`` says of its child, so its VmHWM is read instead."""
+    with suppress(OSError):  # no such file elsewhere, and none of a process that has ended
+        for line in Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    if pid is not None:
+        return None
     try:
         import resource
     except ImportError:  # Windows

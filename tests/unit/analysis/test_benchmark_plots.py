@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from anatomark.analysis.benchmark_plots import Dot, benchmark_picture, spread
+from anatomark.analysis.benchmark_plots import Dot, benchmark_figure, benchmark_picture, spread
 
 
 @pytest.mark.parametrize("values", [[0.5] * 10, [0.1, 0.11, 0.12, 0.9, 0.91], [0.0, 0.5, 1.0], [0.3]])
@@ -29,3 +29,9 @@ def test_ten_methods_and_missing_figures() -> None:
     assert picture.shape[1] == 17 * 130 and picture.std() > 0.01
     alone = imread(io.BytesIO(benchmark_picture("a set", [Dot("recorded", 1.4)])))
     assert alone.shape[1] == 17 * 130
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_the_axis_names_the_split(split: str) -> None:
+    figure = benchmark_figure("a set", [Dot("recorded", 1.4, seconds=0.1)], split)
+    assert figure.axes[0].get_ylabel() == f"mean error, mm ({split})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import yaml
 
 import tiny
 from anatomark.engine.benchmark.run import benchmark
-from anatomark.engine.benchmark.sets import data_folder
+from anatomark.engine.benchmark.sets import SETS, data_folder
 from anatomark.engine.benchmark.suite import Cell, Suite, asked, chosen, plan_cells, read_suite
 from anatomark.engine.config import checked, read_yaml
 from anatomark.engine.progress import Reporter
@@ -90,6 +92,11 @@ def test_settings_of_suite_data_and_method_the_nearest_wins(folder: Path) -> Non
         ({"methods": {"a": {"predictions": "x", "tta": 4}}}, "tta: nothing is predicted"),
         ({"methods": {"a": {"method": "tiny"}, "e": {"ensemble": ["a", "e"]}}}, "'e' is not trained here"),
         ({"baseline": "c"}, "baseline 'c' is no method here"),
+        ({"data": {n: {"manifest": "study/cases.csv"} for n in ("study", "two")},
+          "methods": {**SUITE["methods"], "c": {"method": "tiny", "data": ["study"]}, "e": {"ensemble": ["a", "c"]}}},
+         "methods.e.ensemble: 'c' of it not trained on 'two'"),
+        ({"data": {"study": {"manifest": "study/cases.csv", "thresholds": [float("inf")]}}}, "positive distances"),
+        ({"set": {"method.width": date(2020, 1, 2)}}, "methods.a: set.method.width: 2020-01-02 is a date"),
         ({"steps": 3}, "minutes and steps are both given"),
         ({"seeds": [1, 1]}, "seeds: each once"),
     ],
@@ -134,6 +141,31 @@ def test_an_ensemble_averages_all_seeds_and_comes_last(folder: Path) -> None:
     assert [c.name for c in cells][-1] == "study/both/seed1" and len(cells) == 5
     assert cells[-1].members == tuple(c.run for c in cells[:4]) == cells[-1].runs
     assert cells[-1].model.count("+") == 3 and cells[-1].tta == 4
+
+
+def test_init_is_a_folder_beside_the_suite_or_a_name(folder: Path) -> None:
+    (folder / "base").mkdir()
+    methods = {"a": {"method": "tiny", "init": "base"}, "b": {"method": "tiny", "init": "zoo-name"}}
+    assert [c.init for c in _cells(_write(folder, methods=methods))] == [str(folder / "base"), "zoo-name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "said"),
+    [
+        ("cephalogram", {}, "names.txt: no such file"),
+        ("cephalogram", {"names.txt": "A\nB", "senior_mm.csv": "001,1,2,3"}, "case '001' has 3 coordinates"),
+        ("brain", {"X_afids.fcsv": ""}, "brain: holds X_afids.fcsv, but no image X_*.nii.gz"),
+        ("brain", {}, "brain: holds no landmarks"),
+        ("mouse_skull", {"cases.csv": "case,image,landmarks,split\na,a.nii,a.csv,tset"}, "row 2: split 'tset'"),
+    ],
+)  # fmt: skip
+def test_incomplete_known_data_are_refused(tmp_path: Path, name: str, files: dict[str, str], said: str) -> None:
+    data = tmp_path / name
+    data.mkdir()
+    for file, text in files.items():
+        (data / file).write_text(text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        SETS[name](data, tmp_path)
 
 
 def test_data_that_are_not_there_are_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

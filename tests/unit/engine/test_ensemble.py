@@ -136,6 +136,25 @@ def test_names_of_several_models(home: Path, tmp_path: Path) -> None:
     assert member_paths("brain-afids+nowhere") == ["brain-afids", "nowhere"]
 
 
+def test_an_empty_part_is_not_the_working_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home / "two" / "folds")
+    one = str(home / "one")
+    for text in (f"{one}+", f"+{one}", f"{one}++{one}", ""):
+        with pytest.raises(InputError, match="a part is empty"):
+            load(text)
+    assert load(f".+{one}").name == "1+2+3+one"
+
+
+def test_a_folder_with_one_run_is_that_model(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "one").symlink_to(home / "one")
+    assert prediction_folder(tmp_path / "only") is None and prediction_folder(f"{tmp_path}/only/") is None
+    study = home / "data" / "cases.csv"
+    inside, named = (evaluate(at, study, tmp_path / f"e{n}") for n, at in enumerate((tmp_path / "only", home / "one")))
+    assert inside.model == named.model == load(tmp_path / "only").name == "one"
+    assert inside.overall.mre == named.overall.mre
+
+
 def test_an_ensemble_is_a_model(home: Path) -> None:
     image, _ = tiny.blobs(50)
     one, two = load(home / "one"), load(home / "two")

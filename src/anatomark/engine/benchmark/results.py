@@ -44,7 +44,7 @@ class Result:
 
 def read_result(cell: Cell, thresholds: Sequence[float]) -> Result | None:
     """The result of a finished cell; None where it is not finished. Raises InputError where a file is damaged, or the
-    evaluation is not one of this data set's cases and truth."""
+    evaluation is not one of this data set's truth, split and all its cases."""
     if not (cell.evaluation / SUMMARY).exists():
         return None
     summary = read_json(cell.evaluation / SUMMARY)
@@ -52,10 +52,17 @@ def read_result(cell: Cell, thresholds: Sequence[float]) -> Result | None:
         raise InputError(f"{cell.name}: {cell.evaluation / SUMMARY} is no summary of evaluate")
     if cell.truth is not None and summary["truth"] != cell.truth:
         raise InputError(f"{cell.name}: {cell.evaluation}: its truth is {summary['truth']!r}, not {cell.truth!r}")
+    if summary["split"] != cell.split:
+        raise InputError(f"{cell.name}: {cell.evaluation}: is of split {summary['split']!r}, not {cell.split!r}")
     errors = read_errors(cell.evaluation / "errors.csv")
-    wanted = {case for case, split, *_ in cell.key["cases"] if split == cell.split}
+    wanted = [case for case, split, *_ in cell.key["cases"] if split == cell.split]
     if strange := [c for c in errors.cases if c not in wanted]:
         raise InputError(f"{cell.name}: {cell.evaluation}: case {strange[0]!r} is not in split {cell.split!r}")
+    if left := [c for c in wanted if c not in errors.cases]:
+        raise InputError(
+            f"{cell.name}: {cell.evaluation}: lacks {len(left)} of the {len(wanted)} cases of split {cell.split!r}, "
+            f"such as {left[0]!r}"
+        )
     record = read_json(cell.folder / RECORD) if (cell.folder / RECORD).exists() else {}
     machine = record.get("machine", {})
     models = [_model(run) for run in cell.runs]
@@ -103,8 +110,19 @@ def _float(text: str) -> float:
 
 
 def _case_seconds(path: Path) -> dict[str, float]:
-    rows = read_sheet(path).rows if path.exists() else []
-    return {cells["case"]: float(cells["seconds"]) for _, cells in rows if cells.get("seconds")}
+    if not path.exists():
+        return {}
+    sheet, found = read_sheet(path), {}
+    if "case" not in sheet.columns:
+        raise InputError(f"{path}: has no column 'case'; evaluate writes it")
+    for line, cells in sheet.rows:
+        if not cells.get("seconds"):
+            continue
+        try:
+            found[cells["case"]] = float(cells["seconds"])
+        except ValueError:
+            raise InputError(f"{path}: row {line}: seconds {cells['seconds']!r} is no number") from None
+    return found
 
 
 def _model(run: Path) -> dict[str, Any]:
@@ -145,6 +163,18 @@ def same_truth(results: Sequence[Result]) -> None:
                 f"{r.cell.name}: its truth is {r.truth!r}, that of {other.cell.name} is {other.truth!r}; set truth of "
                 f"the data set, and evaluate the others anew"
             )
+
+
+def fewer_landmarks(results: Sequence[Result]) -> list[str]:
+    """A sentence for each result that scores fewer landmarks than others of its data set: its figures are of those."""
+    most: dict[str, set[str]] = {}
+    for r in results:
+        most.setdefault(r.cell.data, set()).update(r.errors.names)
+    return [
+        f"{r.cell.name} scores {len(r.errors.names)} of {len(most[r.cell.data])} landmarks."
+        for r in results
+        if len(r.errors.names) < len(most[r.cell.data])
+    ]
 
 
 def cell_row(r: Result) -> dict[str, Any]:

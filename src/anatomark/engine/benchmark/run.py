@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from anatomark.engine.benchmark.results import Result, read_result, same_truth
+from anatomark.engine.benchmark.results import Result, fewer_landmarks, read_result, same_truth
 from anatomark.engine.benchmark.suite import Cell, Suite, chosen, plan_cells, read_suite
-from anatomark.engine.benchmark.tables import write_tables
+from anatomark.engine.benchmark.tables import commit, write_tables
 from anatomark.engine.benchmark.work import State, do_cell, locked, state_of
 from anatomark.engine.progress import Reporter, clock
 from anatomark.errors import InputError
@@ -20,7 +20,8 @@ from anatomark.errors import InputError
 @dataclass(frozen=True)
 class Benchmarked:
     """What a benchmark found, or with ``dry`` would do: the ``states`` of the cells asked for, reasons of those that
-    ``failed``, ``files`` written, training ``minutes`` that are left (None: not all are known)."""
+    ``failed``, ``files`` written, training ``minutes`` that are left (None: not all are known), ``notes`` on results
+    that are not of all landmarks."""
 
     out: Path
     states: dict[str, State]
@@ -28,6 +29,7 @@ class Benchmarked:
     files: list[Path]
     minutes: dict[str, float | None]
     dry: bool
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Plain data."""
@@ -36,6 +38,7 @@ class Benchmarked:
             "cells": {n: {"state": str(s), "minutes_left": self.minutes[n]} for n, s in self.states.items()},
             "failed": self.failed,
             "files": [str(f) for f in self.files],
+            "notes": self.notes,
         }
 
     def lines(self) -> list[str]:
@@ -43,7 +46,7 @@ class Benchmarked:
         done = sum(s is State.FINISHED for s in self.states.values())
         if not self.dry:
             ends = [f"{done} of {len(self.states)} cells finished"]
-            return ends + ([f"table: {self.files[0]}"] if self.files else [])
+            return ends + self.notes + ([f"table: {self.files[0]}"] if self.files else [])
         lines = []
         for name, state in self.states.items():
             budget = self.minutes[name]
@@ -82,7 +85,6 @@ def benchmark(
         cells = plan_cells(suite, path, out, out / "manifests", report)
         asked = chosen(suite, cells, only)
         states = {c.name: state_of(c) for c in cells}
-        left = {c.name: _minutes_left(c, states[c.name]) for c in asked}
         results = {c.name: r for c in cells if (r := read_result(c, _thresholds(suite, c))) is not None}
         same_truth(list(results.values()))
         failed: dict[str, str] = {}
@@ -90,7 +92,7 @@ def benchmark(
         files = [] if todo or not results else _tables(suite, out, cells, results, states)
         for i, cell in enumerate(todo):
             report.say(f"{cell.name} ({i + 1} of {len(todo)}); log: {cell.folder}")
-            reason = do_cell(cell, report)
+            reason = do_cell(cell, report, commit())
             if not reason:
                 reason = _taken(suite, cell, results)
             if reason:
@@ -99,7 +101,9 @@ def benchmark(
             states[cell.name] = State.FAILED if reason else State.FINISHED
             if results:
                 files = _tables(suite, out, cells, results, states)
-    return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False)
+    left = {c.name: _minutes_left(c, states[c.name]) for c in asked}
+    notes = fewer_landmarks([results[c.name] for c in cells if c.name in results])
+    return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False, notes)
 
 
 def _thresholds(suite: Suite, cell: Cell) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from anatomark.engine.benchmark.sets import SETS, VARIABLE, data_folder
+from anatomark.engine.benchmark.sets import SETS, VARIABLE, contents, data_folder
 from anatomark.engine.config import RunConfig, checked, completed, make_config, read_yaml
 from anatomark.engine.progress import Reporter
 from anatomark.errors import InputError, nearest
@@ -38,7 +38,7 @@ class DataEntry(BaseModel):
     def _one_source(self) -> DataEntry:
         if (self.manifest is None) == (self.make is None):
             raise ValueError("give manifest (a path) or make (a data set that is known), one of them")
-        if any(t <= 0 for t in self.thresholds):
+        if not all(0 < t < float("inf") for t in self.thresholds):
             raise ValueError("thresholds are positive distances in mm")
         return self
 
@@ -128,7 +128,8 @@ def _near(word: str, known: Any) -> str:
 @dataclass(frozen=True)
 class Cell:
     """One method on one data set with one seed. ``config`` None: nothing is trained. ``key``: what the result depends
-    on, as plain data; a stored result of another key is not mixed with this one. ``members``: the runs of an ensemble.
+    on, as plain data; a stored result of another key is not mixed with this one. ``inputs``: further such data,
+    compared where a stored result has them. ``members``: the runs of an ensemble.
     """
 
     data: str
@@ -149,6 +150,7 @@ class Cell:
     threads: int | None
     device: str | None
     key: dict[str, Any]
+    inputs: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -190,17 +192,33 @@ def plan_cells(suite: Suite, path: Path, out: Path, manifests: Path, report: Rep
             continue
         split = entry.split or ("test" if table.has_split("test") else "val")
         table.split(split)  # refuses an empty one
+        source = _Source(table, split, contents(table))
         for seed in suite.seeds:
             for method, how in suite.methods.items():
                 if (how.data is None or name in how.data) and how.ensemble is None:
-                    cells += _cell(suite, path, out, (name, method, seed), table, split)
+                    cells += _cell(suite, path, out, (name, method, seed), source)
         for method, how in suite.methods.items():
             if (how.data is None or name in how.data) and how.ensemble is not None:
                 members = [c for c in cells if c.data == name and c.method in how.ensemble]
-                cells += _cell(suite, path, out, (name, method, suite.seeds[0]), table, split, members)
+                left = [m for m in how.ensemble if m not in {c.method for c in members}]
+                if members and left:
+                    raise InputError(
+                        f"{path}: methods.{method}.ensemble: {', '.join(map(repr, left))} of it not trained on "
+                        f"{name!r}; train there too, or name in methods.{method}.data where all are"
+                    )
+                cells += _cell(suite, path, out, (name, method, suite.seeds[0]), source, members)
     if not cells:
         raise InputError(f"{path}: no data set of it is there; set {VARIABLE} to the folder that holds them")
     return cells
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A data set's manifest, the split that is measured, and what results depend on beside (:func:`contents`)."""
+
+    table: Manifest
+    split: str
+    contents: dict[str, dict[str, str]]
 
 
 def _manifest(name: str, entry: DataEntry, suite: Path, out: Path, report: Reporter) -> Manifest | None:
@@ -229,12 +247,11 @@ def _cell(
     path: Path,
     out: Path,
     where: tuple[str, str, int],
-    table: Manifest,
-    split: str,
+    source: _Source,
     members: Sequence[Cell] = (),
 ) -> list[Cell]:
     """The cell of (data, method, seed); empty where the method gives nothing for this data set and seed."""
-    data, method, seed = where
+    (data, method, seed), table, split = where, source.table, source.split
     how, entry, folder = suite.methods[method], suite.data[data], out / data / method / f"seed{seed}"
     named = {k: _place(getattr(how, k), suite, where) for k in ("init", "run", "predictions", "evaluation")}
     if how.given and not any(named.values()) and not members:
@@ -244,8 +261,8 @@ def _cell(
         if what != "init" and place is not None and not place.is_dir():
             raise InputError(f"{path}: methods.{method}.{what}: there is no folder {place}")
     init = named["init"]
-    if init is not None and (os.sep in init or "$" in init):  # else a zoo model's name
-        init = str(at["init"])
+    if init is not None and at["init"] is not None and (at["init"].is_dir() or os.sep in init or "$" in init):
+        init = str(at["init"])  # else a zoo model's name
     config = None if how.given else _config(suite, path, where)
     key: dict[str, Any] = {
         "cases": [[c.id, c.split, Path(str(c.image)).name, Path(str(c.landmarks or "")).name] for c in table.cases],
@@ -257,13 +274,17 @@ def _cell(
         "members": [c.key for c in members],
         "tta": how.tta,
     }
+    machine = {"threads": suite.threads, "device": suite.device}
+    inputs: dict[str, Any] = dict(source.contents)
     if not how.given:
-        key["threads"], key["device"] = suite.threads, suite.device
+        key |= machine
+    elif how.predictions is None and how.evaluation is None:  # what is there is measured here
+        inputs |= machine
     return [
         Cell(
             *where, folder, table.path, split, entry.truth, config, how.folds, init, at["run"] or folder / "run",
             at["evaluation"] or folder / "evaluation", at["predictions"],
-            tuple(c.run for c in members), how.tta, suite.threads, suite.device, key,
+            tuple(c.run for c in members), how.tta, suite.threads, suite.device, key, inputs,
         )
     ]  # fmt: skip
 
@@ -287,13 +308,21 @@ def _config(suite: Suite, path: Path, where: tuple[str, str, int]) -> RunConfig:
     base = None if how.config is None else _expanded(how.config, path, f"methods.{method}.config")
     try:
         config = make_config(
-            base, [f"{k}={json.dumps(v)}" for k, v in settings.items()], method=how.method, preset=how.preset,
+            base, [_assignment(k, v) for k, v in settings.items()], method=how.method, preset=how.preset,
             seed=seed, threads=suite.threads, device=suite.device, **budget,
         )  # fmt: skip
         completed(config)  # refuses what the method does not know
         return config
     except InputError as error:
         raise InputError(f"{path}: methods.{method}: {error}") from None
+
+
+def _assignment(key: str, value: Any) -> str:
+    try:
+        return f"{key}={json.dumps(value)}"
+    except TypeError:  # YAML knows dates and more, settings do not
+        kind = type(value).__name__
+        raise InputError(f"set.{key}: {value} is a {kind}, which no setting is; put a text in quotes") from None
 
 
 def asked(config: RunConfig) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import anatomark
-from anatomark.analysis.paired import Paired, averaged, compare_methods, mean_interval
-from anatomark.engine.benchmark.results import Result, case_rows, cell_row
+from anatomark.analysis.metrics import BOOTSTRAP
+from anatomark.analysis.paired import Paired, compare_methods
+from anatomark.engine.benchmark.results import Result, case_rows, cell_row, fewer_landmarks
 from anatomark.engine.benchmark.suite import Suite
 from anatomark.engine.benchmark.work import machine
 from anatomark.io.atomic import write_bytes, write_json, write_text
@@ -32,7 +33,7 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
         "per_case.csv": _csv([row for r in results for row in case_rows(r)]),
         "paired.csv": _csv([paired_row(d, p) for d, found in compared.items() for p in found]),
         "methods.csv": _csv([row for group in rows.values() for row in group]),
-        "table.md": "\n".join(markdown(suite, rows, states)),
+        "table.md": "\n".join(markdown(suite, rows, states, fewer_landmarks(results))),
     }
     for name, text in files.items():
         write_text(out / name, text)
@@ -109,13 +110,26 @@ def _thresholds(suite: Suite, runs: Sequence[Result]) -> list[float]:
 
 
 def _interval(runs: Sequence[Result]) -> tuple[float, float] | None:
-    """95 % interval over cases: the evaluation's own, for several seeds that of their mean."""
+    """95 % bootstrap interval over cases: the evaluation's own, for several seeds that of the mean of their MREs, the
+    cases drawn for all of them together. None for fewer than two annotated cases."""
     if len(runs) == 1:
         return runs[0].figures.mre_ci95
-    _, _, error = averaged([r.errors for r in runs])
-    known = np.isfinite(error)
-    seen = known.any(1)
-    return mean_interval(np.where(known, error, 0)[seen].sum(1) / known[seen].sum(1))
+    seeds = [r.errors for r in runs if r.figures.mre is not None]
+    cases = list(dict.fromkeys(c for e in seeds for m, c in enumerate(e.cases) if e.annotated[m].any()))
+    if len(cases) < 2:
+        return None
+    draws = np.random.default_rng(0).multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=BOOTSTRAP)
+    means = np.full((len(seeds), BOOTSTRAP), np.nan)
+    for mean, e in zip(means, seeds, strict=True):
+        total, count = np.zeros(len(cases)), np.zeros(len(cases), dtype=int)
+        for case, error in zip(e.cases, e.error, strict=True):
+            located = np.isfinite(error)
+            if located.any():
+                total[cases.index(case)], count[cases.index(case)] = error[located].sum(), located.sum()
+        drawn = draws @ count
+        mean[drawn > 0] = (draws @ total)[drawn > 0] / drawn[drawn > 0]
+    known = means.mean(0)[np.isfinite(means).all(0)]
+    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known.size else None
 
 
 def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> Row:
@@ -151,8 +165,10 @@ def paired_row(data: str, p: Paired) -> Row:
     }  # fmt: skip
 
 
-def markdown(suite: Suite, rows: Mapping[str, Sequence[Row]], states: Mapping[str, str]) -> list[str]:
-    """``table.md``: a table per data set, and what its columns mean."""
+def markdown(
+    suite: Suite, rows: Mapping[str, Sequence[Row]], states: Mapping[str, str], notes: Sequence[str] = ()
+) -> list[str]:
+    """``table.md``: a table per data set, ``notes`` on some results, and what the columns mean."""
     lines = ["# Benchmark", ""]
     for data, group in rows.items():
         if not group:
@@ -170,13 +186,16 @@ def markdown(suite: Suite, rows: Mapping[str, Sequence[Row]], states: Mapping[st
     waiting = [n for n, s in states.items() if s != "finished"]
     if waiting:
         lines += [f"Not in the tables: {', '.join(f'{n} ({states[n]})' for n in waiting)}.", ""]
+    if notes:
+        lines += [" ".join(notes), ""]
     return lines + [*NOTES, ""]
 
 
 NOTES = (
-    "MRE: mean over located landmarks; its interval is a bootstrap over cases; ± is the standard deviation between "
-    "seeds. SDR: share of landmarks within so many mm, missed ones counted. s/image: median, without reading the file. "
-    "GB: largest resident memory of the training's and the evaluation's process, pages of mapped files included. "
+    "MRE: mean over located landmarks, then over seeds; its interval is a bootstrap over cases; ± is the standard "
+    "deviation between seeds. SDR: share of landmarks within so many mm, missed ones counted. s/image: median, without "
+    "reading the file. GB: largest resident memory of the training's process, and of the evaluation's until its last "
+    "prediction, pages of mapped files included. "
     "error, time: ratio to the baseline's, the error's on landmarks that both located, with its interval over cases. "
     "p: Wilcoxon's signed-rank test over cases, Holm-corrected over all pairs of methods of the data set "
     "(paired.csv); six cases cannot give less than 0.03 before the correction, one case gives none.",
@@ -217,7 +236,8 @@ def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows
                 row["train_memory_gb"], row["predict_memory_gb"], course)
         )  # fmt: skip
     path = out / f"{data}.png"
-    write_bytes(path, benchmark_picture(f"{data}: {rows[0]['cases']} cases, truth {rows[0]['truth']}", dots))
+    title = f"{data}: {rows[0]['cases']} cases, truth {rows[0]['truth']}"
+    write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
     return path
 
 

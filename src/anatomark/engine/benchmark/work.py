@@ -19,12 +19,14 @@ import yaml
 
 from anatomark.engine.benchmark.suite import Cell, asked, fingerprint
 from anatomark.engine.checkpoint import WEIGHTS
+from anatomark.engine.predictions import peak_memory_gb
 from anatomark.engine.progress import Reporter, clock
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, remove_temporary, write_json, write_text
 
 RECORD = "cell.json"  # what a cell is and how it came about
 SUMMARY = "summary.json"  # an evaluation is complete when it is there
+LOOK_S = 0.2  # between two looks at a child's memory
 
 
 class State(StrEnum):
@@ -40,11 +42,15 @@ class State(StrEnum):
 def state_of(cell: Cell) -> State:
     """How far a cell is. Raises InputError where what is there was made with other settings."""
     record = _record(cell)
+    changed: list[str] = []
     if record and record.get("hash") != fingerprint(cell.key):
-        changed = ", ".join(islice(_changed(record.get("key", {}), cell.key), 4)) or "its settings"
+        changed = list(islice(_changed(record.get("key", {}), cell.key), 4)) or ["its settings"]
+    elif "inputs" in record:  # earlier versions wrote none
+        changed = list(islice(_changed(record["inputs"], cell.inputs), 4))
+    if changed:
         raise InputError(
-            f"{cell.name}: the suite has changed since this cell was begun ({changed}); change it back, remove "
-            f"{cell.folder}, or choose another --out"
+            f"{cell.name}: the suite or its data have changed since this cell was begun ({', '.join(changed)}); change "
+            f"them back, remove {cell.folder}, or choose another --out"
         )
     if (cell.evaluation / SUMMARY).exists():
         return State.FINISHED
@@ -75,13 +81,15 @@ def _record(cell: Cell) -> dict[str, Any]:
     return record
 
 
-def do_cell(cell: Cell, report: Reporter) -> str:
-    """Train and evaluate what of a cell is not done. Returns why it failed, empty where it did not; the reason is kept,
-    and the next call tries again. Raises InputError as :func:`state_of` does."""
+def do_cell(cell: Cell, report: Reporter, commit: str | None = None) -> str:
+    """Train and evaluate what of a cell is not done, with the code of ``commit``. Returns why it failed, empty where it
+    did not; the reason is kept, and the next call tries again. Raises InputError as :func:`state_of` does."""
     if state_of(cell) is State.FINISHED:
         return ""
-    record = _record(cell)
-    record = {"schema": 1, "hash": fingerprint(cell.key), "key": cell.key, "machine": machine(), **record}
+    record = _record(cell) or {
+        "schema": 1, "hash": fingerprint(cell.key), "key": cell.key, "inputs": cell.inputs, "machine": machine(),
+        "commit": commit,
+    }  # fmt: skip
     record.pop("failed", None)
     cell.folder.mkdir(parents=True, exist_ok=True)
     remove_temporary(cell.folder)
@@ -102,6 +110,7 @@ def do_cell(cell: Cell, report: Reporter) -> str:
 def _fit_command(cell: Cell) -> list[str]:
     command = ["fit", str(cell.manifest), "--config", str(cell.folder / "config.yaml"), "--out", str(cell.run)]
     begun = (cell.run / "config.yaml").exists() or (cell.run / "folds" / "1" / "config.yaml").exists()
+    command += ["--device", _device(cell)]
     command += ["--resume"] if begun else []
     command += ["--folds", str(cell.folds)] if cell.folds else []
     return command + (["--init", cell.init] if cell.init else [])
@@ -113,30 +122,41 @@ def _evaluate_command(cell: Cell) -> list[str]:
     if cell.predictions is None:  # a model
         command += ["--tta", str(cell.tta)] if cell.tta > 1 else []
         command += ["--threads", str(cell.threads)] if cell.threads else []
-        command += ["--device", cell.device] if cell.device and cell.device != "auto" else []
+        command += ["--device", _device(cell)]
     return command
+
+
+def _device(cell: Cell) -> str:
+    """The cell's device. For ``auto``, fit takes a GPU and evaluate none, so both are told the same."""
+    import torch
+
+    device = (cell.device if cell.config is None else cell.config.device) or "auto"
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _step(cell: Cell, name: str, command: list[str], record: dict[str, Any], report: Reporter) -> str:
     """Run one command of a cell into ``<name>.log``; the record gets its seconds and peak memory, over all sittings."""
-    log = cell.folder / f"{name}.log"
-    began = time.monotonic()
-    with open(log, "ab") as file:
-        code, peak = _run([sys.executable, "-m", "anatomark", *command], file)
-    facts = record.setdefault(name, {})
-    facts["wall_seconds"] = round(facts.get("wall_seconds", 0.0) + time.monotonic() - began, 1)
-    if peak is not None:
-        facts["peak_memory_gb"] = round(max(peak, facts.get("peak_memory_gb", 0.0)), 4)
-    if code:
-        record["failed"] = f"{name}: {_last_line(log) or f'ended with code {code}'}"
-    write_json(cell.folder / RECORD, record)
+    log, facts = cell.folder / f"{name}.log", record.setdefault(name, {})
+    began, before, start = time.monotonic(), facts.get("wall_seconds", 0.0), log.stat().st_size if log.exists() else 0
+    peaks = [facts["peak_memory_gb"]] if "peak_memory_gb" in facts else []
+    try:
+        with open(log, "ab") as file:
+            code = _run([sys.executable, "-m", "anatomark", *command], file, peaks)
+        if code:
+            record["failed"] = f"{name}: {_why(code, log, start)}"
+    finally:  # also of a sitting that is interrupted
+        facts["wall_seconds"] = round(before + time.monotonic() - began, 1)
+        if peaks:
+            facts["peak_memory_gb"] = round(max(peaks), 4)
+        write_json(cell.folder / RECORD, record)
     how = f"failed, see {log}" if code else f"done in {clock(time.monotonic() - began)}"
     report.say(f"  {name}: {how}")
     return str(record.get("failed", ""))
 
 
-def _run(command: Sequence[str], log: Any) -> tuple[int, float | None]:
-    """Exit code and peak resident memory in GB (None where the system does not say) of a child, which dies with us."""
+def _run(command: Sequence[str], log: Any, peaks: list[float]) -> int:
+    """Exit code of a child, which dies with us; its peak resident memory in GB, so far as the system says it, is added
+    to ``peaks`` while it runs. Linux is asked for the child's own (see ``peak_memory_gb``)."""
     paths = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # the child finds what we find
     environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
@@ -144,26 +164,40 @@ def _run(command: Sequence[str], log: Any) -> tuple[int, float | None]:
         close_fds=False,  # the folder's lock lives as long as the child
     ) as child:  # fmt: skip
         try:
-            if not hasattr(os, "wait4"):
-                return child.wait(), None
+            known = len(peaks)
+            while (peak := peak_memory_gb(child.pid)) is not None:
+                peaks[known:] = [max([peak, *peaks[known:]])]
+                with suppress(subprocess.TimeoutExpired):
+                    return child.wait(LOOK_S)
+            if len(peaks) > known or not hasattr(os, "wait4"):
+                return child.wait()
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            return child.returncode, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            peaks.append(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
+            return child.returncode
         except BaseException:
             child.terminate()
             raise
 
 
-def _last_line(log: Path) -> str:
-    lines = [x.strip() for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
-    return lines[-1].removeprefix("error: ") if lines else ""
+def _why(code: int, log: Path, start: int) -> str:
+    """Why a child failed: the signal that killed it, else the last line that it wrote behind ``start`` of the log."""
+    if code < 0:
+        return f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [x.strip() for x in text.splitlines() if x.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"ended with code {code}"
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep other benchmarks out of ``out``; SIGTERM ends the work like Ctrl-C. The lock is also held by a cell's
     process, so one that survived its benchmark keeps the next one out until it has ended. Raises InputError."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder to write to: {error.strerror or error}") from error
     with open(out / ".lock", "w") as file, _terminable():
         with suppress(ImportError):  # Windows has no fcntl
             import fcntl
