@@ -236,7 +236,7 @@ def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows
                 row["train_memory_gb"], row["predict_memory_gb"], course)
         )  # fmt: skip
     path = out / f"{data}.png"
-    title = f"{data}: {rows[0]['cases']} cases, truth {rows[0]['truth']}"
+    title = f"{data}: {rows[0]['cases']} case{'s' * (rows[0]['cases'] != 1)}, truth {rows[0]['truth']}"
     write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
     return path
 
