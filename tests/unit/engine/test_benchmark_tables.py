@@ -73,3 +73,11 @@ def test_one_case_has_no_interval() -> None:
 def test_notes_on_results_stand_below_the_tables() -> None:
     assert markdown(SUITE, {}, {}, ["A scores 2 of 3 landmarks."])[2:] == ["A scores 2 of 3 landmarks.", "", *NOTES, ""]
     assert markdown(SUITE, {}, {})[2:] == [*NOTES, ""]
+
+
+def test_what_is_not_done_is_named_where_its_data_set_was_begun() -> None:
+    rows = {"study": [_row(_result(np.ones((3, 2))))], "other": []}
+    states = {"study/m/seed0": "finished", "study/n/seed0": "new", "other/m/seed0": "failed", "other/n/seed0": "new"}
+    text = "\n".join(markdown(SUITE, rows, states))
+    assert "Not in the tables: study/n/seed0 (new), other/m/seed0 (failed)." in text
+    assert "Not begun in other data sets: 1." in text

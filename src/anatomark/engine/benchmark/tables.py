@@ -183,9 +183,13 @@ def markdown(
         lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
         lines += [f"| {' | '.join(_cells(row, shown, suite.baseline is not None))} |" for row in group]
         lines += [""]
+    shown_data = {data for data, group in rows.items() if group}
     waiting = [n for n, s in states.items() if s != "finished"]
-    if waiting:
-        lines += [f"Not in the tables: {', '.join(f'{n} ({states[n]})' for n in waiting)}.", ""]
+    named = [n for n in waiting if states[n] != "new" or n.split("/")[0] in shown_data]
+    if named:
+        lines += [f"Not in the tables: {', '.join(f'{n} ({states[n]})' for n in named)}.", ""]
+    if others := len(waiting) - len(named):
+        lines += [f"Not begun in other data sets: {others}.", ""]
     if notes:
         lines += [" ".join(notes), ""]
     return lines + [*NOTES, ""]
