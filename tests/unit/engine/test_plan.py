@@ -24,7 +24,7 @@ def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
     planned = plan(volumes(tmp_path), tmp_path / "out")
     config = read_config(tmp_path / "out" / "config.yaml")
     assert config == planned.config == completed(config)
-    assert (config.method.name, config.method.preset, config.modality) == ("pin", "recommended", "mr")
+    assert (config.method.name, config.method.preset, config.modality) == ("t2dl", "recommended", "mr")
     assert config.minutes == 60 and config.landmarks is None and config.cache_mb >= 512
     report = json.loads((tmp_path / "out" / "plan_report.json").read_text())
     assert report == planned.summary() and report["config"] == config.model_dump(mode="json")
