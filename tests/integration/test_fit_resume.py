@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from anatomark.engine import loop
-from anatomark.engine.config import make_config
+from anatomark.engine.config import make_config, read_config
 from anatomark.engine.progress import Reporter
 from anatomark.engine.train import fit
 from anatomark.errors import InputError
@@ -112,6 +112,22 @@ def test_a_run_is_not_overwritten_and_resuming_does_not_change_it(
     before = (done.run / "weights.safetensors").stat().st_mtime_ns
     fit(study, tmp_path / "run", resume=True, report=QUIET)
     assert (done.run / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_alignment_that_the_cases_asked_for_is_no_other_setting(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(method="tiny", steps=20, assignments=["align.kind=rigid"])
+    align = config.align.model_copy(update={"enabled": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "anatomark.engine.train.aligned_in_any_pose", lambda config, _: config.model_copy(update={"align": align})
+        )
+        _stop_at(patch, 5)
+        with pytest.raises(Stopped):
+            fit(study, tmp_path / "run", config, report=QUIET)
+    fit(study, tmp_path / "run", config, resume=True, report=QUIET)
+    assert read_config(tmp_path / "run" / "config.yaml").align == align
 
 
 def test_folds_go_on_too(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,8 @@ def _checked_start(run: Path, config: RunConfig, resume: bool) -> RunConfig:
     auto = config.method.name == AUTO
     asked = config.model_dump()
     ours = kept.model_dump()
+    if config.align.enabled is None:  # the training cases decided it there
+        asked["align"]["enabled"] = ours["align"]["enabled"]
     budget = {"stage_steps", "validate_every", "minutes"}
     free = {*budget, "cache", *MACHINE}
     usual = completed(RunConfig.model_validate({"method": config.method.model_dump()})).model_dump()
