@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import default_collate
 
@@ -17,6 +18,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
 from anatomark.data.intensity import guess_modality, intensity_rule
 from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
+from anatomark.errors import InputError
 from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
 from anatomark.methods.pin.cascade import CascadePIN
 from anatomark.methods.pin.preparation import CascadeConfig, Level
@@ -120,3 +122,26 @@ def moved(image: Image, motion: Pose) -> Image:
 def errors(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> Array:
     """(cases, N) mm between what ``locate`` says and the truth."""
     return np.stack([method.locate(image).errors_to(truth) for image, truth in cases])
+
+
+def check_shift(method: Method, image: Image) -> None:
+    """An image that lies elsewhere is the same image: its landmarks lie elsewhere, too."""
+    d = image.ndim
+    shift = np.array([130.0, -75.0, 42.5])[:d]
+    here = method.locate(image).points
+    there = method.locate(moved(image, Pose(np.eye(d), shift))).points
+    np.testing.assert_allclose(there, here + shift, atol=0.02)
+
+
+def check_first_guess(method: Method, image: Image, truth: Landmarks) -> None:
+    """A first guess finds an image turned at will as well as it is found upright, and must name a landmark."""
+    turn = random_rotation(np.random.default_rng(0), image.ndim)
+    middle = truth.points.mean(0)
+    motion = Pose(turn, middle - turn @ middle)
+    there, goal = moved(image, motion), truth.with_points(motion.apply(truth.points))
+    near = goal.with_points(goal.points + np.random.default_rng(0).normal(0, 1.5, goal.points.shape))
+    found = method.locate(there, without(near, "a"))
+    here = method.locate(image, truth).errors_to(truth).mean()
+    assert found.errors_to(goal).mean() < here + 1.0
+    with pytest.raises(InputError, match="none of the model's landmarks: a, b, c"):
+        method.locate(image, Landmarks(("elsewhere",), truth.points[:1]))

@@ -52,13 +52,28 @@ def prepare_frame(
     shape = anatomy.shape_model(
         variance=settings.shape_variance, most=settings.shape_modes, copies=settings.warped_copies
     )
-    shift = settings.shift if settings.shift is not None else LEFT if aligned else SHIFT
-    facts = {**anatomy.facts(shift=shift), "shape": shape.to_json(), "centre_mm": None}
+    facts = start_facts(anatomy, cases, names, settings.shift, SHIFT, aligned=aligned)
+    return anatomy, {**facts, "shape": shape.to_json()}
+
+
+def start_facts(
+    anatomy: Anatomy,
+    cases: Sequence[AnnotatedCase],
+    names: Sequence[str],
+    shift: float | None,
+    usual: float,
+    *,
+    aligned: bool,
+) -> dict[str, Any]:
+    """Where a search begins, for ``plan.json``, with ``centre_mm`` (D,), where the template has the anatomy; None where
+    cases are not ``aligned``. ``shift``: radii, random in training; None: ``usual``, or what an alignment leaves."""
+    shift = shift if shift is not None else LEFT if aligned else usual
+    facts = {**anatomy.facts(shift=shift), "centre_mm": None}
     if aligned:
         poses = [procrustes(anatomy.mean, c.landmarks.select(names).points) for c in cases]
         facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
         facts["start_shift_mm"] = shift * anatomy.radius
-    return anatomy, facts
+    return facts
 
 
 def adapt_frame(

@@ -14,7 +14,6 @@ import phantom
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import Pose
 from anatomark.engine.config import checked
 from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
 from anatomark.errors import InputError
@@ -23,22 +22,12 @@ from anatomark.methods.base import Batch, Plan, TrainingCase
 from anatomark.methods.dqn import agent
 from anatomark.methods.dqn.agent import AGENTS, DQN, DQNConfig
 from anatomark.methods.dqn.moves import Walk, directions, reward
-from anatomark.nets.precision import use_bf16
 
+pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
     "voxels": 20, "patch_px": 11, "scales": [4, 2, 1], "layers": [(8, 5), (16, 3)], "hidden": 48, "narrow": 16,
     "batch": 48, "target_every": 50, "warp_share": 0.3, "intensity": 0.5, "starts": 3, "steps": 250, "lr": 3e-3,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
 
 
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> DQN:
@@ -240,10 +229,7 @@ def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
 
 
 def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    image, _ = trained.cases[1]
-    shift = np.array([130.0, -75.0])
-    there = trained.method.locate(phantom.moved(image, Pose(np.eye(2), shift))).points
-    np.testing.assert_allclose(there, trained.method.locate(image).points + shift, atol=0.02)
+    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_is_where_the_agents_start(trained: Trained) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,23 +28,13 @@ from anatomark.methods.global_to_local.looks import (
 )
 from anatomark.methods.global_to_local.votes import log_displacement
 from anatomark.nets.coarse import Votes, cell_centres
-from anatomark.nets.precision import use_bf16
 
+pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
     "block_px": 16, "cover": 3.2, "width": 8, "warped_copies": 20, "intensity": 0.5, "shift": 0.5,
     "steps": 450, "batch": 16, "anywhere_share": 0.1,
 }  # fmt: skip
 WINDOW = {"kind": "window", "low": 0.0, "high": 270.0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
 
 
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> GlobalToLocal:
@@ -133,11 +122,7 @@ def test_twice_is_the_same(trained: Trained) -> None:
 
 
 def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    image, d = trained.cases[1][0], trained.method.ndim
-    shift = np.array([130.0, -75.0, 42.5])[:d]
-    here = trained.method.locate(image).points
-    there = trained.method.locate(phantom.moved(image, Pose(np.eye(d), shift))).points
-    np.testing.assert_allclose(there, here + shift, atol=0.02)
+    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:

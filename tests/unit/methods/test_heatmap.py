@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,23 +17,13 @@ from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods import find, presets
 from anatomark.methods.heatmap import Heatmap, HeatmapConfig
-from anatomark.nets.precision import use_bf16
 
+pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
     "px": 32, "cover": 3.0, "maps": [16, 32, 32], "stem": 1, "looks": 2, "warped_copies": 20, "warp_share": 0.3,
     "intensity": 0.5, "batch": 8, "steps": 200,
 }  # fmt: skip
 IN_3D: dict[str, Any] = {"px": 24, "maps": [8, 16, 16], "batch": 4, "steps": 100}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
 
 
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> Heatmap:
@@ -121,26 +110,11 @@ def test_twice_is_the_same(trained: Trained) -> None:
 
 
 def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    image, d = trained.cases[1][0], trained.method.ndim
-    shift = np.array([130.0, -75.0, 42.5])[:d]
-    here = trained.method.locate(image).points
-    there = trained.method.locate(phantom.moved(image, Pose(np.eye(d), shift))).points
-    np.testing.assert_allclose(there, here + shift, atol=0.02)
+    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
-    image, truth = trained.cases[2]
-    d = trained.method.ndim
-    turn = random_rotation(np.random.default_rng(0), d)
-    middle = truth.points.mean(0)
-    motion = Pose(turn, middle - turn @ middle)
-    there, goal = phantom.moved(image, motion), truth.with_points(motion.apply(truth.points))
-    near = goal.with_points(goal.points + np.random.default_rng(0).normal(0, 1.5, goal.points.shape))
-    found = trained.method.locate(there, phantom.without(near, "a"))
-    here = trained.method.locate(image, truth).errors_to(truth).mean()
-    assert found.errors_to(goal).mean() < here + 1.0
-    with pytest.raises(InputError, match="none of the model's landmarks: a, b, c"):
-        trained.method.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
+    phantom.check_first_guess(trained.method, *trained.cases[2])
 
 
 # ---------------------------------------------------------------------- what it is shown

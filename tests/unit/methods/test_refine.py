@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +20,8 @@ from anatomark.methods.base import Plan, Stage, TrainingCase
 from anatomark.methods.refine import STRIDE, RefineConfig, Refiner
 from anatomark.nets.precision import use_bf16
 
+pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {"levels": 1, "px": 16, "width": 8, "batch": 8, "reach_mm": [4.0]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
 
 
 def refiner(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> Refiner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,31 +13,20 @@ import phantom
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import sample
-from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
+from anatomark.core.shape import Pose, procrustes, rotation_angle
 from anatomark.core.warp import random_warp
 from anatomark.data.frame import random_view
-from anatomark.errors import InputError
 from anatomark.methods import find
 from anatomark.methods.base import Plan, TrainingCase
 from anatomark.methods.t2dl import posed
 from anatomark.methods.t2dl.posed import T2DL, T2DLConfig
-from anatomark.nets.precision import use_bf16
 
+pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
     "cells": 3, "cover": 3.2, "maps": [8, 16], "narrow": 32, "hidden": 48, "dropout": 0.0, "rank": 8, "looks": 2,
     "passes": 3, "warped_copies": 20, "warp_share": 0.3, "intensity": 0.5, "batch": 8, "steps": 200,
     "settle": False,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
 
 
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> T2DL:
@@ -128,26 +116,11 @@ def test_how_many_vote_at_once_changes_nothing(trained: Trained) -> None:
 
 
 def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    image, d = trained.cases[1][0], trained.method.ndim
-    shift = np.array([130.0, -75.0, 42.5])[:d]
-    here = trained.method.locate(image).points
-    there = trained.method.locate(phantom.moved(image, Pose(np.eye(d), shift))).points
-    np.testing.assert_allclose(there, here + shift, atol=0.02)
+    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
-    image, truth = trained.cases[2]
-    d = trained.method.ndim
-    turn = random_rotation(np.random.default_rng(0), d)
-    middle = truth.points.mean(0)
-    motion = Pose(turn, middle - turn @ middle)
-    there, goal = phantom.moved(image, motion), truth.with_points(motion.apply(truth.points))
-    near = goal.with_points(goal.points + np.random.default_rng(0).normal(0, 1.5, goal.points.shape))
-    found = trained.method.locate(there, phantom.without(near, "a"))
-    here = trained.method.locate(image, truth).errors_to(truth).mean()
-    assert found.errors_to(goal).mean() < here + 1.0
-    with pytest.raises(InputError, match="none of the model's landmarks: a, b, c"):
-        trained.method.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
+    phantom.check_first_guess(trained.method, *trained.cases[2])
 
 
 def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:

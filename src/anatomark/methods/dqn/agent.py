@@ -25,6 +25,7 @@ from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.data.anatomy import Anatomy, block_for, start_centre
 from anatomark.data.augment import PointMap, PooledWarps, random_intensity
+from anatomark.data.frame import start_facts
 from anatomark.data.intensity import bounds, normalise
 from anatomark.data.posed import read_block
 from anatomark.errors import InputError
@@ -35,7 +36,7 @@ from anatomark.nets.dqn import QNet, last_side
 
 AGENTS = 24  # in a played case
 PLAYED_FIRST, PLAY_EVERY = 4, 5  # cases before a round's first batch; batches from one played case to the next
-LEFT = 0.06  # radii: of shifts, at most, after an alignment
+SHIFT = 0.1  # radii: of shifts of the mean shape in training, at least, where nothing aligns
 BESIDE = 0.3  # radii: how far an agent may leave the image
 AT_ONCE = 512  # agents that walk together, at most
 AT_LEAST, NUMBERS = 8, 2**25  # and at least, else so few that their first maps hold so many numbers
@@ -127,13 +128,8 @@ class DQN(Method):
         if last_side(px, len(config.layers), config.pooled) < 1:
             raise InputError(f"method.patch_px {px} is too small for {len(config.layers)} layers; set more, or fewer")
         voxels = config.voxels or (120 if d == 2 else 60)
-        shift = config.shift if config.shift is not None else LEFT if study.aligned else 0.1
-        facts = {**anatomy.facts(shift=shift), "centre_mm": None}
+        facts = start_facts(anatomy, study.cases, study.names, config.shift, SHIFT, aligned=study.aligned)
         facts["spacing_mm"] = max(anatomy.spacing, anatomy.radius / voxels)
-        if study.aligned:  # the anatomy lies where it lies in the template
-            poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
-            facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
-            facts["start_shift_mm"] = shift * anatomy.radius
         return Plan(
             names=list(study.names),
             ndim=d,

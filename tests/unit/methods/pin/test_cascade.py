@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,17 +19,8 @@ from anatomark.errors import InputError
 from anatomark.methods.base import Plan
 from anatomark.methods.pin.cascade import CascadePIN
 from anatomark.methods.pin.preparation import CascadeConfig
-from anatomark.nets.precision import use_bf16
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 class Trained(NamedTuple):
@@ -82,11 +72,7 @@ def test_twice_is_the_same(trained: Trained) -> None:
 
 
 def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    image, d = trained.cases[1][0], trained.method.ndim
-    shift = np.array([130.0, -75.0, 42.5])[:d]
-    here = trained.method.locate(image).points
-    there = trained.method.locate(phantom.moved(image, Pose(np.eye(d), shift))).points
-    np.testing.assert_allclose(there, here + shift, atol=0.02)
+    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained) -> None:
