@@ -21,11 +21,11 @@ import numpy as np
 
 import anatomark
 from anatomark import Landmarks, load
-from anatomark.analysis.metrics import Statistics, compare, statistics
-from anatomark.engine.presence import random_crop
+from anatomark.cases.manifest import Case, read_manifest
 from anatomark.errors import InputError
+from anatomark.evaluation.metrics import Statistics, compare, statistics
 from anatomark.io.atomic import write_json
-from anatomark.io.manifest import Case, read_manifest
+from anatomark.model.confidence.presence import random_crop
 
 
 def measure(

@@ -25,12 +25,12 @@ import numpy as np
 
 import anatomark
 from anatomark import Grid, Image, Landmarks
+from anatomark.cases.manifest import read_manifest
+from anatomark.core.intensity import guess_modality, intensity_rule
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
-from anatomark.data.intensity import guess_modality, intensity_rule
 from anatomark.io.atomic import write_json
-from anatomark.io.manifest import read_manifest
-from anatomark.methods.align import AlignConfig, Aligner
 from anatomark.methods.base import Study, StudyCase
+from anatomark.model.align.aligner import AlignConfig, Aligner
 from manifests import TEST_BRAIN, brain, data_folder, mouse_skull
 
 Loaded = tuple[str, Image, Landmarks]

@@ -20,7 +20,7 @@ import anatomark
 from anatomark import Grid, Image, Landmarks, load, read_image, read_landmarks
 from anatomark.core.resample import resample
 from anatomark.core.shape import Pose, random_rotation
-from anatomark.engine.demo import DATA, PERSON
+from anatomark.demo import DATA, PERSON
 from anatomark.io.atomic import write_json
 
 HORNS = ("29", "30")  # left and right ventral occipital horn

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from anatomark.engine.calibrate import calibrate
-from anatomark.engine.cases import Source
-from anatomark.engine.checkpoint import load_run
-from anatomark.engine.presence import Trials, case_trials
-from anatomark.engine.progress import Reporter
-from anatomark.engine.validate import Residuals
+from anatomark.cases.division import Source
+from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
-from anatomark.io.manifest import read_manifest
+from anatomark.model.confidence.presence import Trials, case_trials
+from anatomark.model.run_folder import load_run
+from anatomark.progress import Reporter
+from anatomark.training.calibrate import calibrate
+from anatomark.training.validate import Residuals
 
 
 def left_out(run: str, cases: str, seed: int) -> Residuals:

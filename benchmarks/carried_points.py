@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 import anatomark
+from anatomark.cases.division import fitting_image
+from anatomark.cases.manifest import read_manifest
 from anatomark.core.grid import Array
-from anatomark.data.spread import PointMap, linear_map, registered
-from anatomark.engine.cases import fitting_image
 from anatomark.io.atomic import write_json
-from anatomark.io.manifest import read_manifest
+from anatomark.tools.simulate.spread import PointMap, linear_map, registered
 
 
 def halves(source: Array, target: Array, after: object = None) -> Array:

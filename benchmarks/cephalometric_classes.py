@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 import anatomark
-from anatomark.analysis.agreement import Agreement, compare
-from anatomark.analysis.biometrics import Measurements
-from anatomark.analysis.measured import Measured, measure
-from anatomark.engine.definitions import read_definition
-from anatomark.engine.inputs import find_marked
+from anatomark.cases.find import find_marked
+from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
-from anatomark.io.manifest import read_manifest
+from anatomark.tools.definitions import read_definition
+from anatomark.tools.measure.agreement import Agreement, compare
+from anatomark.tools.measure.measured import Measured, measure
+from anatomark.tools.measure.schema import Measurements
 
 FIGURES = ("success", "success_by_class", "mean_absolute", "bias", "sd", "coverage90")
 DEFINITION = "cephalometric-isbi2015"

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.analysis.metrics import compare, statistics
+from anatomark.cases.manifest import Case, read_manifest
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
+from anatomark.evaluation.metrics import compare, statistics
 from anatomark.io.atomic import write_json
 from anatomark.io.landmarks import read_landmarks
-from anatomark.io.manifest import Case, read_manifest
 from anatomark.io.tables import mean_of
 
 MEAN = "mean"

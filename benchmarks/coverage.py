@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anatomark.analysis.uncertainty import calibrated, radii
+from anatomark.cases.manifest import read_manifest
 from anatomark.io.atomic import write_json
 from anatomark.io.landmarks import read_landmarks
-from anatomark.io.manifest import read_manifest
+from anatomark.model.confidence.radius import calibrated, radii
 
 
 def main() -> None:

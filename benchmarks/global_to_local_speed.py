@@ -28,15 +28,15 @@ from torch.nn import functional as F
 
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
+from anatomark.core.intensity import intensity_rule
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import random_rotation
-from anatomark.data.intensity import intensity_rule
-from anatomark.engine.config import make_config
-from anatomark.engine.pipeline import assembled
 from anatomark.methods.base import Method, Study, StudyCase
-from anatomark.methods.global_to_local.published import PublishedGlobalToLocal, cut
+from anatomark.methods.global_to_local.paper import PublishedGlobalToLocal, cut
+from anatomark.methods.global_to_local.paper_net import LocalFCNNs
 from anatomark.methods.global_to_local.votes import decode
-from anatomark.nets.global_to_local import LocalFCNNs
+from anatomark.model.compose import assembled
+from anatomark.model.config import make_config
 from pin_speed import both_precisions, commit, least, machine, resident_gb
 
 # array shape, spacing in mm, landmarks, their distance from the middle of the anatomy in mm, modality

@@ -17,10 +17,10 @@ import csv
 import os
 from pathlib import Path
 
-from anatomark.engine.config import make_config
-from anatomark.engine.evaluate import evaluate
-from anatomark.engine.train import fit
+from anatomark.evaluation.evaluate import evaluate
 from anatomark.io.atomic import read_json, write_json
+from anatomark.model.config import make_config
+from anatomark.training.fit import fit
 
 SIZES = {"cephalogram": (15, 50, 150), "mouse_skull": (5, 10, 16)}
 METHODS = ("pin", "global_to_local", "t2dl")

@@ -3,7 +3,7 @@
     python benchmarks/manifests.py --out manifests
 
 The data folder is the environment variable ANATOMARK_DATA, by default ``../shared/data`` beside the repository. A data
-set that is not there is skipped with a line that says so. The splits stand in ``anatomark.engine.benchmark.sets``,
+set that is not there is skipped with a line that says so. The splits stand in ``anatomark.benchmark.sets``,
 which ``anatomark benchmark`` uses too.
 """
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anatomark.engine.benchmark.sets import SETS, TEST_BRAIN, brain, cephalogram, data_folder, mouse_skull, write_table
+from anatomark.benchmark.sets import SETS, TEST_BRAIN, brain, cephalogram, data_folder, mouse_skull, write_table
 
 __all__ = ["ROOT", "SETS", "TEST_BRAIN", "brain", "cephalogram", "data_folder", "mouse_skull", "write_table"]
 ROOT = Path(__file__).resolve().parents[1]

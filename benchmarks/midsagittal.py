@@ -18,13 +18,13 @@ import numpy as np
 
 import anatomark
 from anatomark import Grid, Image, Landmarks, load, read_image, read_landmarks
-from anatomark.analysis.plane_definition import PlaneSet
-from anatomark.analysis.plane_errors import plane_rows
 from anatomark.core.resample import resample
 from anatomark.core.shape import Pose, rotation_from_vector
-from anatomark.engine.definitions import read_definition
-from anatomark.engine.demo import DATA, PERSON
+from anatomark.demo import DATA, PERSON
 from anatomark.io.atomic import write_json
+from anatomark.tools.definitions import read_definition
+from anatomark.tools.planes.errors import plane_rows
+from anatomark.tools.planes.schema import PlaneSet
 
 DEGREES, SEEDED, SEED = 15.0, 4, 15
 

@@ -29,15 +29,15 @@ from torch.nn import functional as F
 
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
+from anatomark.core.intensity import intensity_rule
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import random_rotation
-from anatomark.data.intensity import intensity_rule
-from anatomark.data.patches import cut_planes
 from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
-from anatomark.methods.pin.published import PublishedConfig, PublishedPIN
+from anatomark.methods.kit.precision import use_bf16
+from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
+from anatomark.methods.pin.paper_net import conv_dtype
+from anatomark.methods.pin.patches import cut_planes
 from anatomark.methods.pin.rules import update
-from anatomark.nets.pin import conv_dtype
-from anatomark.nets.precision import use_bf16
 
 SIZE_XYZ = (324, 207, 279)
 SPACING_MM = 0.5
@@ -90,7 +90,7 @@ def paper(image: Image) -> PublishedPIN:
 
 def recommended(image: Image) -> Method:
     """The recommended PIN with every default, for heads in any pose (all its starts and levels)."""
-    from anatomark.methods.pin.cascade import CascadePIN
+    from anatomark.methods.pin.recommended import CascadePIN
 
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
@@ -253,7 +253,7 @@ def peak_gb(volume_file: Path, preset: str, threads: int) -> float:
 def report_peak(volume_file: Path, preset: str) -> None:
     """Prints peak resident memory minus that after imports and reading, in GB."""
     if preset == "recommended":
-        import anatomark.methods.pin.cascade  # noqa: F401 - an import, not part of the peak
+        import anatomark.methods.pin.recommended  # noqa: F401 - an import, not part of the peak
     image = make_image(np.load(volume_file))
     before = resident_gb("VmRSS")
     BUILD[preset](image).locate(image)

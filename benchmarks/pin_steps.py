@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from anatomark import load
+from anatomark.cases.manifest import read_manifest
 from anatomark.io.atomic import write_json
-from anatomark.io.manifest import read_manifest
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ import torch
 
 import manifests
 from anatomark.io.atomic import write_json, write_text
-from anatomark.nets.pin import conv_dtype
+from anatomark.methods.pin.paper_net import conv_dtype
 from pin_tables_runs import (
     BATCH,
     DATA,

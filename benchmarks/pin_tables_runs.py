@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 import manifests
+from anatomark.cases.manifest import read_manifest
 from anatomark.core.image import Image
+from anatomark.core.intensity import guess_modality, intensity_rule
 from anatomark.core.resample import resample
-from anatomark.data.intensity import guess_modality, intensity_rule
-from anatomark.engine.memory import keep_freed_memory
-from anatomark.io.manifest import read_manifest
 from anatomark.methods.base import Batch, Stage, Study, StudyCase, TrainingCase
-from anatomark.methods.pin.published import PublishedConfig, PublishedPIN
+from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
 from anatomark.methods.pin.working import to_voxels, working_grid
+from anatomark.training.memory import keep_freed_memory
 
 PATCH_PX, BATCH, SHARED = 31, 32, 5  # SHARED single models share one budget
 

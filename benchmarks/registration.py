@@ -25,13 +25,13 @@ import SimpleITK as sitk
 
 import anatomark
 from anatomark import Landmarks
-from anatomark.analysis.linear_fit import Kind
-from anatomark.analysis.registration import register_landmarks, summarised
+from anatomark.cases.manifest import Case, read_manifest
 from anatomark.core.shape import procrustes, rotation_angle
-from anatomark.engine.register import Request, Sources, register
 from anatomark.io.atomic import write_json
 from anatomark.io.images import image_grid, read_image
-from anatomark.io.manifest import Case, read_manifest
+from anatomark.tools.register.fit import register_landmarks, summarised
+from anatomark.tools.register.linear_fit import Kind
+from anatomark.tools.register.register import Request, Sources, register
 
 SEED = 5
 

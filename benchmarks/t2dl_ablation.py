@@ -14,10 +14,10 @@ import argparse
 from pathlib import Path
 
 from anatomark import load
-from anatomark.analysis.metrics import compare, statistics
-from anatomark.engine.pipeline import Composed
+from anatomark.cases.manifest import read_manifest
+from anatomark.evaluation.metrics import compare, statistics
 from anatomark.io.atomic import write_json
-from anatomark.io.manifest import read_manifest
+from anatomark.model.compose import Composed
 
 ROWS = ("mean", "stage1", "votes", "full")
 

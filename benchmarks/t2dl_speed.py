@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from anatomark import methods
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
+from anatomark.core.intensity import intensity_rule
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import random_rotation
-from anatomark.data.intensity import intensity_rule
-from anatomark.methods.align import AlignConfig, Aligner
 from anatomark.methods.base import Method, Study, StudyCase
+from anatomark.model.align.aligner import AlignConfig, Aligner
 from pin_speed import commit, least, machine, resident_gb
 
 SHAPE = (182, 218, 182)  # z, y, x

@@ -23,19 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.analysis.uncertainty import area_under_roc
+from anatomark.cases.manifest import Case, read_manifest
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
 from anatomark.core.shape import rotation_from_vector
-from anatomark.engine.model import Model
-from anatomark.engine.predict import load
-from anatomark.engine.presence import random_crop
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
 from anatomark.io.images import read_image
-from anatomark.io.manifest import Case, read_manifest
+from anatomark.model.confidence.presence import random_crop
+from anatomark.model.confidence.radius import area_under_roc
+from anatomark.model.model import Model
+from anatomark.model.predict import load
 
 NOISE, TURN = 0.25, 45.0
 ENOUGH = 20  # cases without which a worst decile says nothing

@@ -14,14 +14,14 @@ from torch.utils.data import default_collate
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
+from anatomark.core.intensity import guess_modality, intensity_rule
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
-from anatomark.data.intensity import guess_modality, intensity_rule
-from anatomark.engine.optimise import make_optimizer, rate_factor, set_modes
 from anatomark.errors import InputError
 from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
-from anatomark.methods.pin.cascade import CascadePIN
 from anatomark.methods.pin.preparation import CascadeConfig, Level
+from anatomark.methods.pin.recommended import CascadePIN
+from anatomark.training.optimise import make_optimizer, rate_factor, set_modes
 
 NAMES = ("a", "b", "c", "d", "e")
 BRIGHTNESS = (260.0, 200.0, 150.0, 110.0, 75.0)

@@ -98,7 +98,7 @@ class Tiny(Method):
         return self._collected(cases, stage, rng)
 
     def _collected(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
-        from anatomark.engine.examples import weightless
+        from anatomark.training.examples import weightless
 
         maker = weightless(self)
         for _ in range(7):
@@ -177,8 +177,8 @@ def read_json(path: Path) -> Any:
 
 def main() -> None:
     """The command line with this method known; ``TINY_SAVE_EVERY_S`` sets how often checkpoints are written."""
-    from anatomark.cli import main as cli
-    from anatomark.engine import loop
+    from anatomark.cli.app import main as cli
+    from anatomark.training import loop
 
     loop.SAVE_EVERY_S = float(os.environ.get("TINY_SAVE_EVERY_S", loop.SAVE_EVERY_S))
     sys.modules["tiny"] = sys.modules[__name__]

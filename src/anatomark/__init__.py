@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from anatomark.core.grid import Grid
     from anatomark.core.image import Image
     from anatomark.core.landmarks import Landmarks
-    from anatomark.engine.predict import load
     from anatomark.errors import InputError
     from anatomark.io.images import read_image
     from anatomark.io.landmarks import read_landmarks, write_landmarks
+    from anatomark.model.predict import load
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _HOMES = {
     "Image": "anatomark.core.image",
     "InputError": "anatomark.errors",
     "Landmarks": "anatomark.core.landmarks",
-    "load": "anatomark.engine.predict",
+    "load": "anatomark.model.predict",
     "read_image": "anatomark.io.images",
     "read_landmarks": "anatomark.io.landmarks",
     "write_landmarks": "anatomark.io.landmarks",

@@ -12,10 +12,10 @@ import pytest
 
 import tiny
 from anatomark import cli
+from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.engine.cases import read_division
-from anatomark.engine.config import make_config
 from anatomark.io.landmarks import read_landmarks, write_landmarks
+from anatomark.model.config import make_config
 
 tiny.register()
 ABSENT, DEFINED, UNKNOWN = Status.ABSENT, Status.DEFINED, Status.UNANNOTATED

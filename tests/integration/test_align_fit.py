@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark.cli import summary_lines
+from anatomark.cli.app import summary_lines
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import rotation_angle, rotation_from_vector
-from anatomark.engine.config import make_config, read_config
-from anatomark.engine.evaluate import evaluate
-from anatomark.engine.predict import load, predict_paths
-from anatomark.engine.progress import Reporter
-from anatomark.engine.train import Fitted, fit
+from anatomark.evaluation.evaluate import evaluate
 from anatomark.io.images import write_image
+from anatomark.model.config import make_config, read_config
+from anatomark.model.predict import load, predict_paths
+from anatomark.progress import Reporter
+from anatomark.training.fit import Fitted, fit
 
 tiny.register()
 QUIET = Reporter(quiet=True)

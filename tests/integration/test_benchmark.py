@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 import tiny
-from anatomark.engine.benchmark.run import Benchmarked, benchmark
-from anatomark.engine.benchmark.work import State
-from anatomark.engine.progress import Reporter
+from anatomark.benchmark.run import Benchmarked, benchmark
+from anatomark.benchmark.work import State
 from anatomark.errors import InputError
+from anatomark.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 METHODS: dict[str, Any] = {"wide": {"method": "tiny"}, "narrow": {"method": "tiny", "set": {"method.width": 2}}}
@@ -140,7 +140,7 @@ def test_after_kill_9_the_cell_goes_on_and_meanwhile_nobody_else_works_there(fol
     _suite(folder, methods={"wide": METHODS["wide"]}, steps=400)
     out, run = folder / "out", folder / "out" / "study" / "wide" / "seed0" / "run"
     code = (
-        "import sys, tiny; from anatomark.engine.benchmark.run import benchmark;"
+        "import sys, tiny; from anatomark.benchmark.run import benchmark;"
         f"benchmark({str(folder / 'suite.yaml')!r}, {str(out)!r})"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

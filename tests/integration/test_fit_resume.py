@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import tiny
-from anatomark.engine import loop
-from anatomark.engine.config import make_config, read_config
-from anatomark.engine.progress import Reporter
-from anatomark.engine.train import fit
 from anatomark.errors import InputError
+from anatomark.model.config import make_config, read_config
+from anatomark.progress import Reporter
+from anatomark.training import loop
+from anatomark.training.fit import fit
 
 tiny.register()
 QUIET = Reporter(quiet=True)
@@ -121,7 +121,7 @@ def test_an_alignment_that_the_cases_asked_for_is_no_other_setting(
     align = config.align.model_copy(update={"enabled": False})
     with monkeypatch.context() as patch:
         patch.setattr(
-            "anatomark.engine.train.aligned_in_any_pose", lambda config, _: config.model_copy(update={"align": align})
+            "anatomark.training.fit.aligned_in_any_pose", lambda config, _: config.model_copy(update={"align": align})
         )
         _stop_at(patch, 5)
         with pytest.raises(Stopped):

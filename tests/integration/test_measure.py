@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from anatomark import cli
-from anatomark.analysis.measured import COLUMNS
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.engine.measure import measure
 from anatomark.errors import InputError
 from anatomark.io.images import write_image
 from anatomark.io.jsonfile import write_json_landmarks
 from anatomark.io.landmarks import write_landmarks
+from anatomark.tools.measure.measure import measure
+from anatomark.tools.measure.measured import COLUMNS
 
 DEFINITION = """
 description: a test
@@ -132,7 +132,7 @@ def test_truth_writes_the_agreement(study: dict[str, Any], tmp_path: Path, capsy
 
 
 def test_two_observers_are_compared_in_python(study: dict[str, Any], tmp_path: Path) -> None:
-    from anatomark.analysis.agreement import compare
+    from anatomark.tools.measure.agreement import compare
 
     senior = measure(study["definition"], [study["cases"]], tmp_path / "s.csv").measured
     junior = measure(study["definition"], [tmp_path / "junior.csv"], tmp_path / "j.csv").measured

@@ -12,17 +12,17 @@ import pytest
 import SimpleITK as sitk
 
 from anatomark import cli
-from anatomark.analysis.planes import find_planes
-from anatomark.commands.planes import planes as command
+from anatomark.cli.planes import planes as command
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import rotation_from_vector
-from anatomark.engine.definitions import read_definition
-from anatomark.engine.planes import PlaneSet, cut_planes
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import write_landmarks
+from anatomark.tools.definitions import read_definition
+from anatomark.tools.planes.geometry import find_planes
+from anatomark.tools.planes.planes import PlaneSet, cut_planes
 
 PLANES = """
 planes:

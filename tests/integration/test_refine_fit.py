@@ -10,14 +10,14 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny
-from anatomark.engine import loop
-from anatomark.engine import train as training
-from anatomark.engine.checkpoint import load_run
-from anatomark.engine.config import RunConfig, make_config, read_config, write_config
-from anatomark.engine.predict import load
-from anatomark.engine.progress import Reporter
-from anatomark.engine.train import Fitted, fit
 from anatomark.errors import InputError
+from anatomark.model.config import RunConfig, make_config, read_config, write_config
+from anatomark.model.predict import load
+from anatomark.model.run_folder import load_run
+from anatomark.progress import Reporter
+from anatomark.training import fit as training
+from anatomark.training import loop
+from anatomark.training.fit import Fitted, fit
 
 tiny.register()
 QUIET = Reporter(quiet=True)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 import tiny
 from anatomark import cli
-from anatomark.core.crop import paste
+from anatomark.core.box import paste
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -268,7 +268,7 @@ def test_a_case_that_fails_now_leaves_nothing_of_the_run_before(
 def test_a_transform_without_its_image_is_not_left_behind(
     moved: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anatomark.engine import register as module
+    from anatomark.tools.register import register as module
 
     def full(*_: object) -> None:
         raise InputError("the disk is full")

@@ -11,14 +11,14 @@ import pytest
 
 import tiny
 from anatomark import cli
+from anatomark.cases.manifest import read_manifest
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.engine import simulate as module
-from anatomark.engine.simulate import Request, simulate
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks, write_landmarks
-from anatomark.io.manifest import read_manifest
+from anatomark.tools.simulate import simulate as module
+from anatomark.tools.simulate.simulate import Request, simulate
 
 tiny.register()
 

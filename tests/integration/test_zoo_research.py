@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from anatomark import cli
-from anatomark.engine.predict import load
+from anatomark.model.predict import load
 
 tiny.register()
 

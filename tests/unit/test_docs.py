@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from anatomark import methods
-from anatomark.engine.config import RunConfig
-from anatomark.methods.align import AlignConfig
-from anatomark.methods.refine import RefineConfig
+from anatomark.model.align.aligner import AlignConfig
+from anatomark.model.config import RunConfig
+from anatomark.model.refine.refiner import RefineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])

@@ -10,28 +10,28 @@ from anatomark.methods.base import Method
 
 TABLE: dict[str, dict[str, str]] = {
     "pin": {
-        "recommended": "anatomark.methods.pin.cascade:CascadePIN",
-        "paper": "anatomark.methods.pin.published:PublishedPIN",
-        "paper-single": "anatomark.methods.pin.published:PublishedPIN",
+        "recommended": "anatomark.methods.pin.recommended:CascadePIN",
+        "paper": "anatomark.methods.pin.paper:PublishedPIN",
+        "paper-single": "anatomark.methods.pin.paper:PublishedPIN",
     },
     "global_to_local": {
-        "recommended": "anatomark.methods.global_to_local.coarse:GlobalToLocal",
-        "paper": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
-        "paper-cephalogram": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
-        "paper-ccta": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
-        "paper-olfactory-mr": "anatomark.methods.global_to_local.published:PublishedGlobalToLocal",
+        "recommended": "anatomark.methods.global_to_local.recommended:GlobalToLocal",
+        "paper": "anatomark.methods.global_to_local.paper:PublishedGlobalToLocal",
+        "paper-cephalogram": "anatomark.methods.global_to_local.paper:PublishedGlobalToLocal",
+        "paper-ccta": "anatomark.methods.global_to_local.paper:PublishedGlobalToLocal",
+        "paper-olfactory-mr": "anatomark.methods.global_to_local.paper:PublishedGlobalToLocal",
     },
     "t2dl": {
-        "recommended": "anatomark.methods.t2dl.posed:T2DL",
-        "paper": "anatomark.methods.t2dl.published:PublishedT2DL",
+        "recommended": "anatomark.methods.t2dl.recommended:T2DL",
+        "paper": "anatomark.methods.t2dl.paper:PublishedT2DL",
     },
     "dqn": {
-        "recommended": "anatomark.methods.dqn.agent:DQN",
-        "paper": "anatomark.methods.dqn.agent:DQN",
+        "recommended": "anatomark.methods.dqn.method:DQN",
+        "paper": "anatomark.methods.dqn.method:DQN",
     },
     "heatmap": {
-        "recommended": "anatomark.methods.heatmap:Heatmap",
-        "scn": "anatomark.methods.heatmap:Heatmap",
+        "recommended": "anatomark.methods.heatmap.method:Heatmap",
+        "scn": "anatomark.methods.heatmap.method:Heatmap",
     },
 }
 ENTRY_POINTS = "anatomark.methods"  # outsiders: name = "module:Class"; presets from the class

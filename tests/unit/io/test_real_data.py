@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anatomark.cases.manifest import read_manifest
 from anatomark.io.images import read_image
 from anatomark.io.landmarks import read_landmarks, write_landmarks
-from anatomark.io.manifest import read_manifest
 
 DATA = Path(os.environ.get("ANATOMARK_DATA", Path(__file__).parents[4] / "shared" / "data"))
 pytestmark = [

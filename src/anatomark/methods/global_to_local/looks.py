@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.shape import Pose
+from anatomark.methods.global_to_local.net import Votes
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.nets.coarse import Votes
 
 
 def log_votes(votes: Votes, centres: torch.Tensor) -> torch.Tensor:

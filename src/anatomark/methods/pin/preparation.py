@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from anatomark.data.anatomy import Anatomy, adapt_facts
 from anatomark.methods.base import MethodConfig, Plan, Study
+from anatomark.methods.kit.anatomy import Anatomy, adapt_facts
 
 
 class Level(BaseModel):

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from anatomark.core.grid import Array
 from anatomark.core.shape import PCAShape
-from anatomark.nets.autoencoder import ShapeAutoencoder
+from anatomark.methods.pin.autoencoder import ShapeAutoencoder
 
 GUESSED = 0.25  # ours: a first guess shrinks the region of the starts to this part
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array
-from anatomark.data.posed import planes
+from anatomark.methods.kit.posed import planes
 
 REGRESSION_WEIGHT = 20.0  # brings the Huber term, in half widths, to the size of the cross entropy
 

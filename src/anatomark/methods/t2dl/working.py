@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
+from anatomark.core.intensity import normalise, otsu
 from anatomark.core.resample import resample
-from anatomark.data.augment import PointMap
-from anatomark.data.intensity import normalise, otsu
-from anatomark.data.posed import unit_coordinates
+from anatomark.methods.kit.augment import PointMap
+from anatomark.methods.kit.posed import unit_coordinates
 
 LONGEST_PX = 220  # of the working image, about: a brain at 1 mm
 HEAD_MM = (200.0, 450.0)  # diagonals of 3D images that are as large as a head

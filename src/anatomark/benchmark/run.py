@@ -1,0 +1,136 @@
+"""``anatomark benchmark``: do what of a suite is not done, cell by cell, and write the tables after each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from anatomark.benchmark.results import Result, fewer_landmarks, read_result, same_truth
+from anatomark.benchmark.suite import Cell, Suite, chosen, plan_cells, read_suite
+from anatomark.benchmark.tables import commit, write_tables
+from anatomark.benchmark.work import State, do_cell, locked, state_of
+from anatomark.errors import InputError
+from anatomark.progress import Reporter, clock
+
+
+@dataclass(frozen=True)
+class Benchmarked:
+    """What a benchmark found, or with ``dry`` would do: the ``states`` of the cells asked for, reasons of those that
+    ``failed``, ``files`` written, training ``minutes`` that are left (None: not all are known), ``notes`` on results
+    that are not of all landmarks."""
+
+    out: Path
+    states: dict[str, State]
+    failed: dict[str, str]
+    files: list[Path]
+    minutes: dict[str, float | None]
+    dry: bool
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "out": str(self.out),
+            "cells": {n: {"state": str(s), "minutes_left": self.minutes[n]} for n, s in self.states.items()},
+            "failed": self.failed,
+            "files": [str(f) for f in self.files],
+            "notes": self.notes,
+        }
+
+    def lines(self) -> list[str]:
+        """Text."""
+        done = sum(s is State.FINISHED for s in self.states.values())
+        if not self.dry:
+            ends = [f"{done} of {len(self.states)} cells finished"]
+            return ends + self.notes + ([f"table: {self.files[0]}"] if self.files else [])
+        lines = []
+        for name, state in self.states.items():
+            budget = self.minutes[name]
+            lines.append(f"{name}: {state}" + (f", {budget:g} min" if budget else ""))
+        left = [m for m in self.minutes.values() if m]
+        unknown = sum(m is None for m in self.minutes.values())
+        more = f", and {unknown} of unknown length (no minutes given)" if unknown else ""
+        return [*lines, f"{len(lines)} cells, {done} finished; about {clock(60 * sum(left))} of training left{more}"]
+
+
+def benchmark(
+    suite_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    only: Sequence[str] = (),
+    minutes: float | None = None,
+    dry_run: bool = False,
+    tables_only: bool = False,
+    report: Reporter | None = None,
+) -> Benchmarked:
+    """Train and evaluate the cells of a suite that are not finished, one after the other, and write tables of all.
+
+    ``only``: names of data sets and methods; ``minutes`` replaces the suite's budgets; ``dry_run`` only says what is to
+    be done and writes nothing; ``tables_only`` trains nothing. A cell that fails does not stop the others (``failed``);
+    one that was killed goes on where it stood. Raises InputError for a bad suite, where a cell there was made with
+    other settings, and where another benchmark is at work in ``out``.
+    """
+    path, out, report = Path(suite_path), Path(out), report or Reporter(quiet=True)
+    suite = read_suite(path, minutes)
+    if dry_run:
+        with TemporaryDirectory() as folder:
+            cells = chosen(suite, plan_cells(suite, path, out, Path(folder), report), only)
+            states = {c.name: state_of(c) for c in cells}
+        return Benchmarked(out, states, {}, [], {c.name: _minutes_left(c, states[c.name]) for c in cells}, True)
+    with locked(out):
+        cells = plan_cells(suite, path, out, out / "manifests", report)
+        asked = chosen(suite, cells, only)
+        states = {c.name: state_of(c) for c in cells}
+        results = {c.name: r for c in cells if (r := read_result(c, _thresholds(suite, c))) is not None}
+        same_truth(list(results.values()))
+        failed: dict[str, str] = {}
+        todo = [] if tables_only else [c for c in asked if states[c.name] is not State.FINISHED]
+        files = [] if todo or not results else _tables(suite, out, cells, results, states)
+        for i, cell in enumerate(todo):
+            report.say(f"{cell.name} ({i + 1} of {len(todo)}); log: {cell.folder}")
+            reason = do_cell(cell, report, commit())
+            if not reason:
+                reason = _taken(suite, cell, results)
+            if reason:
+                failed[cell.name] = reason
+                report.say(f"  {reason}")
+            states[cell.name] = State.FAILED if reason else State.FINISHED
+            if results:
+                files = _tables(suite, out, cells, results, states)
+    left = {c.name: _minutes_left(c, states[c.name]) for c in asked}
+    notes = fewer_landmarks([results[c.name] for c in cells if c.name in results])
+    return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False, notes)
+
+
+def _thresholds(suite: Suite, cell: Cell) -> list[float]:
+    return suite.data[cell.data].thresholds
+
+
+def _taken(suite: Suite, cell: Cell, results: dict[str, Result]) -> str:
+    """Add a fresh result; why not, where it does not fit the others."""
+    try:
+        found = read_result(cell, _thresholds(suite, cell))
+        assert found is not None
+        same_truth([*results.values(), found])
+    except InputError as error:
+        return str(error)
+    results[cell.name] = found
+    return ""
+
+
+def _tables(
+    suite: Suite, out: Path, cells: Sequence[Cell], results: dict[str, Result], states: dict[str, State]
+) -> list[Path]:
+    ordered = [results[c.name] for c in cells if c.name in results]
+    return write_tables(suite, out, ordered, {c.name: str(states[c.name]) for c in cells})
+
+
+def _minutes_left(cell: Cell, state: State) -> float | None:
+    """Training minutes that a cell still takes at most; 0 where there is nothing to train, None where not known."""
+    if cell.config is None or state in (State.FINISHED, State.TRAINED):
+        return 0.0
+    return cell.config.minutes

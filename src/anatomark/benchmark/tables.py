@@ -1,0 +1,272 @@
+"""Tables, comparisons and pictures of all finished cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import anatomark
+from anatomark.benchmark.results import Result, case_rows, cell_row, fewer_landmarks
+from anatomark.benchmark.suite import Suite
+from anatomark.benchmark.work import machine
+from anatomark.evaluation.metrics import BOOTSTRAP
+from anatomark.evaluation.paired import Paired, compare_methods
+from anatomark.io.atomic import write_bytes, write_json, write_text
+
+Row = dict[str, Any]
+
+
+def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Mapping[str, str]) -> list[Path]:
+    """Everything that follows from the finished cells; returns the files. ``states`` by name of the cell."""
+    cells = [cell_row(r) for r in results]
+    grouped = {d: by_method(results, suite, d) for d in suite.data}
+    compared = {d: compare_methods({m: [r.errors for r in rs] for m, rs in g.items()}) for d, g in grouped.items()}
+    rows = {d: method_rows(suite, g, compared[d]) for d, g in grouped.items()}
+    files = {
+        "results.csv": _csv(cells),
+        "per_case.csv": _csv([row for r in results for row in case_rows(r)]),
+        "paired.csv": _csv([paired_row(d, p) for d, found in compared.items() for p in found]),
+        "methods.csv": _csv([row for group in rows.values() for row in group]),
+        "table.md": "\n".join(markdown(suite, rows, states, fewer_landmarks(results))),
+    }
+    for name, text in files.items():
+        write_text(out / name, text)
+    pictures = [_picture(out, d, g, rows[d]) for d, g in grouped.items() if g]
+    figures = {
+        f"{row['data']}_{row['method']}_{key}": row[key]
+        for group in rows.values()
+        for row in group
+        for key in ("mre_mm", "seconds_per_image", "error_ratio", "time_ratio")
+        if row[key] is not None
+    }
+    facts = {
+        "schema": 1,
+        "figures": figures,
+        "suite": suite.model_dump(mode="json", exclude_defaults=True),
+        "cells": dict(states),
+        "machine": machine(),
+        "commit": commit(),
+    }
+    write_json(out / "benchmark.json", facts)
+    return [out / "table.md", *pictures, *(out / n for n in files if n != "table.md"), out / "benchmark.json"]
+
+
+def by_method(results: Sequence[Result], suite: Suite, data: str) -> dict[str, list[Result]]:
+    """The results of a data set by method, in the suite's order, the seeds together."""
+    found = {m: [r for r in results if (r.cell.data, r.cell.method) == (data, m)] for m in suite.methods}
+    return {m: rs for m, rs in found.items() if rs}
+
+
+def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared: Sequence[Paired]) -> list[Row]:
+    """One row per method on one data set: means over the seeds, and how it stands to the baseline.
+
+    ``error_ratio`` and its interval are paired (same cases and landmarks); ``time_ratio`` below 1 is faster.
+    """
+    base = grouped.get(suite.baseline or "")
+    rows = []
+    for method, runs in grouped.items():
+        figures = [r.figures for r in runs]
+        seeds = [f.mre for f in figures if f.mre is not None]
+        low, high = _interval(runs) or (None, None)
+        to_base = _against(method, suite.baseline, compared)
+        mine, theirs = _mean([r.seconds for r in runs]), _mean([r.seconds for r in base or ()])
+        rows.append(
+            {
+                "data": runs[0].cell.data,
+                "method": method,
+                "seeds": len(runs),
+                "truth": runs[0].truth,
+                "cases": len(runs[0].errors.cases),
+                "landmarks": len(runs[0].errors.names),
+                "mre_mm": _mean(seeds),
+                "ci_low_mm": low,
+                "ci_high_mm": high,
+                "seed_sd_mm": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+                "median_mm": _mean([f.median for f in figures]),
+                **{f"sdr_{t:g}": _mean([f.sdr.get(float(t)) for f in figures]) for t in _thresholds(suite, runs)},
+                "failures": _mean([float(f.failures) for f in figures]),
+                "seconds_per_image": mine,
+                "train_minutes": _scaled(_mean([r.train_seconds for r in runs]), 1 / 60),
+                "steps": _mean([r.steps for r in runs]),
+                "train_memory_gb": _mean([r.train_gb for r in runs]),
+                "predict_memory_gb": _mean([r.predict_gb for r in runs]),
+                "parameters": _mean([r.parameters for r in runs]),
+                "baseline": suite.baseline,
+                **to_base,
+                "time_ratio": mine / theirs if mine and theirs else None,
+            }
+        )
+    return rows
+
+
+def _thresholds(suite: Suite, runs: Sequence[Result]) -> list[float]:
+    return suite.data[runs[0].cell.data].thresholds
+
+
+def _interval(runs: Sequence[Result]) -> tuple[float, float] | None:
+    """95 % bootstrap interval over cases: the evaluation's own, for several seeds that of the mean of their MREs, the
+    cases drawn for all of them together. None for fewer than two annotated cases."""
+    if len(runs) == 1:
+        return runs[0].figures.mre_ci95
+    seeds = [r.errors for r in runs if r.figures.mre is not None]
+    cases = list(dict.fromkeys(c for e in seeds for m, c in enumerate(e.cases) if e.annotated[m].any()))
+    if len(cases) < 2:
+        return None
+    draws = np.random.default_rng(0).multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=BOOTSTRAP)
+    means = np.full((len(seeds), BOOTSTRAP), np.nan)
+    for mean, e in zip(means, seeds, strict=True):
+        total, count = np.zeros(len(cases)), np.zeros(len(cases), dtype=int)
+        for case, error in zip(e.cases, e.error, strict=True):
+            located = np.isfinite(error)
+            if located.any():
+                total[cases.index(case)], count[cases.index(case)] = error[located].sum(), located.sum()
+        drawn = draws @ count
+        mean[drawn > 0] = (draws @ total)[drawn > 0] / drawn[drawn > 0]
+    known = means.mean(0)[np.isfinite(means).all(0)]
+    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known.size else None
+
+
+def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> Row:
+    """A method's error over the baseline's, with interval and corrected p."""
+    keys = ("error_ratio", "ratio_low", "ratio_high", "p_holm")
+    if method == baseline:
+        return dict(zip(keys, (1.0, None, None, None), strict=True))
+    for p in compared:
+        if {p.a, p.b} == {method, baseline} and p.ratio:
+            low, high = p.ratio_ci95 or (None, None)
+            if p.a == method:
+                return dict(zip(keys, (p.ratio, low, high, p.p_holm), strict=True))
+            return dict(zip(keys, (1 / p.ratio, high and 1 / high, low and 1 / low, p.p_holm), strict=True))
+    return dict.fromkeys(keys)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def paired_row(data: str, p: Paired) -> Row:
+    """The row of ``paired.csv``."""
+    (low, high), (rlow, rhigh) = (i or (None, None) for i in (p.difference_ci95, p.ratio_ci95))
+    return {
+        "data": data, "method": p.a, "against": p.b, "cases": p.cases, "pairs": p.pairs,
+        "difference_mm": p.difference, "ci_low_mm": low, "ci_high_mm": high, "ratio": p.ratio, "ratio_low": rlow,
+        "ratio_high": rhigh, "p": p.p, "p_holm": p.p_holm, "exact": p.exact,
+    }  # fmt: skip
+
+
+def markdown(
+    suite: Suite, rows: Mapping[str, Sequence[Row]], states: Mapping[str, str], notes: Sequence[str] = ()
+) -> list[str]:
+    """``table.md``: a table per data set, ``notes`` on some results, and what the columns mean."""
+    lines = ["# Benchmark", ""]
+    for data, group in rows.items():
+        if not group:
+            continue
+        first, entry = group[0], suite.data[data]
+        where = f"{first['cases']} case{'s' * (first['cases'] != 1)}, {first['landmarks']} landmarks"
+        lines += [f"## {data}", "", f"{where}, truth: {first['truth']}.", ""]
+        shown = [f"{t:g}" for t in entry.thresholds]
+        head = ["method", "MRE mm (95 % CI)", "median", *(f"SDR {t}" for t in shown), "missed", "s/image", "train min",
+                "steps", "GB train/infer", "M par."]  # fmt: skip
+        head += [f"error / {suite.baseline}", f"time / {suite.baseline}", "p"] if suite.baseline else []
+        lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+        lines += [f"| {' | '.join(_cells(row, shown, suite.baseline is not None))} |" for row in group]
+        lines += [""]
+    shown_data = {data for data, group in rows.items() if group}
+    waiting = [n for n, s in states.items() if s != "finished"]
+    named = [n for n in waiting if states[n] != "new" or n.split("/")[0] in shown_data]
+    if named:
+        lines += [f"Not in the tables: {', '.join(f'{n} ({states[n]})' for n in named)}.", ""]
+    if others := len(waiting) - len(named):
+        lines += [f"Not begun in other data sets: {others}.", ""]
+    if notes:
+        lines += [" ".join(notes), ""]
+    return lines + [*NOTES, ""]
+
+
+NOTES = (
+    "MRE: mean over located landmarks, then over seeds; its interval is a bootstrap over cases; ± is the standard "
+    "deviation between seeds. SDR: share of landmarks within so many mm, missed ones counted. s/image: median, without "
+    "reading the file. GB: largest resident memory of the training's process, and of the evaluation's until its last "
+    "prediction, pages of mapped files included. "
+    "error, time: ratio to the baseline's, the error's on landmarks that both located, with its interval over cases. "
+    "p: Wilcoxon's signed-rank test over cases, Holm-corrected over all pairs of methods of the data set "
+    "(paired.csv); six cases cannot give less than 0.03 before the correction, one case gives none.",
+)
+
+
+def _cells(row: Row, thresholds: Sequence[str], baseline: bool) -> list[str]:
+    mre = _said(row["mre_mm"], ".3f")
+    mre += f" ({row['ci_low_mm']:.3f}-{row['ci_high_mm']:.3f})" if row["ci_low_mm"] is not None else ""
+    mre += f" ± {row['seed_sd_mm']:.3f}, {row['seeds']} seeds" if row["seed_sd_mm"] is not None else ""
+    out = [row["method"], mre, _said(row["median_mm"], ".3f")]
+    out += [_said(_scaled(row[f"sdr_{t}"], 100), ".1f") for t in thresholds]
+    out += [_said(row["failures"], ".4g"), _said(row["seconds_per_image"], ".3g"), _said(row["train_minutes"], ".1f")]
+    memory = [_said(row[f"{k}_memory_gb"], ".2f") for k in ("train", "predict")]
+    out += [_said(row["steps"], ".0f"), "/".join(memory), _said(_scaled(row["parameters"], 1e-6), ".2f")]
+    if baseline:
+        ratio = _said(row["error_ratio"], ".2f")
+        ratio += f" ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})" if row["ratio_low"] is not None else ""
+        out += [ratio, _said(row["time_ratio"], ".2f"), _said(row["p_holm"], ".2g")]
+    return out
+
+
+def _said(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows: Sequence[Row]) -> Path:
+    from anatomark.pictures.plots import Dot, benchmark_picture
+
+    dots = []
+    for row in rows:
+        if row["mre_mm"] is None:
+            continue
+        interval = None if row["ci_low_mm"] is None else (row["ci_low_mm"], row["ci_high_mm"])
+        course = [(s / 60, mm) for s, mm in grouped[row["method"]][0].course]
+        dots.append(
+            Dot(row["method"], row["mre_mm"], interval, row["seconds_per_image"], row["train_minutes"],
+                row["train_memory_gb"], row["predict_memory_gb"], course)
+        )  # fmt: skip
+    path = out / f"{data}.png"
+    title = f"{data}: {rows[0]['cases']} case{'s' * (rows[0]['cases'] != 1)}, truth {rows[0]['truth']}"
+    write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
+    return path
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """A table whose columns are all that occur, in their order; numbers with six digits; just a line without rows."""
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from, with ``-dirty`` where files were changed; None where it
+    runs from no checkout, or git does not answer."""
+    root = Path(anatomark.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=root, capture_output=True, text=True,
+            timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""What training cases look like, and which annotations are suspect."""

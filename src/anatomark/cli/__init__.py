@@ -1,0 +1,1 @@
+"""The command line: the application, and one file for each command."""

@@ -1,0 +1,28 @@
+"""``anatomark calibrate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from anatomark.cli.options import Cases, Json, Out, Threads, reporter, show
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or zoo name; it is not changed.")],
+    cases: Cases,
+    out: Out,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a model's radii, threshold of absence and review flag anew, from cases it did not learn from (val)."""
+    from anatomark.training.calibrate import calibrate as learn
+    from anatomark.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    show(learn(model, cases, out, report=reporter(as_json)), as_json)

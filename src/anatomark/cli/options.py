@@ -1,0 +1,42 @@
+"""Options and output that the commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch on the CPU.")]
+Views = Annotated[
+    int,
+    typer.Option("--tta", min=1, metavar="K", help="Average K slightly changed views of each image; K times slower."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
+Split = Annotated[str | None, typer.Option(help="train, val or test of a manifest; default all rows.")]
+From = Annotated[
+    Path | None,
+    typer.Option("--landmarks", help="Landmark file, or the folder that predict wrote; default the manifest's own."),
+]
+
+
+def reporter(as_json: bool) -> Any:
+    """Progress goes to standard error; a program that reads JSON is left alone."""
+    from anatomark.progress import Reporter
+
+    return Reporter(quiet=as_json)
+
+
+def show(result: Any, as_json: bool) -> None:
+    """A result that offers ``summary()`` (plain data) and ``lines()`` (text)."""
+    if as_json:
+        typer.echo(json.dumps(result.summary(), indent=2))
+        return
+    for line in result.lines():
+        typer.echo(line)

@@ -1,0 +1,62 @@
+"""``anatomark register``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anatomark.cli.options import From, Json, Out, Overwrite, Spacing, Split, reporter, show
+from anatomark.errors import InputError
+
+
+class Kind(StrEnum):
+    """Families of transforms."""
+
+    RIGID = "rigid"
+    SIMILARITY = "similarity"
+    AFFINE = "affine"
+    TPS = "tps"
+
+
+def register(
+    fixed: Annotated[str, typer.Argument(metavar="FIXED", help="Landmark file, or the name of one of the cases.")],
+    moving: Annotated[
+        list[Path],
+        typer.Argument(metavar="MOVING...", help="Landmark files, a folder that predict wrote, a manifest, or images."),
+    ],
+    out: Out,
+    kind: Annotated[Kind, typer.Option(help="What the transform may do.")] = Kind.RIGID,
+    fixed_image: Annotated[Path | None, typer.Option(help="Image of FIXED.")] = None,
+    moving_image: Annotated[Path | None, typer.Option(help="Image of MOVING, a single landmark file.")] = None,
+    landmarks: From = None,
+    smooth_mm: Annotated[
+        float, typer.Option(help="tps: root mean square distance left at the points; 0 goes through them.")
+    ] = 0.0,
+    field_mm: Annotated[
+        float | None, typer.Option(help="tps: spacing of the written field; default 1/64 of its longest side.")
+    ] = None,
+    equal_weights: Annotated[bool, typer.Option("--equal-weights", help="Ignore the landmarks' confidence.")] = False,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Reject no outliers.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Draw a checkerboard of both images.")] = False,
+    split: Split = None,
+    spacing: Spacing = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Register images by their landmarks: ITK transforms, resampled images, errors by leave-one-out."""
+    from anatomark.io.frames import parse_spacing
+    from anatomark.tools.register.register import Request, Sources
+    from anatomark.tools.register.register import register as run
+
+    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
+    sources = Sources(fixed, tuple(moving), landmarks, fixed_image, moving_image, mm, split)
+    request = Request(str(kind), smooth_mm, field_mm, equal_weights, keep_all, pictures)
+    result = run(sources, out, request, overwrite=overwrite, report=reporter(as_json))
+    show(result, as_json)
+    if result.failed:
+        case, reason = result.failed[0]
+        count = f"{len(result.failed)} of {len(result.rows)} cases failed; the first: " if len(result.rows) > 1 else ""
+        raise InputError(f"{count}{case}: {reason}")

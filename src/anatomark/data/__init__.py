@@ -1,1 +1,0 @@
-"""From images to training examples."""

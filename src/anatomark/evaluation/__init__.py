@@ -1,0 +1,1 @@
+"""Evaluation: errors against the truth, tables and the report."""

@@ -1,0 +1,1 @@
+"""Heatmap regression: a baseline."""

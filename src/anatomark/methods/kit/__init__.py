@@ -1,0 +1,1 @@
+"""What methods share: anatomy, frames, patches, augmentation."""

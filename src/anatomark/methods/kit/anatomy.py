@@ -1,0 +1,199 @@
+"""What training cases tell of an anatomy before anything is learned: its mean shape, how it varies, in which poses it
+comes, and where in an image a search for it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from anatomark.core.grid import Array, Grid
+from anatomark.core.image import Image
+from anatomark.core.intensity import foreground_centre, normalise
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import block_mean
+from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes, rotation_angle
+from anatomark.core.warp import random_warp
+
+
+class AnnotatedCase(Protocol):
+    """A case with landmarks whose image is read on demand (``methods.base.StudyCase``)."""
+
+    @property
+    def landmarks(self) -> Landmarks:
+        """What is known of the case."""
+
+    @property
+    def image(self) -> Any:
+        """() -> Image."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The training shapes, aligned, and where they lie in their images.
+
+    ``mean`` (N, D) mm, centred; ``radius`` mm, the largest distance of one of its points from the centre, in which
+    every other length may be given; ``aligned`` (M, N, D) the shapes in the mean's frame, NaN = missing;
+    ``rotations_deg`` the range of poses to expect, 180 = any; ``offset`` (D,) mean way from the start centre to the
+    landmarks' centre and ``stray`` mm how far cases stray from it, with margin; ``spacing`` mm, median finest spacing;
+    ``warp_mm`` largest displacement of warps that make up for few cases.
+    """
+
+    mean: Array
+    radius: float
+    aligned: Array
+    rotations_deg: float
+    offset: Array
+    stray: float
+    spacing: float
+    warp_mm: float
+
+    @classmethod
+    def of(
+        cls,
+        cases: Sequence[AnnotatedCase],
+        names: Sequence[str],
+        intensity: Mapping[str, Any],
+        *,
+        rotations_deg: float | None = None,
+        warp_mm: float | None = None,
+    ) -> Anatomy:
+        """From training cases and their rule of intensities; what is None is taken from the cases."""
+        # a case without any of the landmarks says nothing of shape and pose
+        cases = [c for c in cases if c.landmarks.select(names).defined.any()]
+        shapes = np.stack([c.landmarks.select(names).points for c in cases])
+        mean, poses = mean_shape(shapes)
+        radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
+        if radius < 1e-6:  # a single landmark has no extent: its surroundings stand in
+            radius = 0.25 * float(cases[0].image().grid.extent_mm.min())
+        known = np.isfinite(shapes).all(2).sum(1)
+        sure = known >= min(shapes.shape[2], known.max())  # fewer points leave the rotation open
+        spread = max(rotation_angle(p.rotation) for p, good in zip(poses, sure, strict=True) if good)
+        if rotations_deg is None:
+            rotations_deg = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
+        if warp_mm is None:
+            warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
+        offset, stray, spacing = _start_statistics(cases, intensity, poses, radius, full=rotations_deg >= 180)
+        aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
+        return cls(mean, radius, aligned, rotations_deg, offset, stray, spacing, float(warp_mm))
+
+    def shape_model(self, *, variance: float, most: int, copies: int) -> PCAShape:
+        """PCA of the aligned shapes and of ``copies`` smoothly warped copies of them."""
+        d = self.aligned.shape[2]
+        rng = np.random.default_rng(5)
+        box = Grid.centred((2,) * d, np.eye(d)[:, ::-1] * 1.3 * self.radius, np.zeros(d))
+        shapes = list(self.aligned)
+        for i in range(copies):
+            shape = self.aligned[i % len(self.aligned)]
+            amplitude, wave = self.warp_mm * rng.uniform(0.2, 1), self.radius * rng.uniform(0.5, 1.5)
+            field = random_warp(rng, box, amplitude, wave, nodes=14)
+            moved = field.inverse(shape)
+            shapes.append(procrustes(self.mean, moved).invert(moved))
+        return PCAShape.fit(np.stack(shapes).reshape(len(shapes), -1), variance=variance, most=most)
+
+    def facts(self, *, shift: float) -> dict[str, Any]:
+        """For ``plan.json``; a method adds its ``shape``. ``shift``: least random shift of the search, radii."""
+        return {
+            "mean_shape": self.mean.tolist(),
+            "radius_mm": self.radius,
+            "rotations_deg": self.rotations_deg,
+            "start_offset_mm": self.offset.tolist(),
+            "start_shift_mm": max(self.stray, shift * self.radius),
+            "warp_mm": self.warp_mm,
+        }
+
+
+@dataclass(frozen=True)
+class ShapeModel:
+    """Similarity pose and whitened parameters of an aligned PCA. ``mean`` (N, D) mm; ``noise_mm`` of a point given."""
+
+    mean: Array
+    shape: PCAShape
+    noise_mm: float
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> ShapeModel:
+        """From what :meth:`Anatomy.facts` wrote, and ``shape``; noise of 0.02 radii."""
+        noise = 0.02 * float(facts["radius_mm"])
+        return cls(np.asarray(facts["mean_shape"]), PCAShape.from_json(facts["shape"]), noise)
+
+    def encode(self, points: Array) -> Array:
+        """Whitened shape parameters (K,) of model-frame points (N, D), NaN = missing."""
+        b = self.shape.encode_partial(points.reshape(-1), self.noise_mm)
+        return b / np.maximum(self.shape.sd, 1e-9)
+
+    def decode(self, b: Array) -> Array:
+        """Model-frame points (N, D) of whitened parameters (K,)."""
+        return self.shape.decode(b * self.shape.sd).reshape(-1, self.mean.shape[1])
+
+    def fit(self, world: Array, weight: Array | None = None) -> tuple[Pose, Array]:
+        """Pose and whitened shape (within 3 standard deviations) of world points (N, D), weighted (N,)."""
+        pose = procrustes(self.mean, world, weight)
+        for _ in range(2):  # the shape's own part must not be taken for pose
+            b = np.clip(self.encode(pose.invert(world)), -3, 3)
+            pose = procrustes(self.decode(b), world, weight)
+        return replace(pose, scale=float(np.clip(pose.scale, 0.6, 1.6))), b
+
+
+def start_centre(image: Image) -> Array:
+    """World mm (D,) where the search begins: the foreground's centre of mass, in 2D the middle of the image."""
+    return foreground_centre(image) if image.ndim == 3 else image.grid.centre
+
+
+def block_for(image: Image, spacing_mm: float) -> tuple[int, ...]:
+    """(D,) voxels to average so that an image comes close to a spacing."""
+    fit = np.floor(spacing_mm / image.grid.spacing * 1.15)
+    return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
+
+
+def adapt_facts(
+    facts: Mapping[str, Any], names: Sequence[str], old: Mapping[str, Any], old_names: Sequence[str]
+) -> dict[str, Any] | None:
+    """``facts`` (of :meth:`Anatomy.facts`, with ``shape``) in the frame of another model's, so that its weights mean
+    the same: its radius, warps and orientation, and these shapes laid onto its mean shape. None where the two share
+    fewer than three landmarks, have another dimension, or the old facts are of another kind."""
+    known = [n for n in names if n in old_names]
+    if len(known) < 3 or "mean_shape" not in old:
+        return None
+    mean, goal = np.asarray(facts["mean_shape"]), np.asarray(old["mean_shape"])
+    d = mean.shape[1]
+    if goal.shape[1] != d:
+        return None
+    out = dict(facts)
+    rows, goals = [names.index(n) for n in known], [old_names.index(n) for n in known]
+    pose = procrustes(mean[rows], goal[goals])
+    shape = PCAShape.from_json(facts["shape"])
+    modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
+    laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
+    # where the search starts is a matter of the new images: from the new centre on to the old model's
+    aside = pose.invert(np.zeros(d))
+    rotations = max(facts["rotations_deg"], old["rotations_deg"])
+    full = rotations >= 180  # the direction of an offset is then unknown
+    out["start_offset_mm"] = [0.0] * d if full else (np.asarray(facts["start_offset_mm"]) + aside).tolist()
+    if facts.get("centre_mm") is not None:  # where a template has the new centre
+        out["centre_mm"] = (np.asarray(facts["centre_mm"]) + aside).tolist()
+    stray = facts["start_shift_mm"] + (float(np.linalg.norm(aside)) if full else 0.0)
+    out["start_shift_mm"] = max(stray, old["start_shift_mm"])
+    out.update({k: old[k] for k in ("radius_mm", "warp_mm")})
+    out.update(mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
+    out["rotations_deg"] = rotations
+    return out
+
+
+def _start_statistics(
+    cases: Sequence[AnnotatedCase], intensity: Mapping[str, Any], poses: list[Pose], radius: float, *, full: bool
+) -> tuple[Array, float, float]:
+    """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
+    margin), and the median finest spacing (mm), over at most 40 cases."""
+    chosen = np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int)
+    offsets, spacings = [], []
+    for i in chosen:
+        image = cases[i].image()
+        block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
+        offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), intensity)))
+        spacings.append(image.grid.spacing.min())
+    mean = np.zeros(poses[0].ndim) if full else np.mean(offsets, 0)
+    stray = np.abs(np.stack(offsets) - mean).max()
+    return mean, float(1.25 * stray + 0.05 * radius), float(np.median(spacings))

@@ -1,0 +1,101 @@
+"""The networks of the recommended PIN: one that finds a pose from a coarse block, one that reads landmark patches."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from anatomark.methods.kit.precision import conv_precision
+
+
+def _norm(ndim: int, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if ndim == 2 else nn.BatchNorm3d(channels)
+
+
+class ContextNet(nn.Module):
+    """A coarse block (B, 1, px, ..., px) to all landmarks (B, N, D), in units of the block's half width."""
+
+    def __init__(self, ndim: int, px: int, landmarks: int, width: int = 16):
+        super().__init__()
+        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        layers: list[nn.Module] = []
+        before, size = 1, px
+        for w in widths:
+            layers += [conv(before, w, 3, stride=2, padding=1), _norm(ndim, w), nn.ReLU(inplace=True)]
+            if w != widths[0]:
+                layers += [conv(w, w, 3, padding=1), _norm(ndim, w), nn.ReLU(inplace=True)]
+            before, size = w, (size + 1) // 2
+        self.body = nn.Sequential(*layers)
+        self.ndim, self.landmarks = ndim, landmarks
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(before * size**ndim, 384),
+            nn.ReLU(),
+            nn.Linear(384, landmarks * ndim),
+        )
+
+    def forward(self, block: torch.Tensor) -> torch.Tensor:
+        """(B, N, D)."""
+        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
+        unsafe = self.training and self.ndim == 3 and block.device.type == "cpu"
+        with nullcontext() if unsafe else conv_precision(block.device):
+            features = self.body(block)
+        points: torch.Tensor = self.head(features.float())
+        return points.view(-1, self.landmarks, self.ndim)
+
+
+class PatchNet(nn.Module):
+    """Patches of all landmarks to where each landmark lies in them.
+
+    Input (B, N, C, px, px), px a multiple of 8. One trunk serves all landmarks; per-landmark scales and shifts (FiLM,
+    Perez et al. 2018) and per-landmark output layers let it know which one it reads. Output: logits (B, N, P, k, k)
+    over k = px / 2 cells a side, one map for each of the P planes: the probability that the landmark, seen along the
+    plane's normal, lies in that cell of the finest patch.
+    """
+
+    def __init__(self, channels: int, planes: int, landmarks: int, width: int = 24):
+        super().__init__()
+        w = width
+        self.landmarks, self.planes = landmarks, planes
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(channels, w, 3, padding=1, bias=False),
+                nn.Conv2d(w, 2 * w, 3, padding=1, bias=False),
+                nn.Conv2d(2 * w, 3 * w, 3, padding=1, bias=False),
+                nn.Conv2d(3 * w, 4 * w, 3, padding=1, bias=False),
+            ]
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c * w) for c in (1, 2, 3, 4))
+        self.films = nn.ParameterList(nn.Parameter(torch.zeros(landmarks, 2 * c * w)) for c in (1, 2, 3, 4))
+        self.up = nn.ModuleList([nn.Conv2d(4 * w, 3 * w, 1), nn.Conv2d(3 * w, 2 * w, 1)])
+        self.mix = nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=False)
+        self.mix_norm = nn.BatchNorm2d(2 * w)
+        self.weight = nn.Parameter(torch.randn(landmarks, 2 * w, planes) * 0.05)
+        self.bias = nn.Parameter(torch.zeros(landmarks, planes))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        b, n = patches.shape[:2]
+        x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
+        levels = []
+        with conv_precision(patches.device):
+            for i, (conv, norm, film) in enumerate(zip(self.convs, self.norms, self.films, strict=True)):
+                if i != 1:
+                    x = nn.functional.max_pool2d(conv(x), 2) if i == 0 else conv(nn.functional.max_pool2d(x, 2))
+                else:
+                    x = conv(x)
+                x = norm(x)
+                gain, shift = film.to(x.dtype).repeat(b, 1)[:, :, None, None].chunk(2, 1)
+                x = torch.relu(torch.addcmul(x + shift, x, gain))
+                levels.append(x)
+            for conv, skip in zip(self.up, (levels[2], levels[1]), strict=True):
+                x = torch.relu(skip + nn.functional.interpolate(conv(x), scale_factor=2, mode="nearest"))
+            x = torch.relu(self.mix_norm(self.mix(x)))
+        k = x.shape[-1]
+        features = x.float().permute(0, 2, 3, 1).reshape(b, n, k * k, -1)
+        maps = torch.einsum("bncf,nfp->bnpc", features, self.weight) + self.bias[..., None]
+        return maps.view(b, n, self.planes, k, k)

@@ -1,0 +1,342 @@
+"""PIN as published (Li et al., MICCAI 2018): its presets ``paper`` (several landmarks) and ``paper-single``.
+
+The working grid is isotropic, its axes the image's own, ordered and pointed as nearly along x, y[, z] as they go (for
+an oblique image they stay oblique); positions, displacements and shape parameters are in its voxels, x, y[, z], from
+the first voxel's centre. Two things differ from the paper: training images come in shuffled rounds instead of being
+drawn one by one, and convolutions run in bf16 where the machine is fast at it (``--set precision=fp32`` for float32).
+The random starts follow ``method.seed``. What the config offers beyond the paper (``c-pair``, ``whiten``, ``sampling``,
+``huber``, ``intensity``, 2D, first guesses) is ours, and off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from anatomark.core.grid import Array
+from anatomark.core.image import Image
+from anatomark.core.intensity import normalise
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import resample
+from anatomark.core.shape import PCAShape
+from anatomark.errors import InputError, nearest
+from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.pin.autoencoder import ShapeAutoencoder
+from anatomark.methods.pin.paper_net import PublishedNet
+from anatomark.methods.pin.patches import cut_planes, plane_count
+from anatomark.methods.pin.rules import Rule, pin_loss, update
+from anatomark.methods.pin.shapes import fit_autoencoder
+from anatomark.methods.pin.spaces import AutoencoderSpace, PointSpace, ShapeSpace, Space
+from anatomark.methods.pin.working import default_spacing, to_voxels, working_grid
+
+AS_READ = ("uint8", "int16", "float32")  # dtypes that patches are cut from directly
+
+
+class PublishedConfig(MethodConfig):
+    """Settings; the defaults are the paper's for several landmarks.
+
+    ``mode`` ``single`` trains one network for each landmark, one stage after the other. ``landmarks``: only these.
+    ``spacing_mm``: of the working grid (None: the training images' median). ``starts`` and ``iterations`` None: 19
+    (2D: 9) starts for single, 6 for multiple; 350 iterations for rule A, else 10. ``modes``: shape parameters of the
+    autoencoder (None: as many as the PCA has). ``whiten``: shape parameters in standard deviations. ``huber``: in
+    units of the state. ``intensity`` ``study`` normalises by the training set's rule.
+    """
+
+    mode: Literal["multiple", "single"] = "multiple"
+    landmarks: list[str] | None = None
+    patch_px: int = Field(101, ge=4)
+    spacing_mm: float | None = Field(None, gt=0)
+    alpha: float = Field(0.5, ge=0, le=1)
+    huber: float | None = Field(None, gt=0)
+    rule: Rule = "C"
+    starts: int | None = Field(None, ge=1)
+    iterations: int | None = Field(None, ge=1)
+    shape_model: Literal["pca", "autoencoder"] = "pca"
+    variance: float = Field(0.995, gt=0, le=1)
+    modes: int | None = Field(None, ge=1)
+    whiten: bool = False
+    sampling: Literal["uniform", "multiscale", "on_policy"] = "uniform"
+    dropout: float = Field(0.5, ge=0, lt=1)
+    intensity: Literal["none", "study"] = "none"
+    batch: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(100_000, ge=1)
+    autoencoder_steps: int = Field(3_000, ge=1)
+    seed: int = 0
+
+
+class PublishedPIN(Method):
+    """The patch-based iterative network with the published settings; see the module."""
+
+    Config = PublishedConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "paper-single": {"mode": "single"}}
+
+    def __init__(self, config: PublishedConfig, plan: Plan):
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.names = tuple(plan.names)
+        self.ndim = plan.ndim
+        self.spacing_mm = float(plan.facts["spacing_mm"])
+        self.autoencoder: ShapeAutoencoder | None = None
+        self.spaces: list[Space] = self._single() if config.mode == "single" else self._multiple()
+        self.nets = nn.ModuleList(self._net(space) for space in self.spaces)
+        self._trained = len(self.spaces)
+
+    def _net(self, space: Space) -> PublishedNet:
+        channels = plane_count(self.ndim) * len(space.landmarks)
+        return PublishedNet(channels, space.size, self.config.patch_px, dropout=self.config.dropout)
+
+    def _single(self) -> list[Space]:
+        starts = self.config.starts or 19
+        return [PointSpace(i, self.ndim, starts) for i in range(len(self.names))]
+
+    def _multiple(self) -> list[Space]:
+        c = self.config
+        pca = PCAShape.from_json(self.plan.facts["pca"])
+        modes = c.modes if c.modes and c.shape_model == "autoencoder" else pca.size
+        drawn = np.random.default_rng(c.seed).uniform(-1, 1, ((c.starts or 6) - 1, modes))
+        if c.shape_model == "pca":
+            return [ShapeSpace(pca, self.ndim, drawn, whiten=c.whiten)]
+        self.autoencoder = ShapeAutoencoder(len(pca.mean), modes)
+        return [AutoencoderSpace(pca, self.autoencoder, self.ndim, drawn, whiten=c.whiten)]
+
+    @property
+    def iterations(self) -> int:
+        """T: the config's, else 350 for rule A and 10 for the others."""
+        return self.config.iterations or (350 if self.config.rule == "A" else 10)
+
+    # ------------------------------------------------------------------ what depends on the data
+
+    @classmethod
+    def prepare(cls, config: PublishedConfig, study: Study) -> Plan:
+        """Spacing and, for several landmarks, the shape model of the training cases' voxel coordinates.
+
+        Raises InputError for an unknown landmark, one without any annotation, and for fewer than two shapes.
+        """
+        names = config.landmarks or list(study.names)
+        for name in names:
+            if name not in study.names:
+                raise InputError(f"landmarks: {name!r} is in no training case{nearest(name, study.names)}")
+        marks = [c.landmarks.select(names) for c in study.cases]
+        seen = np.any([m.defined for m in marks], 0)
+        if not seen.all():
+            missing = names[int(np.argmin(seen))]
+            raise InputError(f"landmark {missing!r} is annotated in no training case; leave it out or annotate it")
+        grids = [c.image().grid.canonical() for c in study.cases]
+        spacing = config.spacing_mm or default_spacing(grids)
+        facts: dict[str, Any] = {"spacing_mm": spacing}
+        if config.mode == "multiple":
+            voxels = [to_voxels(working_grid(g, spacing), m.points) for g, m in zip(grids, marks, strict=True)]
+            pca = PCAShape.fit(np.stack(voxels).reshape(len(voxels), -1), variance=config.variance)
+            if pca.size == 0:
+                raise InputError(
+                    f"the published PIN's shape model needs two or more different training shapes, found {len(marks)}; "
+                    "add cases, or use --preset recommended"
+                )
+            facts["pca"] = pca.to_json()
+            if config.shape_model == "autoencoder":
+                facts["shapes"] = [[[None if np.isnan(x) else x for x in p] for p in v.tolist()] for v in voxels]
+        return Plan(
+            names=list(names),
+            ndim=grids[0].ndim,
+            descriptions=list(marks[0].descriptions),
+            modality=study.modality,
+            intensity=dict(study.intensity),
+            facts=facts,
+        )
+
+    def stages(self) -> list[Stage]:
+        """The network, or one network for each landmark."""
+        c = self.config
+        out = []
+        for i, space in enumerate(self.spaces):
+            name = "pin" if c.mode == "multiple" else f"pin{i + 1}"
+            options = {"net": i, "landmarks": [self.names[k] for k in space.landmarks]}
+            stage = Stage(name, c.steps, c.batch, c.lr, "constant", 0, modules=(f"nets.{i}",), options=options)
+            out.append(stage)
+        return out
+
+    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+        """Fits the autoencoder first, where there is one; :meth:`locate` leaves networks of later stages alone."""
+        self._trained = int(stage.options["net"]) + 1
+        space = self.spaces[0]
+        if isinstance(space, AutoencoderSpace) and not bool(space.net.fitted):
+            shapes = np.array(self.plan.facts["shapes"], dtype=np.float64)
+            fit_autoencoder(space, shapes, self.config.autoencoder_steps, self.config.seed)
+
+    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Another model's weights for this model's landmarks. Single: each landmark takes the network of its name;
+        several: input planes move to their landmark's place, new landmarks get the mean of the old."""
+        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
+        if self.config.mode == "single":
+            kept = {f"nets.{r}.": f"nets.{i}." for i, r in enumerate(rows) if r >= 0}
+            parts = {key: ".".join(key.split(".")[:2]) + "." for key in state}
+            return {kept[p] + key.removeprefix(p): state[key] for key, p in parts.items() if p in kept}
+        out, first = dict(state), "nets.0.convs.0.weight"
+        planes = plane_count(self.ndim)
+        if first in out and out[first].shape[1] == planes * len(old.names):
+            by_landmark = out[first].unflatten(1, (len(old.names), planes))
+            moved = [by_landmark[:, r] if r >= 0 else by_landmark.mean(1) for r in rows]
+            out[first] = torch.stack(moved, 1).flatten(1, 2)
+        return out
+
+    def working_images(self, image: Image) -> dict[str, Image]:
+        """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
+        image = image.canonical()
+        if image.array.shape[0] > 1:
+            image = Image(image.array.mean(0, keepdims=True, dtype=np.float32), image.grid, image.meta)
+        grid = working_grid(image.grid, self.spacing_mm)
+        if grid is not image.grid:
+            image = resample(image, grid)
+        if self.config.intensity == "study":
+            image = normalise(image, self.plan.intensity)
+        elif image.array.dtype.name not in AS_READ:
+            image = Image(image.array.astype(np.float32), grid, image.meta)
+        return {"work": image}
+
+    # ------------------------------------------------------------------ training
+
+    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+        """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
+        work = case.images["work"]
+        points = self._voxels(case)
+        space = self.spaces[stage.options["net"]]
+        truth = space.encode(points)
+        state = self._draw(space, truth, _size(work), rng)
+        patches = cut_planes(work.array[0], space.decode(state[None]), self.config.patch_px)[0]
+        return {"patches": torch.from_numpy(patches), **_target(truth, state)}
+
+    def _voxels(self, case: TrainingCase) -> Array:
+        """(N, D) the model's landmarks, which ``config.landmarks`` may have chosen among the case's."""
+        marks = case.landmarks if case.landmarks.names == self.names else case.landmarks.select(self.names)
+        return to_voxels(case.images["work"].grid, marks.points)
+
+    def _draw(self, space: Space, truth: Array | None, size: Array, rng: np.random.Generator) -> Array:
+        if self.config.sampling == "multiscale" and truth is not None and rng.random() < 0.5:
+            return space.near(rng, truth, size)
+        return space.uniform(rng, size)
+
+    def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
+        """Whole batches made with the current weights, for on-policy sampling and for states that an autoencoder
+        encodes; None where :meth:`examples` does."""
+        if self.config.sampling != "on_policy" and self.autoencoder is None:
+            return None
+        return self._collected(cases, stage, rng)
+
+    def _collected(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
+        """On-policy: each state has gone 0, 1, 2 ... steps of the iteration (half of them none, a quarter one ...)."""
+        index = int(stage.options["net"])
+        space, net = self.spaces[index], self.nets[index]
+        assert isinstance(net, PublishedNet)
+        while True:
+            chosen = [cases[k] for k in rng.integers(len(cases), size=stage.batch)]
+            work = [c.images["work"] for c in chosen]
+            truths = [space.encode(self._voxels(c)) for c in chosen]
+            states = np.stack([self._draw(space, t, _size(w), rng) for t, w in zip(truths, work, strict=True)])
+            if self.config.sampling == "on_policy":
+                gone = np.minimum(rng.geometric(0.5, stage.batch) - 1, self.iterations)
+                for k in range(int(gone.max())):
+                    moving = np.flatnonzero(gone > k)
+                    states[moving] = self._on_policy_step(space, net, [work[m] for m in moving], states[moving])
+            patches = self._cut(space, work, states)
+            rows = [_target(t, s) for t, s in zip(truths, states, strict=True)]
+            yield {"patches": patches, **{key: torch.stack([r[key] for r in rows]) for key in rows[0]}}
+
+    def _cut(self, space: Space, work: list[Image], states: Array) -> torch.Tensor:
+        points = space.decode(states)
+        cut = [cut_planes(w.array[0], p[None], self.config.patch_px) for w, p in zip(work, points, strict=True)]
+        return torch.from_numpy(np.concatenate(cut))
+
+    def _on_policy_step(self, space: Space, net: PublishedNet, work: list[Image], states: Array) -> Array:
+        with evaluating(net), torch.no_grad():
+            d, logits = net(_channels_first(self._cut(space, work, states), net))
+        moved = states + self._step(space, d, logits)
+        size = np.stack([_size(w) for w in work])[:, None]
+        with np.errstate(invalid="ignore"):
+            stays = np.asarray((np.abs(space.decode(moved) - size / 2) <= size).all((1, 2)))
+        return np.where(stays[:, None], moved, states)  # nothing is learned far outside the image
+
+    def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """Eq. 2."""
+        d, logits = self.nets[stage.options["net"]](batch["patches"].permute(0, 3, 1, 2))
+        c = self.config
+        return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])
+
+    # ------------------------------------------------------------------ inference
+
+    def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
+        """See :meth:`Method.locate`. The mean of the starts' last positions; score: how closely they agree (1: all in
+        one place, about 1/e: a tenth of a patch apart); covariance: their spread, mm^2 (none for a single start)."""
+        work = self.working_images(image)["work"]
+        guess = None if start is None else to_voxels(work.grid, start.select(self.names).points)
+        n, d = len(self.names), self.ndim
+        points, score, covariance = np.full((n, d), np.nan), np.zeros(n), np.full((n, d, d), np.nan)
+        several = True
+        for space, net in zip(self.spaces[: self._trained], self.nets, strict=False):
+            assert isinstance(net, PublishedNet)
+            starts = space.starts(_size(work), guess)
+            with np.errstate(invalid="ignore", over="ignore"):
+                last = space.decode(self.iterate(space, net, work, starts))
+            usable = np.asarray(np.isfinite(last).all((1, 2)))
+            ends = last[usable] if usable.any() else space.decode(starts)  # a diverged network says nothing
+            rows = space.landmarks
+            points[rows] = ends.mean(0)
+            apart = ends - points[rows]
+            covariance[rows] = np.einsum("mni,mnj->nij", apart, apart) / max(1, len(ends) - 1)
+            near = np.exp(-np.linalg.norm(apart, axis=2) / (self.config.patch_px / 10)).mean(0)
+            score[rows] = near * usable.mean()
+            several &= len(ends) > 1
+        axes = work.grid.axes[:, ::-1]
+        world = work.grid.to_world(points[:, ::-1])
+        spread = axes @ covariance @ axes.T if several else None
+        return Landmarks(self.names, world, score=score, covariance=spread, descriptions=tuple(self.plan.descriptions))
+
+    def iterate(self, space: Space, net: PublishedNet, work: Image, states: Array) -> Array:
+        """The states (S, n) after T updates; one network call for all of them in each."""
+        volume, cut = work.array[0], None
+        with evaluating(net), torch.inference_mode():
+            prepared = net.prepare(_device(net))
+            for _ in range(self.iterations):
+                cut = cut_planes(volume, space.decode(states), self.config.patch_px, cut)
+                d, logits = net(_channels_first(torch.from_numpy(cut), net), prepared)
+                states = states + self._step(space, d, logits)
+        return states
+
+    def _step(self, space: Space, d: torch.Tensor, logits: torch.Tensor) -> Array:
+        step = update(self.config.rule, d, logits).cpu().double().numpy()
+        return np.asarray(step / space.unit if self.config.rule == "A" else step)  # rule A: one voxel, not one sd
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside, and as it was afterwards."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)
+
+
+def _size(image: Image) -> Array:
+    return np.asarray(image.grid.shape[::-1], dtype=np.float64)
+
+
+def _device(net: PublishedNet) -> torch.device:
+    return next(net.parameters()).device
+
+
+def _channels_first(cut: torch.Tensor, net: PublishedNet) -> torch.Tensor:
+    return cut.to(_device(net)).permute(0, 3, 1, 2)
+
+
+def _target(truth: Array | None, state: Array) -> Batch:
+    displacement = np.zeros(len(state)) if truth is None else truth - state
+    weight = 0.0 if truth is None else 1.0
+    return {"displacement": torch.from_numpy(displacement).float(), "weight": torch.tensor(weight)}

@@ -1,0 +1,292 @@
+"""T2DL as published (Zhang, Liu, Shen, IEEE TIP 2017): preset ``paper``, for 2D and 3D.
+
+Stage ``patches``: a network regresses from a patch of its receptive field to the displacements of all landmarks. Stage
+``joint``: the same weights as a fully convolutional network see the whole image, every cell votes for all landmarks,
+and a few layers more correct all coordinates at once. The method reads voxels along the image's axes and knows where
+in the world they lie: it wants images that were aligned to a template before. Displacements are mm along the image's
+axes, divided by S (``displacement_mm``). What could not be established and is ours: the network's exact size, how a
+vote's weight falls with its length, the rank of the joint layers, and the share of augmented examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from anatomark.core.grid import Array
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.shape import procrustes
+from anatomark.errors import InputError
+from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.kit.anatomy import Anatomy
+from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
+from anatomark.methods.kit.posed import read_block
+from anatomark.methods.t2dl.paper_net import STRIDE, ExtraLayers, PatchRegressor, distance_weighted_loss, weighted_vote
+from anatomark.methods.t2dl.working import (
+    along,
+    bright_points,
+    cut,
+    default_lengths,
+    default_spacing,
+    first_voxels,
+    read_warped,
+    working_image,
+    z_score,
+)
+
+CASES = 8  # training cases whose images are looked at
+INTENSITY = 0.5  # strength of the change of contrast in augmented examples
+LEAST_SD = 0.1  # voxels: no vote is surer
+
+
+class PublishedT2DLConfig(MethodConfig):
+    """Settings. ``spacing_mm`` of the working grid; None: a whole multiple of the training images', about 220 voxels
+    along the longer side. ``displacement_mm``: S; None: 50 for heads in 3D, else the median distance of a landmark from
+    a place in the image. ``alpha_mm``: of the distance-weighted loss; None: 40 for heads in 3D, else 0.2 diagonals.
+    ``vote_share``: alpha of the vote against that of the loss, fixed in stage 1, where learning begins in stage 2.
+    ``near``: standard deviation of the patches around the landmarks, in patches. ``augment``: share of the examples
+    that are warped and changed in contrast (the paper's: 0). ``huber_mm``: None: squared coordinate loss. ``decode``:
+    what is found, and trained: the ``mean`` shape, ``stage1``'s vote, the learned ``votes``, or ``full``."""
+
+    spacing_mm: float | None = Field(default=None, gt=0)
+    displacement_mm: float | None = Field(default=None, gt=0)
+    alpha_mm: float | None = Field(default=None, gt=0)
+    vote_share: float = Field(default=0.1, gt=0)
+    maps: list[int] = Field(default=[32, 64, 128], min_length=3, max_length=3)
+    hidden: int = Field(default=512, ge=1)
+    per_block: int = Field(default=1, ge=1, le=2)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    rank: int = Field(default=64, ge=1, le=64)
+    decode: Literal["mean", "stage1", "votes", "full"] = "full"
+    near: float = Field(default=0.25, ge=0)
+    augment: float = Field(default=0.25, ge=0, le=1)
+    batch: int = Field(default=4, ge=1)
+    patches: int = Field(default=16, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    steps_patches: int = Field(default=60_000, ge=1)
+    freeze_stage1: bool = False
+    huber_mm: float | None = Field(default=None, gt=0)
+    lr_joint: float = Field(default=1e-4, gt=0)
+    lr_shared: float = Field(default=1e-5, gt=0)
+    steps_joint: int = Field(default=20_000, ge=1)
+    chunk: int = Field(default=128, ge=1)
+
+
+class PublishedT2DL(Method):
+    """Patch regressor, then the whole image with joint layers, with the published settings; see the module."""
+
+    Config = PublishedT2DLConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    aligned: ClassVar[bool] = True
+    axis_bound: ClassVar[bool] = True
+
+    def __init__(self, config: PublishedT2DLConfig, plan: Plan):
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.names, self.ndim = tuple(plan.names), plan.ndim
+        facts, c, n = plan.facts, config, len(plan.names)
+        self.spacing, self.unit = float(facts["spacing_mm"]), float(facts["displacement_mm"])
+        self.alpha = float(facts["alpha_mm"]) / self.unit
+        self.mean: Array = np.asarray(facts["mean_world"])
+        self.origin: Array = self.mean.mean(0)  # what the joint layers see is counted from here
+        self.net = PatchRegressor(
+            self.ndim, n, maps=c.maps, hidden=c.hidden, per_block=c.per_block, dropout=c.dropout
+        )  # fmt: skip
+        mean = torch.from_numpy((self.mean - self.origin) / self.unit)
+        self.extra = ExtraLayers(mean, self.alpha * c.vote_share, c.rank)
+        self.joint_trained = True
+        self._shape: Array = np.asarray(facts["mean_shape"])
+        self._warps = PooledWarps(self.ndim, float(facts["radius_mm"]), float(facts["warp_mm"]))
+
+    # ------------------------------------------------------------------ what depends on the data
+
+    @classmethod
+    def prepare(cls, config: PublishedT2DLConfig, study: Study) -> Plan:
+        """Spacing, S, alpha and mean shape from the training cases. Raises InputError where the images are smaller than
+        a patch at the spacing."""
+        anatomy = Anatomy.of(study.cases, study.names, study.intensity)
+        shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
+        some = np.unique(np.linspace(0, len(shapes) - 1, CASES).astype(int))
+        grids = [study.cases[i].image().grid.canonical() for i in some]
+        spacing = config.spacing_mm or default_spacing(grids)
+        patch = PatchRegressor(2, 1, maps=(1, 1, 1), hidden=1, per_block=config.per_block).patch
+        longest = max(grids[0].extent_mm) / spacing
+        if longest < patch:
+            raise InputError(
+                f"case {study.cases[0].id!r}: has only {longest:.0f} voxels along its longer side at method.spacing_mm "
+                f"{spacing:g}; a patch has {patch}: set a finer method.spacing_mm, or use --preset recommended"
+            )
+        known = {"spacing_mm": spacing, **default_lengths(grids, shapes[some])}
+        known.update({k: v for k in known if (v := getattr(config, k)) is not None})
+        mean = np.nanmean(shapes, 0)
+        spread = np.sqrt(np.nanmean((shapes - mean) ** 2, (0, 2)))
+        return Plan(
+            names=list(study.names),
+            ndim=shapes.shape[2],
+            modality=study.modality,
+            intensity=dict(study.intensity),
+            facts={**known, "mean_world": mean.tolist(), "spread_mm": spread.tolist(), **anatomy.facts(shift=0.0)},
+        )
+
+    @classmethod
+    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
+        """``plan`` with another model's spacing and units, so that its weights mean the same."""
+        keys = ("spacing_mm", "displacement_mm", "alpha_mm")
+        if plan.ndim != old.ndim or not all(k in old.facts for k in keys):
+            return plan
+        return plan.model_copy(update={"facts": {**plan.facts, **{k: old.facts[k] for k in keys}}})
+
+    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Another model's weights for this model's landmarks: each takes those of its name, a new one their mean; the
+        joint layers do not move a new one, nor look at it."""
+        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
+        out = dict(state)
+        for key, axis, of_new in (
+            ("net.out.weight", 0, 1), ("net.out.bias", 0, 1), ("extra.log_alpha", 0, 1),
+            ("extra.joint.up.weight", 0, 0), ("extra.joint.up.bias", 0, 0), ("extra.joint.down.weight", 1, 0),
+        ):  # fmt: skip
+            if key in state:
+                own = state[key].movedim(axis, 0).unflatten(0, (len(old.names), -1))
+                picked = torch.stack([own[r] if r >= 0 else of_new * own.mean(0) for r in rows])
+                out[key] = picked.flatten(0, 1).movedim(0, axis)
+        return out
+
+    def stages(self) -> list[Stage]:
+        """``patches`` and ``joint``, as far as :attr:`PublishedT2DLConfig.decode` needs them."""
+        c = self.config
+        first = Stage("patches", c.steps_patches, c.batch, c.lr, warmup=0, modules=("net",))
+        shared = c.lr_shared / c.lr_joint
+        modules, rates = (("extra",), ()) if c.freeze_stage1 else (("net", "extra"), (shared, 1.0))
+        # one image at a time: they may differ in size
+        second = Stage("joint", c.steps_joint, 1, c.lr_joint, warmup=0, share=0.5, modules=modules, rates=rates)
+        return {"mean": [], "stage1": [first]}.get(c.decode, [first, second])
+
+    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+        """Until ``joint`` is trained :meth:`locate` ends with the vote of stage 1."""
+        self.joint_trained = stage.name == "joint"
+
+    def working_images(self, image: Image) -> dict[str, Image]:
+        """``work``: see :func:`working_image`; at least a patch in size."""
+        return {"work": working_image(image, self.spacing, self.plan.intensity, self.net.patch)}
+
+    # ------------------------------------------------------------------ training
+
+    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+        """Patches (M, 1, *P) with ``goal`` (M, N, D) in units; or the whole ``image`` (1, *S) with ``points`` (N, D)
+        from the mean shape's centre, in units, and ``axes`` (D, D) and ``corner`` (D,) of the image in that frame.
+        ``known`` (N,): 0 = no truth."""
+        work, truth = case.images["work"], case.landmarks.points
+        read: PointMap | None = None
+        if rng.random() < self.config.augment and np.isfinite(truth).all(1).sum() >= self.ndim:
+            read, move = self._warps.draw(rng, procrustes(self._shape, truth))
+            truth = move(truth)
+        known = np.asarray(np.isfinite(truth).all(1))
+        axes = along(work.grid)
+        if stage.name == "joint":
+            values = torch.from_numpy(np.asarray(work.array)) if read is None else read_warped(work, read)
+            start = (work.grid.origin - self.origin) / self.unit
+            numbers = {"points": (truth - self.origin) / self.unit, "axes": axes, "corner": start}
+        else:
+            count, side = self.config.patches, self.net.patch
+            wanted = bright_points(work, count - count // 2, rng)
+            wanted = wanted if read is None else move(wanted)
+            aside = rng.normal(0, self.config.near * side * self.spacing, (count // 2, self.ndim))
+            marks = truth[known][rng.integers(known.sum(), size=count // 2)] if known.any() else wanted[: count // 2]
+            first = first_voxels(work.grid, np.concatenate([wanted, marks + aside]), side)
+            centres = work.grid.to_world(first + (side - 1) / 2)
+            turned = np.repeat(axes[None], count, 0)
+            values = (
+                cut(work, first, side) if read is None else read_block(work, centres, turned, side, self.spacing, read)
+            )
+            numbers = {"goal": (truth - centres[:, None]) @ axes / self.unit}
+        if read is not None:
+            values = random_intensity(values, rng, INTENSITY)
+        return {
+            "image" if stage.name == "joint" else "patches": z_score(values, work),
+            **{k: torch.from_numpy(np.nan_to_num(v)).float() for k, v in numbers.items()},
+            "known": torch.from_numpy(known).float(),
+        }
+
+    def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
+        """Distance-weighted squared error of the patches; squared (or Huber) error of the points, in units."""
+        known = batch["known"]
+        if stage.name == "patches":
+            images, goal = batch["patches"].flatten(0, 1), batch["goal"].flatten(0, 1)
+            votes = self.net.votes(self.net.features(images))[:, 0]
+            known = known.repeat_interleave(batch["patches"].shape[1], 0)
+            return {"loss": distance_weighted_loss(votes, goal, known, self.alpha)}
+        self.net.eval()  # the statistics of stage 1 stay, and no dropout: as when a point is located
+        with torch.set_grad_enabled(not self.config.freeze_stage1):
+            features = self.net.features(batch["image"])
+        points, _ = self._vote(features, batch["image"].shape[2:], self.extra.sharpness())
+        points = torch.einsum("bij,bnj->bni", batch["axes"], points) + batch["corner"][:, None]
+        voted = self._miss(points, batch["points"], known)
+        if self.config.decode == "votes":
+            return {"loss": voted}
+        return {"loss": self._miss(self.extra.joint(points), batch["points"], known), "votes": voted.detach()}
+
+    def _miss(self, points: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        far = self.config.huber_mm
+        error = (points - truth).square()
+        if far is not None:
+            error = F.huber_loss(points, truth, reduction="none", delta=far / self.unit)
+        return (error.sum(-1) * known).sum() / known.sum().clamp(min=1)
+
+    def _vote(
+        self, features: torch.Tensor, shape: torch.Size, sharpness: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points (B, N, D) from the first voxel along the image's axes, and covariance (B, N, D, D), in units; some
+        landmarks at a time, whose votes are not kept for the gradients either."""
+        centres = self.net.centres(shape).to(features) * (self.spacing / self.unit)
+
+        def some(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            return weighted_vote(self.net.votes(features, rows), centres, sharpness[rows])
+
+        keep = torch.is_grad_enabled()
+        parts = [checkpoint(some, r, use_reentrant=False) if keep else some(r) for r in self._chunks()]
+        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+
+    def _chunks(self) -> Iterator[slice]:
+        step = self.config.chunk
+        return (slice(a, a + step) for a in range(0, len(self.names), step))
+
+    # ------------------------------------------------------------------ inference
+
+    @torch.inference_mode()
+    def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
+        """See :meth:`Method.locate`; a first guess is not used: every cell of the image votes.
+
+        Covariance: of the votes. Score: exp(-s / c), s the votes' standard deviation along an axis and c the distance
+        of two cells; 0 where the point lies outside the image. How well the votes agree; no probability.
+        """
+        self.eval()
+        decode = self.config.decode
+        if decode == "mean":
+            covariance = np.square(self.plan.facts["spread_mm"])[:, None, None] * np.eye(self.ndim)
+            return self._landmarks(image, self.mean, covariance)
+        if not self.joint_trained:
+            decode = "stage1"
+        work = self.working_images(image)["work"]
+        x = z_score(torch.from_numpy(work.array), work)[None].to(self.extra.log_alpha.device)
+        features = self.net.features(x)
+        plain = torch.full_like(self.extra.log_alpha, 1 / (self.alpha * self.config.vote_share))
+        voted, cloud = self._vote(features, x.shape[2:], plain if decode == "stage1" else self.extra.sharpness())
+        axes = along(work.grid) * self.unit
+        points = work.grid.origin + voted[0].double().cpu().numpy() @ axes.T
+        if decode == "full":
+            local = torch.from_numpy((points - self.origin) / self.unit).to(x)
+            points = points + (self.extra.joint(local[None])[0] - local).double().cpu().numpy() * self.unit
+        return self._landmarks(image, points, axes @ cloud[0].double().cpu().numpy() @ axes.T)
+
+    def _landmarks(self, image: Image, points: Array, covariance: Array) -> Landmarks:
+        covariance = covariance + (LEAST_SD * self.spacing) ** 2 * np.eye(self.ndim)
+        sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / self.ndim)
+        score = np.exp(-sd / (STRIDE * self.spacing)) * image.grid.contains(points)
+        return Landmarks(self.names, points, score=score, covariance=covariance)

@@ -1,0 +1,1 @@
+"""The alignment of images to a template, before a method."""

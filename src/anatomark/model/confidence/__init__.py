@@ -1,0 +1,1 @@
+"""May a point be believed: its radius, its presence, the review flag."""

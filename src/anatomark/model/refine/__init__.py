@@ -1,0 +1,1 @@
+"""The refiner, after any method."""

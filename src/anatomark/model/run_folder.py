@@ -1,0 +1,185 @@
+"""Run folders on disk: nothing in them executes code when loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import anatomark
+from anatomark.errors import InputError, nearest
+from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
+from anatomark.methods.base import Method, Plan
+from anatomark.model.compose import ALIGN, REFINE, assembled
+from anatomark.model.confidence.learn import Trust, read_trust
+from anatomark.model.config import RunConfig, checked, read_config
+
+CHECKPOINT = "last.ckpt"
+WEIGHTS = "weights.safetensors"
+HOLDS = f"a run folder holds config.yaml, plan.json and {WEIGHTS}"
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model as it lies on disk. ``hash`` changes with anything that changes its predictions."""
+
+    folder: Path
+    config: RunConfig
+    plan: Plan
+    weights: dict[str, torch.Tensor]
+    calibration: dict[str, Any]
+    trust: Trust | None
+    hash: str
+
+    @property
+    def licence(self) -> str:
+        """What the weights may be used for: the first paragraph of the folder's ``LICENSE.txt``, else what its config
+        says; empty where neither says anything."""
+        note = self.folder / "LICENSE.txt"
+        if note.exists():
+            return " ".join(read_text(note).split("\n\n")[0].split())
+        return self.config.license if self.config.license != RunConfig().license else ""
+
+    def method(self) -> Method:
+        """The method with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""
+        cls, settings = assembled(self.config)
+        try:
+            method = cls(settings, self.plan)
+            method.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in self.weights.items()})
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise InputError(f"{self.folder}: {WEIGHTS} does not fit config.yaml and plan.json: {reason}") from None
+        return method.eval().requires_grad_(False)
+
+
+def zoo_folder() -> Path:
+    """Where the bundled models lie."""
+    return Path(anatomark.__file__).parent / "zoo"
+
+
+def list_zoo() -> dict[str, Path]:
+    """The bundled models' folders by name."""
+    return {p.name: p for p in sorted(zoo_folder().glob("*")) if (p / WEIGHTS).exists()}
+
+
+def find_run(model: str | os.PathLike[str]) -> Path:
+    """The run folder of a path or a zoo name; a folder of that path comes first. Raises InputError."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    zoo = list_zoo()
+    known = ", ".join(zoo) or "none bundled"
+    if str(model) in zoo:
+        return zoo[str(model)]
+    if path.exists():
+        raise InputError(f"{path}: is a file; a model is a run folder or a zoo name ({known})")
+    if "+" in str(model):
+        raise InputError(f"{model}: one model is needed here; several joined by + are for predict and evaluate")
+    hint = nearest(str(model), list(zoo)) or f"; zoo names: {known}"
+    raise InputError(f"{model}: no such run folder or zoo model{hint}")
+
+
+def load_run(model: str | os.PathLike[str]) -> Run:
+    """Read a run folder or a zoo model. Raises InputError where a file is missing, damaged, or of another kind."""
+    folder = find_run(model)
+    if not (folder / WEIGHTS).exists():
+        strange = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES and p.name != CHECKPOINT)
+        if strange:
+            raise InputError(f"{folder}: {strange[0]} may run code when it is loaded and is not read; {HOLDS}")
+        unfinished = (folder / "config.yaml").exists()
+        remedy = "its training is not finished, go on with fit --resume" if unfinished else HOLDS
+        raise InputError(f"{folder}: has no {WEIGHTS}; {remedy}")
+    for name in ("config.yaml", "plan.json"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: has no {name}; {HOLDS}")
+    config, plan = read_config(folder / "config.yaml"), read_plan(folder)
+    data = _bytes(folder / WEIGHTS)
+    try:
+        weights = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        kind = "it looks like a pickle, which may run code and is never loaded" if _pickled(data) else str(error)
+        raise InputError(f"{folder / WEIGHTS}: is not a safetensors file: {kind}") from None
+    calibration = read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
+    if not isinstance(calibration, dict):
+        raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
+    trust, usual = read_trust(folder, plan.names, calibration)
+    return Run(folder, config, plan, weights, calibration, trust, _hash(data + usual, config, plan, calibration))
+
+
+def existing(folder: Path) -> Path:
+    """The nearest folder at or above ``folder`` that exists."""
+    return folder if folder.exists() else existing(folder.parent)
+
+
+def remove_empty(folder: Path, until: Path) -> None:
+    """Remove ``folder`` and its parents, as far as they are empty, up to but not including ``until``."""
+    while folder != until and until in folder.parents:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        folder = folder.parent
+
+
+def read_plan(folder: Path) -> Plan:
+    """``plan.json`` of a run folder. Raises InputError."""
+    return checked(Plan, read_json(folder / "plan.json"), str(folder / "plan.json"))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _pickled(data: bytes) -> bool:
+    return data[:2] == b"PK" or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+
+
+def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any]) -> str:
+    settings = [config.method.model_dump(mode="json"), config.precision]
+    settings += [config.refine.model_dump(mode="json")] if REFINE in plan.facts else []
+    settings += [config.align.model_dump(mode="json")] if plan.facts.get(ALIGN) else []
+    said = [*settings, plan.model_dump(mode="json"), calibration]
+    return hashlib.sha256(data + json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_weights(folder: Path, method: Method, *, half: bool = False) -> None:
+    """Write ``weights.safetensors``: float32, or half precision. Raises InputError where the disk refuses."""
+    wanted = torch.float16 if half else torch.float32
+    tensors = {}
+    for name, value in method.state_dict().items():
+        value = value.detach().cpu()
+        tensors[name] = (value.to(wanted) if value.dtype == torch.float32 else value).clone().contiguous()
+    write_bytes(folder / WEIGHTS, save_tensors(tensors))
+
+
+def write_checkpoint(folder: Path, data: dict[str, Any]) -> None:
+    """Write ``last.ckpt`` atomically: tensors, numbers and strings only. Raises InputError where the disk refuses."""
+    with atomic_path(folder / CHECKPOINT) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # torch's writer turns a failed write into one
+            raise OSError(None, "the disk is full or the write failed") from error
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """``last.ckpt``, on the CPU, without running any code. Raises InputError where it is damaged."""
+    path = folder / CHECKPOINT
+    try:
+        data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: is no checkpoint of this program ({reason}); remove it to start anew") from None
+    if data.get("version") != 1:
+        raise InputError(f"{path}: is a checkpoint of version {data.get('version')!r}; this program reads version 1")
+    return data

@@ -1,0 +1,1 @@
+"""Landmarks drawn into images, and plots."""

@@ -1,0 +1,1 @@
+"""What landmarks are for: planes, measurements, registration, crops, simulated cases."""

@@ -1,0 +1,1 @@
+"""New cases from real ones."""

@@ -1,0 +1,1 @@
+"""Training: from cases to a run folder."""

@@ -1,0 +1,130 @@
+"""Everything that changes while a run trains, its log and its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anatomark.cases.store import CaseStore
+from anatomark.io.atomic import write_json, write_text
+from anatomark.methods.base import Method, Stage
+from anatomark.model.config import RunConfig, write_config
+from anatomark.model.run_folder import read_checkpoint, write_checkpoint
+from anatomark.progress import Reporter
+from anatomark.training.optimise import make_optimizer, rate_factor
+from anatomark.training.validate import Validation, from_plain, to_plain
+
+
+@dataclass
+class State:
+    """Everything that changes while a run trains."""
+
+    run: Path
+    config: RunConfig
+    method: Method
+    fabric: Any
+    wrapped: Any
+    stages: list[Stage]
+    store: CaseStore
+    validation: Validation
+    report: Reporter
+    at: int = 0  # stage
+    step: int = 0  # steps done in this stage
+    optimizer: Any = None
+    ema: dict[str, torch.Tensor] | None = None
+    best: dict[str, torch.Tensor] | None = None
+    best_mm: float = float("inf")
+    found: dict[str, Any] = field(default_factory=dict)  # evidence that the best weights gave
+    evidence: dict[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    spent: float = 0.0  # seconds of the sittings before this one
+    started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage being trained."""
+        return self.stages[self.at]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all sittings."""
+        return self.spent + time.monotonic() - self.started
+
+
+def write_setup(state: State) -> None:
+    """Write ``config.yaml`` with the steps fixed so far, and ``plan.json``."""
+    if state.config.minutes is None:
+        state.config.stage_steps.update({s.name: s.steps for s in state.stages})
+    write_config(state.run / "config.yaml", state.config)
+    write_json(state.run / "plan.json", state.method.plan.model_dump(mode="json"))
+
+
+def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
+    """Add a row to ``log.csv``: mean losses since the last one, and the validation error where there is one."""
+    parts = " ".join(f"{k}={v:.5g}" for k, v in mean.items() if k != "loss")
+    row = {
+        "stage": state.stage.name,
+        "step": state.step,
+        "loss": f"{mean['loss']:.6g}",
+        "val_mm": "" if mm is None else f"{mm:.4f}",
+        "lr": f"{state.stage.lr * rate_factor(state.stage, state.step - 1):.4g}",
+        "seconds": f"{state.seconds:.1f}",
+        "parts": parts,
+    }
+    state.rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, row, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(state.rows)
+    write_text(state.run / "log.csv", text.getvalue())
+
+
+def save(state: State) -> None:
+    """Write ``last.ckpt``."""
+    data = {
+        "version": 1,
+        "stage": state.at,
+        "step": state.step,
+        "model": state.method.state_dict(),
+        "optimizer": state.optimizer.state_dict() if state.optimizer is not None else None,
+        "ema": state.ema,
+        "best": state.best,
+        "best_mm": state.best_mm,
+        "evidence": to_plain(state.evidence),
+        "found": to_plain(state.found),
+        "seconds": state.seconds,
+        "rows": state.rows,
+    }
+    write_checkpoint(state.run, data)
+    state.saved = time.monotonic()
+
+
+def restore(state: State) -> None:
+    """Bring a fresh state to where the run's last checkpoint was taken."""
+    data = read_checkpoint(state.run)
+    state.at, state.step, state.rows = data["stage"], data["step"], data["rows"]
+    state.method.load_state_dict(data["model"])
+    device = state.fabric.device
+    for name in ("ema", "best"):
+        kept = data[name]
+        setattr(state, name, None if kept is None else {k: v.to(device) for k, v in kept.items()})
+    state.best_mm, state.evidence, state.found = (
+        data["best_mm"],
+        from_plain(data["evidence"]),
+        from_plain(data["found"]),
+    )
+    state.spent = data["seconds"]
+    if data["optimizer"] is not None:
+        state.optimizer = make_optimizer(state.method, state.stage)
+        state.optimizer.load_state_dict(data["optimizer"])
+    where = f"stage {state.stage.name}, step {state.step}" if state.at < len(state.stages) else "the end of training"
+    state.report.say(f"resuming {state.run} at {where}")

@@ -1,0 +1,277 @@
+"""The heatmap baseline on phantoms: what it is shown, what it learns and finds, and what its covariance says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import phantom
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.resample import sample
+from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.errors import InputError
+from anatomark.methods import find, presets
+from anatomark.methods.heatmap.method import Heatmap, HeatmapConfig
+
+pytestmark = pytest.mark.usefixtures("float32")
+SMALL: dict[str, Any] = {
+    "px": 32, "cover": 3.0, "maps": [16, 32, 32], "stem": 1, "looks": 2, "warped_copies": 20, "warp_share": 0.3,
+    "intensity": 0.5, "batch": 8, "steps": 200,
+}  # fmt: skip
+IN_3D: dict[str, Any] = {"px": 24, "maps": [8, 16, 16], "batch": 4, "steps": 100}
+
+
+def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> Heatmap:
+    """Planned from ``cases`` (one phantom where none are given), with its first weights."""
+    config = HeatmapConfig(**{**SMALL, **(IN_3D if ndim == 3 else {}), **settings})
+    torch.manual_seed(1)
+    return Heatmap(config, Heatmap.prepare(config, phantom.study(cases or [phantom.phantom(0, ndim)])))
+
+
+class Trained(NamedTuple):
+    method: Heatmap
+    cases: list[tuple[Image, Landmarks]]
+    losses: list[float]
+
+
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "2d": (2, {}),
+    "3d": (3, {}),
+    "2d-scn": (2, {"spatial": 8, "learn_sigma": True}),
+    "2d-l2": (2, {"loss": "l2", "steps": 400}),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
+    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
+    ndim, settings = VARIANTS[request.param]
+    cases = [phantom.phantom(i, ndim) for i in range(4)]
+    known = [(image, phantom.without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
+    method = untrained(ndim, known, **settings)
+    return Trained(method, cases, phantom.train(method, known, pool=80)["heatmaps"])
+
+
+# ---------------------------------------------------------------------- it learns and finds
+
+
+def test_its_presets_and_that_it_asks_for_alignment() -> None:
+    assert presets("heatmap") == ["recommended", "scn"]
+    assert find("heatmap") is find("heatmap", "scn") is Heatmap
+    assert Heatmap.aligned
+    assert not Heatmap.refined
+    assert not Heatmap.axis_bound
+    assert untrained(2, **Heatmap.presets["scn"]).net.spatial is not None
+
+
+def test_the_phantoms_are_learned(trained: Trained) -> None:
+    method = trained.method
+    assert np.mean(trained.losses[-10:]) < 0.6 * np.mean(trained.losses[:5])
+    new = [phantom.phantom(50 + i, method.ndim) for i in range(3)]
+    for cases in (trained.cases, new):
+        guess = method.model.mean + phantom._CENTRE[: method.ndim]
+        without_looking = np.mean([np.linalg.norm(guess - t.points, axis=1) for _, t in cases])
+        errors = phantom.errors(method, cases)
+        assert errors.mean() < 0.4 * without_looking
+        assert errors.mean() < 1.2  # a cell is 2 to 3 mm
+
+
+def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+    method = trained.method
+    image, _ = phantom.phantom(50, method.ndim)
+    found = method.locate(image)
+    assert found.names == phantom.NAMES
+    assert found.score is not None
+    assert found.covariance is not None
+    assert ((found.score > 0.3) & (found.score <= 1)).all()
+    np.testing.assert_allclose(found.covariance, found.covariance.transpose(0, 2, 1), atol=1e-6)
+    sd = np.sqrt(np.linalg.eigvalsh(found.covariance))
+    sigma = method.config.sigma * method.cell
+    assert (sd > 0.2 * sigma).all()
+    assert np.median(sd) < 3 * sigma  # mm, of a map about as wide as its target
+    blank = method.locate(replace(image, array=np.full_like(image.array, 10)))
+    assert np.isfinite(blank.points).all()
+    assert blank.score is not None
+    assert blank.score.mean() < found.score.mean()
+
+
+def test_twice_is_the_same(trained: Trained) -> None:
+    image = trained.cases[0][0]
+    first = trained.method.locate(image)
+    torch.manual_seed(5)
+    again = trained.method.locate(image)
+    np.testing.assert_array_equal(first.points, again.points)
+    np.testing.assert_array_equal(first.covariance, again.covariance)
+
+
+def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
+    phantom.check_shift(trained.method, trained.cases[1][0])
+
+
+def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+    phantom.check_first_guess(trained.method, *trained.cases[2])
+
+
+# ---------------------------------------------------------------------- what it is shown
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_targets_lie_on_the_blobs(ndim: int) -> None:
+    """The middle of a landmark's blob, read in the example's own block, is brighter than its surroundings."""
+    image, marks = phantom.phantom(3, ndim)
+    method = untrained(ndim, warp_share=1.0, intensity=0.0)
+    case = phantom.training_cases(method, [(image, phantom.without(marks, "c"))])[0]
+    stage = method.stages()[0]
+    for seed in range(4):
+        example = method.examples(case, stage, np.random.default_rng(seed))
+        block = example["block"][0].numpy()
+        assert block.shape == (method.px,) * ndim
+        assert example["known"].tolist()[2] == 0
+        at = example["target"].numpy()[:, ::-1] * method.config.stem + (method.px - 1) / 2
+        for i in (0, 1):  # the brightest
+            if example["known"][i]:
+                place = tuple(np.round(at[i]).astype(int).clip(0, method.px - 1))
+                near = tuple(slice(max(0, p - 2), p + 3) for p in place)
+                assert block[place] > 0.8 * block[near].max()
+                assert block[place] > np.median(block) + 0.2
+
+
+def test_landmarks_outside_the_block_are_not_asked_for() -> None:
+    method = untrained(2, cover=1.2)
+    case = phantom.training_cases(method, [phantom.phantom(0, 2)])[0]
+    known = method.examples(case, method.stages()[0], np.random.default_rng(0))["known"]
+    assert 0 < known.sum() < len(known)
+
+
+def test_unknown_landmarks_teach_nothing() -> None:
+    method = untrained(2)
+    stage = method.stages()[0]
+    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "known": torch.zeros(2, 5)}
+    batch["known"][:, 1] = 1
+    method.loss(batch, stage)["loss"].backward()
+    grad = method.net.head.weight.grad
+    assert grad is not None
+    taught = grad.flatten(1).abs().sum(1) > 0
+    assert taught.tolist() == [False, True, False, False, False]
+    batch["known"][:] = 0
+    assert method.loss(batch, stage)["loss"] == 0
+
+
+def test_learned_widths_are_penalised() -> None:
+    method = untrained(2, learn_sigma=True)
+    stage = method.stages()[0]
+    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "known": torch.ones(2, 5)}
+    parts = method.loss(batch, stage)
+    assert parts["loss"].item() == pytest.approx(float(parts["maps"] + 0.05 * 1.5**2), rel=1e-5)
+    parts["loss"].backward()
+    assert method.log_sigma.grad is not None
+    fixed = untrained(2)
+    fixed.loss(batch, stage)["loss"].backward()
+    assert fixed.log_sigma.grad is None
+
+
+def test_learned_widths_grow_where_one_cannot_be_sure_and_come_back_from_the_least() -> None:
+    method = untrained(2, learn_sigma=True)
+    stage, maps = method.stages()[0], torch.zeros(1, 5, 32, 32)  # the network never knows
+    method.net.forward = lambda block: maps  # type: ignore[method-assign]
+    batch = {"block": torch.zeros(1, 1, 32, 32), "target": torch.zeros(1, 5, 2), "known": torch.ones(1, 5)}
+    with torch.no_grad():
+        method.log_sigma[0] = -3.0  # near the least
+    first = method._sigma().detach()
+    assert 0.5 < first[0] < 0.6
+    assert first[1:].tolist() == pytest.approx([1.5] * 4)
+    optimizer = torch.optim.Adam([method.log_sigma], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        method.loss(batch, stage)["loss"].backward()
+        optimizer.step()
+    # the divergence from a flat map falls by 2 log sigma, the penalty grows by 0.05 sigma^2
+    assert method._sigma().tolist() == pytest.approx([20**0.5] * 5, rel=0.05)
+
+
+# ---------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_plan_rebuilds_the_method(ndim: int) -> None:
+    first = untrained(ndim)
+    again = Heatmap(first.config, type(first.plan).model_validate_json(first.plan.model_dump_json()))
+    again.load_state_dict(first.state_dict())
+    image = phantom.phantom(1, ndim)[0]
+    np.testing.assert_allclose(again.locate(image).points, first.locate(image).points, atol=1e-4)
+
+
+def test_an_alignment_leaves_little_to_learn() -> None:
+    cases = [phantom.phantom(i, 3) for i in range(3)]
+    study = replace(phantom.study(cases), aligned=True)
+    config = HeatmapConfig(**{**SMALL, **IN_3D})
+    plan = Heatmap.prepare(config, study)
+    assert plan.facts["rotations_deg"] == 12
+    assert plan.facts["start_shift_mm"] == pytest.approx(0.06 * plan.facts["radius_mm"])
+    assert np.linalg.norm(np.array(plan.facts["centre_mm"]) - phantom._CENTRE) < 6
+    assert Heatmap.prepare(config, phantom.study(cases)).facts["centre_mm"] is None
+
+
+def test_a_new_template_places_the_frame_of_a_model_that_had_none() -> None:
+    """Also where the old model's frame is not centred on the landmarks that both know."""
+    old = untrained(3, [phantom.phantom(i, 3) for i in range(2)]).plan
+    cases = [(image, marks.select(["a", "b", "c"])) for image, marks in (phantom.phantom(i, 3) for i in range(3))]
+    study = replace(phantom.study(cases), names=("a", "b", "c"), aligned=True)
+    new = Heatmap.prepare(HeatmapConfig(**{**SMALL, **IN_3D}), study)
+    adapted = Heatmap.adapt_plan(new, old).facts
+    mean = np.asarray(adapted["mean_shape"])
+    assert np.linalg.norm(mean.mean(0)) > 1
+    poses = [procrustes(mean, marks.points) for _, marks in cases]
+    np.testing.assert_allclose(adapted["centre_mm"], np.mean([p.translation for p in poses], 0), atol=1)
+    there = old.model_copy(update={"facts": {**old.facts, "centre_mm": [1.0, 2.0, 3.0]}})
+    assert Heatmap.adapt_plan(new, there).facts["centre_mm"] == [1.0, 2.0, 3.0]  # its template is the new one too
+    assert Heatmap.adapt_plan(old, there).facts["centre_mm"] is None
+
+
+def test_any_pose_begins_in_many(trained: Trained) -> None:
+    """Where any pose may come the search's first look is one of ``starts`` turned ones, and still an answer."""
+    if trained.method.ndim == 3:
+        pytest.skip("one dimension is enough")
+    plan = trained.method.plan.model_copy(update={"facts": {**trained.method.plan.facts, "rotations_deg": 180.0}})
+    method = Heatmap(trained.method.config, plan)
+    method.load_state_dict(trained.method.state_dict())
+    image, truth = trained.cases[0]
+    turn = random_rotation(np.random.default_rng(2), 2)
+    middle = np.asarray(image.grid.centre)
+    motion = Pose(turn, middle - turn @ middle)
+    found = method.locate(phantom.moved(image, motion))
+    assert found.errors_to(truth.with_points(motion.apply(truth.points))).mean() < 2.0
+
+
+def test_weights_follow_their_landmarks_names() -> None:
+    cases = [phantom.phantom(i, 2) for i in range(2)]
+    old = untrained(2, cases, spatial=4)
+    order = ("c", "a", "new", "e", "b")
+    new = Heatmap(old.config, old.plan.model_copy(update={"names": list(order)}))
+    state = new.adapt_state(old.state_dict(), old.plan)
+    head = old.net.head.weight
+    torch.testing.assert_close(
+        state["net.head.weight"], torch.stack([head[2], head[0], head.mean(0), head[4], head[1]])
+    )
+    new.load_state_dict(state)
+    block = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        old.net.spatial, new.net.spatial = None, None
+        torch.testing.assert_close(new.net(block)[:, [0, 1, 3, 4]], old.net(block)[:, [2, 0, 4, 1]])
+
+
+def test_a_block_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(InputError, match=r"method.px: 34 cannot be halved so often; take a multiple of 4"):
+        untrained(2, px=34)
+
+
+def test_what_a_voxel_sees_is_in_the_image() -> None:
+    image, marks = phantom.phantom(0, 2)
+    seen = untrained(2).working_images(image)["block"]
+    values = sample(seen, marks.points)[0].numpy()
+    assert (np.diff(values) < 0).all()  # from the brightest to the darkest

@@ -1,0 +1,236 @@
+"""The alignment: finds known poses from afar, maps landmarks there and back, and is rebuilt from plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import phantom
+from anatomark.core.grid import Array, Grid
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.shape import Pose, procrustes, rotation_angle, rotation_from_vector
+from anatomark.errors import InputError
+from anatomark.model.align.aligner import AlignConfig, Aligner, Alignment
+from anatomark.model.align.mutual_information import generators, rotation_cover
+
+SMALL: dict[str, Any] = {"step_deg": 25, "starts": 4, "finalists": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def aligner(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> Aligner:
+    config = AlignConfig(**{**SMALL, **settings})
+    cases = cases or [phantom.phantom(seed, ndim) for seed in range(4)]
+    return Aligner(config, Aligner.prepare_facts(config, phantom.study(cases)))
+
+
+def turned(image: Image, marks: Landmarks, degrees: float, scale: float = 1.0) -> tuple[Image, Landmarks]:
+    """The same voxels and landmarks under a similarity, written into the header."""
+    d = image.ndim
+    turn = rotation_from_vector(np.radians([degrees] if d == 2 else np.array([0.48, -0.6, 0.64]) * degrees))
+    motion = Pose(turn, np.array([9.0, -14, 20])[:d], scale)
+    grid = Grid.from_axes(image.grid.shape, scale * turn @ image.grid.axes, motion.apply(image.grid.origin))
+    return Image(image.array, grid), marks.with_points(motion.apply(marks.points))
+
+
+def misfit(found: Alignment, mean: Array, marks: Landmarks) -> tuple[float, float, float]:
+    """Degrees, mm at the landmarks' centre and ratio of sizes between an alignment and what the landmarks say."""
+    d = marks.ndim
+    true = procrustes(mean, marks.points)
+    u, s, vt = np.linalg.svd(found.affine[:d, :d])
+    shift = float(np.linalg.norm(found.affine[:d, d] - true.translation))
+    return rotation_angle((u @ vt).T @ true.rotation), shift, float(s.prod() ** (1 / d) / true.scale)
+
+
+def some_alignment(ndim: int) -> Alignment:
+    rng = np.random.default_rng(ndim)
+    affine = np.eye(ndim + 1)
+    affine[:-1] = rng.normal(size=(ndim, ndim + 1))
+    affine[:ndim, :ndim] += 2 * np.eye(ndim)
+    return Alignment(affine, 1.2, 0.0)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("degrees", "scale"), [(0, 1.0), (55, 1.12), (70, 0.9)])
+def test_finds_a_known_similarity(ndim: int, degrees: float, scale: float) -> None:
+    own = aligner(ndim)
+    image, marks = turned(*phantom.phantom(11, ndim), degrees, scale)
+    turn, shift, size = misfit(own.align(image), own.mean_shape, marks)
+    assert turn < 5
+    assert shift < 2
+    assert abs(np.log(size)) < 0.06
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_any_pose(ndim: int) -> None:
+    own = aligner(ndim, rotations_deg=180)
+    image, marks = turned(*phantom.phantom(12, ndim), 165)
+    turn, shift, _ = misfit(own.align(image), own.mean_shape, marks)
+    assert turn < 5
+    assert shift < 2
+
+
+def test_wide_poses_in_training_mean_any_pose() -> None:
+    cases = [turned(*phantom.phantom(seed, 3), 80 * seed) for seed in range(3)]
+    facts = Aligner.prepare_facts(AlignConfig(), phantom.study(cases))
+    assert facts["rotations_deg"] == 180
+    upright = Aligner.prepare_facts(AlignConfig(), phantom.study([phantom.phantom(0, 3)]))
+    assert upright["rotations_deg"] == 75
+
+
+def test_one_case_finds_itself_exactly() -> None:
+    case = phantom.phantom(3, 3)
+    own = aligner(3, [case])
+    image, marks = turned(*case, 40)
+    turn, shift, size = misfit(own.align(image), own.mean_shape, marks)
+    assert turn < 1
+    assert shift < 0.3
+    assert abs(np.log(size)) < 0.01
+
+
+def test_kinds_change_what_they_may() -> None:
+    image, _ = turned(*phantom.phantom(5, 3), 20, 1.1)
+    rigid, similar, affine = (
+        aligner(3, kind=kind).align(image).affine[:3, :3] for kind in ("rigid", "similarity", "affine")
+    )
+    np.testing.assert_allclose(rigid @ rigid.T, np.eye(3), atol=1e-6)
+    size = np.cbrt(np.linalg.det(similar))
+    np.testing.assert_allclose(similar @ similar.T, size**2 * np.eye(3), atol=1e-6)
+    assert size > 1.03
+    assert np.ptp(np.linalg.svd(affine)[1]) > 1e-4
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_landmarks_there_and_back(ndim: int) -> None:
+    found = some_alignment(ndim)
+    rng = np.random.default_rng(4)
+    root = rng.normal(size=(5, ndim, ndim))
+    points = rng.normal(size=(5, ndim)) * 40
+    points[2] = np.nan
+    status = tuple(Status.ABSENT if i == 2 else Status.DEFINED for i in range(5))
+    marks = Landmarks(phantom.NAMES, points, status, np.linspace(0, 1, 5), root @ root.transpose(0, 2, 1), np.arange(5))
+    there = found.to_template(marks)
+    assert there.status == status
+    np.testing.assert_array_equal(there.score, marks.score)
+    back = found.from_template(there)
+    np.testing.assert_allclose(back.points, marks.points, atol=1e-9)
+    np.testing.assert_allclose(back.covariance, marks.covariance, atol=1e-9)
+    np.testing.assert_allclose(back.radius90, marks.radius90, atol=1e-9)
+    j = found.affine[:ndim, :ndim]
+    np.testing.assert_allclose(found.from_template(marks).covariance, j @ marks.covariance @ j.T)
+    ratio = np.abs(np.linalg.det(j)) ** (1 / ndim)
+    np.testing.assert_allclose(found.from_template(marks).radius90, ratio * marks.radius90)
+    assert found.to_template(Landmarks(marks.names, points, status)).covariance is None
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_moved_is_the_same_voxels_elsewhere(ndim: int) -> None:
+    found = some_alignment(ndim)
+    image, _ = phantom.phantom(1, ndim)
+    there = found.moved(image)
+    assert there.array is image.array
+    index = np.array([3.0, 7, 5])[:ndim]
+    world = there.grid.to_world(index) @ found.affine[:ndim, :ndim].T + found.affine[:ndim, ndim]
+    np.testing.assert_allclose(world, image.grid.to_world(index), atol=1e-9)
+
+
+def test_facts_are_json_and_rebuild_the_same() -> None:
+    config = AlignConfig(**SMALL)
+    facts = Aligner.prepare_facts(config, phantom.study([phantom.phantom(s, 3) for s in range(3)]))
+    own, again = Aligner(config, facts), Aligner(config, json.loads(json.dumps(facts, allow_nan=False)))
+    image, _ = turned(*phantom.phantom(9, 3), 30)
+    first = own.align(image)
+    np.testing.assert_array_equal(first.affine, again.align(image).affine)
+    np.testing.assert_array_equal(first.affine, own.align(image).affine)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(first.affine, own.align(image).affine)
+
+
+def test_missing_landmarks_do_not_hinder() -> None:
+    cases = [phantom.phantom(seed, 3) for seed in range(4)]
+    cases[1] = (cases[1][0], phantom.without(cases[1][1], "a"))
+    cases[2] = (cases[2][0], phantom.without(cases[2][1], "a", "b", "c", "d"))  # one point fixes no pose
+    own = aligner(3, cases)
+    image, marks = turned(*phantom.phantom(11, 3), 50)
+    turn, shift, _ = misfit(own.align(image), own.mean_shape, marks)
+    assert turn < 5
+    assert shift < 2
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_too_few_landmarks_take_the_first_image_as_it_lies(ndim: int) -> None:
+    cases = [phantom.phantom(seed, ndim) for seed in range(3)]
+    cases = [(image, phantom.without(marks, "b", "c", "d", "e")) for image, marks in cases]
+    config = AlignConfig(**SMALL)
+    facts = json.loads(json.dumps(Aligner.prepare_facts(config, phantom.study(cases)), allow_nan=False))
+    own = Aligner(config, facts)
+    np.testing.assert_allclose(own.mean_shape[0], 0, atol=1e-9)
+    assert np.isnan(own.mean_shape[1:]).all()
+    found = own.align(turned(*cases[0], 40)[0])
+    true = turned(*cases[0], 40)[1]
+    np.testing.assert_allclose(found.to_template(true).points[0], 0, atol=1)
+    turn = rotation_from_vector(np.radians([40.0] if ndim == 2 else np.array([0.48, -0.6, 0.64]) * 40))
+    linear = found.affine[:ndim, :ndim]
+    assert rotation_angle(turn.T @ linear / np.abs(np.linalg.det(linear)) ** (1 / ndim)) < 4
+
+
+def test_a_cropped_image_is_found_too() -> None:
+    own = aligner(3)
+    image, marks = turned(*phantom.phantom(11, 3), 35)
+    kept = image.array[:, 4:, :-5, 3:]
+    cut = Image(kept, Grid.from_axes(kept.shape[1:], image.grid.axes, image.grid.to_world([4, 0, 3])))
+    turn, shift, _ = misfit(own.align(cut), own.mean_shape, marks)
+    assert turn < 6
+    assert shift < 3
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
+def test_an_empty_image_stays_upright(ndim: int, value: float) -> None:
+    image, _ = phantom.phantom(1, ndim)
+    found = aligner(ndim).align(replace(image, array=np.full_like(image.array, value)))
+    np.testing.assert_array_equal(found.affine[:ndim, :ndim], np.eye(ndim))
+    assert np.isfinite(found.affine).all()
+    assert found.measure == 1
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(InputError, match="a 2D image cannot be aligned to a 3D template"):
+        aligner(3).align(phantom.phantom(0, 2)[0])
+    image, marks = phantom.phantom(0, 3)
+    with pytest.raises(InputError, match="outside their images"):
+        aligner(3, [(image, marks.with_points(marks.points + 900))])
+
+
+@pytest.mark.parametrize(("ndim", "most"), [(2, 75), (2, 180), (3, 60), (3, 180)])
+def test_rotations_cover_their_range(ndim: int, most: float) -> None:
+    cover = rotation_cover(ndim, most, 18)
+    np.testing.assert_array_equal(cover[0], np.eye(ndim))
+    np.testing.assert_allclose(cover @ cover.transpose(0, 2, 1), np.broadcast_to(np.eye(ndim), cover.shape), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(cover), 1)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        axis = rng.normal(size=1 if ndim == 2 else 3)
+        goal = rotation_from_vector(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, most)))
+        cosine = (np.trace(cover.transpose(0, 2, 1) @ goal, axis1=1, axis2=2).max() - (ndim - 2)) / 2
+        assert np.degrees(np.arccos(np.clip(cosine, -1, 1))) < 1.7 * 18
+
+
+def test_generators_span_what_their_kind_says() -> None:
+    for ndim, sizes in ((2, (1, 2, 4)), (3, (3, 4, 9))):
+        for kind, size in zip(("rigid", "similarity", "affine"), sizes, strict=True):
+            basis = generators(ndim, kind).flatten(1).numpy()
+            assert len(basis) == size == np.linalg.matrix_rank(basis)

@@ -1,0 +1,117 @@
+"""Pictures: points land where their image content is, in every orientation; files are whole."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from anatomark.core.grid import Grid
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.errors import InputError
+from anatomark.pictures import overlay as pictures
+from anatomark.pictures.overlay import AXIAL, CORONAL, FLAT, SAGITTAL, case_picture, overlay
+
+# columns: world step of array axes 0, 1, 2; the second is stored right to left, back to front, x slowest
+ORIENTATIONS = [
+    np.array([[0, 0, 1.0], [0, 2.0, 0], [3.0, 0, 0]]),
+    np.array([[-1.0, 0, 0], [0, -2.0, 0], [0, 0, 3.0]]),
+]
+
+
+def dot(axes: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Image, Landmarks]:
+    grid = Grid.from_axes(shape, axes, np.full(len(shape), 7.0))
+    array = np.zeros((1, *shape), np.float32)
+    array[(0, *index)] = 1
+    return Image(array, grid), Landmarks(("dot",), grid.to_world(index)[None])
+
+
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+@pytest.mark.parametrize("plane", [AXIAL, CORONAL, SAGITTAL])
+@pytest.mark.parametrize("half", [None, 6.0])
+def test_the_mark_lies_on_the_bright_voxel(axes: np.ndarray, plane: pictures._Plane, half: float | None) -> None:
+    image, marks = dot(axes, (5, 8, 4), (12, 14, 10))
+    view = pictures._View(image)
+    ax = Figure().subplots()
+    view.draw(ax, plane, marks["dot"], half)
+    shown = ax.images[0]
+    pixels = np.asarray(shown.get_array())
+    left, right, bottom, top = shown.get_extent()
+    row, column = np.unravel_index(pixels.argmax(), pixels.shape)
+    x = left + (column + 0.5) / pixels.shape[1] * (right - left)
+    y = top + (row + 0.5) / pixels.shape[0] * (bottom - top)
+    assert pixels.max() == 1
+    assert view.locate(plane, marks["dot"]) == pytest.approx([x, y])
+    assert ax.get_aspect() == 1
+
+
+def test_letters_are_where_the_patient_is() -> None:
+    image, marks = dot(ORIENTATIONS[1], (5, 8, 4), (12, 14, 10))
+    view = pictures._View(image)
+    here = marks["dot"]
+    for plane, towards in (
+        (AXIAL, {"L": (1, 0, 0), "P": (0, 1, 0)}),
+        (CORONAL, {"L": (1, 0, 0), "S": (0, 0, 1)}),
+        (SAGITTAL, {"P": (0, 1, 0), "S": (0, 0, 1)}),
+    ):
+        ax = Figure().subplots()
+        view.draw(ax, plane, here)
+        for letter, step in towards.items():
+            dx, dy = ax.transData.transform(view.locate(plane, here + step)) - ax.transData.transform(
+                view.locate(plane, here)
+            )
+            side = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("top" if dy > 0 else "bottom")
+            assert plane.edges[("left", "right", "top", "bottom").index(side)] == letter
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_2d_pictures(tmp_path: Path, channels: int) -> None:
+    image, truth = dot(np.array([[0, 0.5], [0.5, 0]]), (20, 30), (80, 60))
+    image = Image(np.repeat(image.array, channels, 0), image.grid)
+    found = Landmarks(("dot",), truth.points + 1, radius90=np.array([2.0]))
+    for guess in (found, None):
+        assert imread(io.BytesIO(case_picture(image, guess, truth, ["dot"]))).ndim == 3
+    overlay(image, found, None, tmp_path / "a.png")
+    height, width = imread(tmp_path / "a.png").shape[:2]
+    assert width / height == pytest.approx(60 / 80, rel=0.02)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert pictures._View(image).locate(FLAT, truth["dot"]).tolist() == [15, 10]
+
+
+def test_3d_pictures_with_a_constant_image_and_nothing_found(tmp_path: Path) -> None:
+    image, truth = dot(ORIENTATIONS[0], (5, 8, 4), (12, 14, 10))
+    image = Image(np.zeros_like(image.array), image.grid)
+    nothing = Landmarks(("dot",), np.full((1, 3), np.nan))
+    assert case_picture(image, nothing, truth, ["dot"]).startswith(b"\x89PNG")
+    overlay(image, nothing, truth, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("shape", "draw"), [((80, 60), "_whole_2d"), ((12, 14, 10), "_sheet_3d")])
+def test_absent_landmarks_are_named(shape: tuple[int, ...], draw: str) -> None:
+    d = len(shape)
+    image = Image(np.zeros((1, *shape), np.float32), Grid.from_axes(shape, np.eye(d)[:, ::-1], np.zeros(d)))
+    points = np.vstack([np.full(d, 5.0), np.full((2, d), np.nan)])
+    found = Landmarks(("there", "gone", "open"), points, (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED))
+    texts = [t.get_text() for t in getattr(pictures, draw)(pictures._View(image), found, None).texts]
+    assert [t for t in texts if "absent" in t] == ["absent: gone"]
+    whole = getattr(pictures, draw)(pictures._View(image), found.select(["there"]), None)
+    assert not any("absent" in t.get_text() for t in whole.texts)
+
+
+def test_a_point_outside_the_image_is_drawn(tmp_path: Path) -> None:
+    image, truth = dot(ORIENTATIONS[0], (5, 8, 4), (12, 14, 10))
+    far = Landmarks(("dot",), truth.points + 500)
+    assert case_picture(image, far, far, ["dot"]).startswith(b"\x89PNG")
+    overlay(image, far, truth, tmp_path / "a.png")
+
+
+def test_an_unwritable_overlay_is_one_line(tmp_path: Path) -> None:
+    image, truth = dot(ORIENTATIONS[0], (5, 8, 4), (12, 14, 10))
+    with pytest.raises(InputError, match="cannot be written"):
+        overlay(image, truth, None, tmp_path / "no" / "a.png")

@@ -1,0 +1,85 @@
+"""plan: a config that fit takes, and a page that a person can read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from anatomark.errors import InputError
+from anatomark.model.config import completed, read_config
+from anatomark.training.plan import plan, render
+
+_spec = importlib.util.spec_from_file_location(
+    "volumes", Path(__file__).parents[1] / "cases" / "look" / "test_fingerprint.py"
+)
+assert _spec and _spec.loader
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+volumes = _module._volumes
+
+
+def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
+    planned = plan(volumes(tmp_path), tmp_path / "out")
+    config = read_config(tmp_path / "out" / "config.yaml")
+    assert config == planned.config == completed(config)
+    assert (config.method.name, config.method.preset, config.modality) == ("t2dl", "recommended", "mr")
+    assert config.minutes == 60 and config.landmarks is None and config.cache_mb >= 512
+    report = json.loads((tmp_path / "out" / "plan_report.json").read_text())
+    assert report == planned.summary() and report["config"] == config.model_dump(mode="json")
+    assert len(report["landmarks"]) == 10 and report["suspects"][0]["case"] == "c2"
+    assert all(row["reason"] for row in report["suggestions"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.yaml", "plan_report.json"]
+
+
+def test_the_page_says_what_matters(tmp_path: Path) -> None:
+    planned = plan(volumes(tmp_path))
+    text = "\n".join(planned.lines())
+    words = ["6 train, 1 val, 1 test", "3D mr, 6 .nii.gz", "6 LPS", "1 suspect annotation:", "d lies"]
+    words += ["1.5 x 1.5 x 1.75 (1.5 x 1.5 x 1.5 to 1.5 x 1.5 x 2)", "landmarks outside their image"]
+    for word in [*words, "the manifest has 1 validation"]:
+        assert word in text, word
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(json.loads(json.dumps(planned.summary()))))
+    assert "config.yaml" in console.export_text()
+
+
+def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert plan(path).summary()["files"] == [] and sorted(tmp_path.iterdir()) == before
+    plan(path, tmp_path / "mine.yaml")
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in before} == {"mine.yaml", "plan_report.json"}
+
+
+def test_landmarks_that_nobody_marked_are_left_out(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    for file in tmp_path.glob("*.mrk.json"):
+        data = json.loads(file.read_text())
+        for control in data["markups"][0]["controlPoints"]:
+            if control["label"] == "e":
+                control["positionStatus"] = "undefined"
+        file.write_text(json.dumps(data))
+    planned = plan(path)
+    assert planned.config.landmarks == list("abcdfghij")
+    assert "never marked: e" in "\n".join(planned.lines())
+
+
+@pytest.mark.parametrize(("count", "phrase"), [(3, "too few cases to spare one"), (8, "manifest has 1 validation")])
+def test_reasons_follow_the_number_of_cases(tmp_path: Path, count: int, phrase: str) -> None:
+    path = volumes(tmp_path, count)
+    if count == 3:
+        path.write_text(path.read_text().replace(",val", ",train"))
+    reasons = {row["key"]: row["reason"] for row in plan(path).summary()["suggestions"]}
+    assert phrase in reasons["val_fraction"]
+
+
+def test_bad_manifests_and_methods_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        plan(tmp_path / "none.csv", tmp_path / "out")
+    with pytest.raises(InputError, match="did you mean 'pin'"):
+        plan(volumes(tmp_path), tmp_path / "out", method="pinn")
+    assert not (tmp_path / "out").exists()
