@@ -85,6 +85,11 @@ class Landmarks:
         """(N,) True where the position is known."""
         return np.array([s is Status.DEFINED for s in self.status], dtype=bool)
 
+    @property
+    def absent(self) -> NDArray[np.bool_]:
+        """(N,) True where the landmark is known not to be in the image."""
+        return np.array([s is Status.ABSENT for s in self.status], dtype=bool)
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError
-from anatomark.model.confidence.review import absent_names, shortened
+from anatomark.errors import InputError, listed
 from anatomark.pictures.labels import place_labels
 
 TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
@@ -158,8 +157,8 @@ def caption(name: str, description: str = "") -> str:
 
 def absent_text(found: Landmarks, most: int = 8) -> str:
     """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
-    gone = absent_names(found)
-    return f"absent: {shortened(gone, most)}" if gone else ""
+    names = [n for n, absent in zip(found.names, found.absent, strict=True) if absent]
+    return f"absent: {listed(names, most)}" if names else ""
 
 
 def review_text(found: Landmarks, most: int = 3) -> str:

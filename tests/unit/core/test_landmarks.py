@@ -20,6 +20,8 @@ def test_status_follows_from_the_points() -> None:
 
 def test_a_point_that_is_not_defined_has_no_position() -> None:
     marks = Landmarks(("a", "b", "c"), np.ones((3, 3)), ("absent", "unannotated", "defined"))
+    assert marks.absent.tolist() == [True, False, False]
+    assert marks.defined.tolist() == [False, False, True]
     assert marks.status == (Status.ABSENT, Status.UNANNOTATED, Status.DEFINED)
     assert np.isnan(marks.points[:2]).all() and marks["c"].tolist() == [1, 1, 1]
 
