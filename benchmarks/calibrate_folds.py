@@ -16,10 +16,10 @@ from anatomark.cases.division import Source
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
 from anatomark.model.confidence.presence import Trials, case_trials
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
 from anatomark.training.calibrate import calibrate
-from anatomark.training.validate import Residuals
 
 
 def left_out(run: str, cases: str, seed: int) -> Residuals:

@@ -16,11 +16,11 @@ from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
 from anatomark.model.confidence.learn import described_trust, learn_trust, write_reference
 from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import WEIGHTS, Run, load_run
 from anatomark.progress import Reporter
 from anatomark.training.finish import calibration
 from anatomark.training.folds import summary
-from anatomark.training.validate import Residuals
 
 PARTS = ("config.yaml", "plan.json", WEIGHTS, "card.md", "LICENSE.txt", "log.csv")
 HEADING = "## Calibrated"

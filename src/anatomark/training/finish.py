@@ -17,9 +17,9 @@ from anatomark.model.confidence.learn import described_trust, learn_trust, write
 from anatomark.model.confidence.presence import described_presence, frozen_threshold
 from anatomark.model.confidence.radius import LEVEL, calibrated
 from anatomark.model.config import RunConfig, write_config
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import write_weights
 from anatomark.progress import Reporter, clock
-from anatomark.training.validate import Residuals
 
 COMBINED = "mean of all observers, freed from their offsets to the one named; validation: the one named"
 

@@ -32,6 +32,7 @@ from anatomark.model.compose import (
 )
 from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.model.config import AUTO, M, RunConfig, checked, completed, merged, read_config
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty
 from anatomark.progress import Reporter
 from anatomark.training.auto import aligned_in_any_pose, settled
@@ -41,7 +42,7 @@ from anatomark.training.loop import train_stage
 from anatomark.training.memory import keep_freed_memory
 from anatomark.training.state import State, restore, save, write_setup
 from anatomark.training.steps import worker_count
-from anatomark.training.validate import Residuals, Validation
+from anatomark.training.validate import Validation
 
 MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
 FINE_TUNING = 0.2  # learning rate with --init, as a share of the usual one

@@ -17,9 +17,9 @@ from anatomark.io.atomic import write_json, write_text
 from anatomark.model.compose import Composed
 from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.model.config import RunConfig, read_config
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import Run, existing, load_run, remove_empty
 from anatomark.progress import Reporter
-from anatomark.training.validate import Residuals
 
 
 def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:

@@ -22,8 +22,8 @@ from anatomark.methods.base import Plan
 from anatomark.model.compose import ALIGN
 from anatomark.model.confidence.presence import with_absent
 from anatomark.model.confidence.review import Reference, Usual, absent_names, reasons, shortened
+from anatomark.model.residuals import Residuals
 from anatomark.progress import Reporter
-from anatomark.training.validate import Residuals
 
 REFERENCE = "reference.safetensors"
 MOST = 60  # cases that are looked at, of the training cases and of the independent ones
