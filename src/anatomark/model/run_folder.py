@@ -20,7 +20,7 @@ from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
 from anatomark.methods.base import Method, Plan
 from anatomark.model.compose import ALIGN, REFINE, assembled
-from anatomark.model.confidence.learn import Trust, read_trust
+from anatomark.model.confidence.review import Review, read_review
 from anatomark.model.config import RunConfig, checked, read_config
 
 CHECKPOINT = "last.ckpt"
@@ -38,7 +38,7 @@ class Run:
     plan: Plan
     weights: dict[str, torch.Tensor]
     calibration: dict[str, Any]
-    trust: Trust | None
+    trust: Review | None
     hash: str
 
     @property
@@ -112,7 +112,7 @@ def load_run(model: str | os.PathLike[str]) -> Run:
     calibration = read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
     if not isinstance(calibration, dict):
         raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
-    trust, usual = read_trust(folder, plan.names, calibration)
+    trust, usual = read_review(folder, plan.names, calibration)
     return Run(folder, config, plan, weights, calibration, trust, _hash(data + usual, config, plan, calibration))
 
 
