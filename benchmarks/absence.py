@@ -25,7 +25,7 @@ from anatomark.cases.manifest import Case, read_manifest
 from anatomark.errors import InputError
 from anatomark.evaluation.metrics import Statistics, compare, statistics
 from anatomark.io.atomic import write_json
-from anatomark.model.confidence.presence import random_crop
+from anatomark.model.confidence.presence_trials import random_crop
 
 
 def measure(

@@ -15,7 +15,7 @@ from pathlib import Path
 from anatomark.cases.division import Source
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
-from anatomark.model.confidence.presence import Trials, case_trials
+from anatomark.model.confidence.presence_trials import Trials, case_trials
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter

@@ -32,7 +32,7 @@ from anatomark.core.shape import rotation_from_vector
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
 from anatomark.io.images import read_image
-from anatomark.model.confidence.presence import random_crop
+from anatomark.model.confidence.presence_trials import random_crop
 from anatomark.model.confidence.radius import area_under_roc
 from anatomark.model.model import Model
 from anatomark.model.predict import load

@@ -10,7 +10,7 @@ import numpy as np
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
-from anatomark.model.confidence.presence import Trials
+from anatomark.model.confidence.presence_trials import Trials
 
 
 @dataclass(frozen=True)

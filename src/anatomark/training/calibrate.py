@@ -14,8 +14,8 @@ from anatomark.cases.division import Division, Source, read_division
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
-from anatomark.model.confidence.learn import described_trust, learn_trust, write_reference
-from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.confidence.presence_trials import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.confidence.review import described_review, learn_review, write_reference
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import WEIGHTS, Run, load_run
 from anatomark.progress import Reporter
@@ -69,10 +69,10 @@ def calibrate(
     presence = frozen_threshold(found.trials if found is not None else None)
     how = "out-of-fold" if out_of_fold is not None else division.how
     facts = {**calibration(found, how, run.plan.names), "presence": presence}
-    trust = learn_trust(run.plan, division, found, presence, report)
+    trust = learn_review(run.plan, division.train, division.val, found, presence, report)
     facts["trust"] = None if trust is None else trust.usual.to_json()
     errors = NOTHING if found is None else f"{len(found.cases)} cases, {how}: {summary(found)}"
-    said = [errors, described_presence(presence), described_trust(trust)]
+    said = [errors, described_presence(presence), described_review(trust)]
     if found is not None and len(found.cases) < ENOUGH:
         said.append(f"{len(found.cases)} independent cases say little: radii and limits are rough; better {ENOUGH}")
     out.parent.mkdir(parents=True, exist_ok=True)

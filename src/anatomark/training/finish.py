@@ -13,9 +13,9 @@ import anatomark
 from anatomark.cases.division import Division
 from anatomark.io.atomic import write_json, write_text
 from anatomark.methods.base import Method
-from anatomark.model.confidence.learn import described_trust, learn_trust, write_reference
-from anatomark.model.confidence.presence import described_presence, frozen_threshold
+from anatomark.model.confidence.presence_trials import described_presence, frozen_threshold
 from anatomark.model.confidence.radius import LEVEL, calibrated
+from anatomark.model.confidence.review import described_review, learn_review, write_reference
 from anatomark.model.config import RunConfig, write_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import write_weights
@@ -42,7 +42,8 @@ def finish(
     how = "out-of-fold" if out_of_fold is not None else division.how
     presence = frozen_threshold(independent.trials if independent is not None else None)
     known = calibration(independent, how, method.plan.names)
-    trust = learn_trust(method.plan, division, independent, presence, report or Reporter(quiet=True))
+    report = report or Reporter(quiet=True)
+    trust = learn_review(method.plan, division.train, division.val, independent, presence, report)
     if trust is not None:
         write_reference(run, trust)
     usual = None if trust is None else trust.usual.to_json()
@@ -50,7 +51,7 @@ def finish(
     write_json(run / "plan.json", method.plan.model_dump(mode="json"))
     settled = config.model_copy(update={"minutes": None})  # the steps of each stage say it all
     said = card(settled, method, division, residuals, out_of_fold, seconds)
-    line = described_trust(trust)
+    line = described_review(trust)
     write_text(run / "card.md", f"{said}\n{line[0].upper()}{line[1:]}.\n")
     write_config(run / "config.yaml", settled)
     write_weights(run, method, half=config.weights == "half")

@@ -30,7 +30,7 @@ from anatomark.model.compose import (
     with_frame,
     with_refiner,
 )
-from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.confidence.presence_trials import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.model.config import AUTO, M, RunConfig, checked, completed, merged, read_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import CHECKPOINT, Run, existing, load_run, read_plan, remove_empty

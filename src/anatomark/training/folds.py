@@ -15,7 +15,7 @@ from anatomark.cases.division import Division, Source, divided
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
 from anatomark.model.compose import Composed
-from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.confidence.presence_trials import CASES, Trials, case_trials, described_presence, frozen_threshold
 from anatomark.model.config import RunConfig, read_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import Run, existing, load_run, remove_empty
