@@ -87,6 +87,11 @@ class Case:
             raise InputError(f"{self._where}: {self.path} is {grid.ndim}D, its landmarks are {ndim}D")
         return grid
 
+    @property
+    def header(self) -> Grid:
+        """The grid of the image as its header has it. Raises InputError."""
+        return self._grid
+
     @cached_property
     def _grid(self) -> Grid:
         if self.held is not None:

@@ -17,13 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from anatomark.cases.division import Source
+from anatomark.cases.case import Case
+from anatomark.cases.division import spread
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import write_bytes
-from anatomark.methods.base import Plan
-from anatomark.model.compose import ALIGN
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.model.align.aligner import AlignFacts
+from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence import with_absent
 from anatomark.model.confidence.reference import Measured, Reference
 from anatomark.model.residuals import Residuals
@@ -163,8 +165,8 @@ def described_review(review: Review | None) -> str:
 
 def learn_review(
     plan: Plan,
-    train: Sequence[Source],
-    val: Sequence[Source],
+    train: Sequence[Case],
+    val: Sequence[Case],
     independent: Residuals | None,
     presence: Mapping[str, Any] | None,
     report: Reporter,
@@ -180,7 +182,7 @@ def learn_review(
     # what is measured of a training case is measured without it
     without = {c.id: other for c, other in zip(chosen, others, strict=True)}
     predictions = {} if independent is None else dict(zip(independent.cases, independent.predictions, strict=True))
-    held = [list(predictions)[i] for i in _spread(len(predictions))]
+    held = [list(predictions)[i] for i in spread(len(predictions), MOST)]
     own: dict[str, Measured] = {}
     with report.bar("what is usual", len(chosen) + len(held)) as bar:
         for case in chosen:
@@ -207,22 +209,17 @@ def learn_review(
 def known_turns(plan: Plan) -> float:
     """Degrees from the training cases' usual pose within which a model was trained to find the anatomy, or its
     alignment finds it."""
-    facts = plan.facts.get(ALIGN) or plan.facts
-    return float(facts.get("rotations_deg") or 0.0)
+    facts = plan.align or plan.method
+    return facts.rotations_deg if isinstance(facts, AlignFacts | AnatomyFacts) else 0.0
 
 
-def _chosen(cases: Sequence[Source]) -> list[Source]:
+def _chosen(cases: Sequence[Case]) -> list[Case]:
     """Evenly spread cases, and some of each landmark that is defined in none of these."""
-    at = set(_spread(len(cases)))
+    at = set(spread(len(cases), MOST))
     defined = np.stack([c.landmarks.defined for c in cases])
     for k in np.flatnonzero(~defined[sorted(at)].any(0)):
         at.update(np.flatnonzero(defined[:, k])[:3].tolist())
     return [cases[i] for i in sorted(at)]
-
-
-def _spread(count: int) -> list[int]:
-    """At most :data:`MOST` of ``count`` cases, evenly spread."""
-    return sorted(set(np.linspace(0, count - 1, min(count, MOST)).round().astype(int).tolist())) if count else []
 
 
 # ---------------------------------------------------------------------- in the run folder
