@@ -13,34 +13,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike
 
-from anatomark.core.grid import Array, Grid
+from anatomark.core.grid import Grid
 from anatomark.errors import InputError
 from anatomark.io.atomic import atomic_path
 from anatomark.io.images import condensed, quiet
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
-
-
-def read_affine(path: str | os.PathLike[str]) -> Array:
-    """The (D+1, D+1) matrix, world mm (x, y[, z]) to world mm, of a linear ITK transform file (affine, rigid,
-    similarity, or a chain of them; as ITK resamples, it maps the fixed image's points to the moving image's).
-    Raises InputError where the file is missing, no transform, or not linear."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with quiet():
-            transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path}: is no readable ITK transform: {condensed(error)}") from None
-    if not transform.IsLinear():
-        raise InputError(f"{path}: holds a {transform.GetName()}, which is not linear; an affine is needed")
-    d = transform.GetDimension()
-    matrix = np.eye(d + 1)
-    matrix[:d, d] = transform.TransformPoint([0.0] * d)
-    for axis in range(d):
-        matrix[:d, axis] = np.array(transform.TransformPoint(np.eye(d)[axis].tolist())) - matrix[:d, d]
-    return matrix
 
 
 def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
