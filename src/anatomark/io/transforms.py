@@ -6,7 +6,6 @@ thin-plate spline ("Could not create an instance of ThinPlateSplineKernelTransfo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ from numpy.typing import ArrayLike
 
 from anatomark.core.grid import Grid
 from anatomark.errors import InputError
-from anatomark.io.atomic import atomic_path
+from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.images import condensed, quiet
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
 
 
-def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
+def write_affine(matrix: ArrayLike, path: Where) -> None:
     """Write a (D+1, D+1) world-to-world matrix, D = 2 or 3, as an ITK AffineTransform, atomically. Raises ValueError
     for another shape, InputError for an unknown ending or a disk that refuses."""
     path, values = Path(path), np.asarray(matrix, dtype=np.float64)
@@ -36,7 +35,7 @@ def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
     _write(transform, path)
 
 
-def write_displacements(field: ArrayLike, grid: Grid, path: str | os.PathLike[str]) -> None:
+def write_displacements(field: ArrayLike, grid: Grid, path: Where) -> None:
     """Write displacements ``field`` (*grid.shape, D) float64, mm along x, y[, z], on ``grid`` as an ITK
     DisplacementFieldTransform (.h5), atomically. ITK interpolates linearly, and moves nothing outside the grid.
 
