@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from anatomark import cli
-from anatomark.cli.planes import planes as command
+from anatomark.cli import app as cli
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -23,6 +22,7 @@ from anatomark.io.landmarks import write_landmarks
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.planes.geometry import find_planes
 from anatomark.tools.planes.planes import PlaneSet, cut_planes
+from points import named
 
 PLANES = """
 planes:
@@ -41,8 +41,6 @@ POINTS = {"a": (0, 0, 0), "b": (8, 1, 2), "c": (1, 7, 3), "beside": (3, 3, 2.5),
 
 
 def _run(*arguments: object) -> int:
-    if "planes" not in [c.callback.__name__ for c in cli.app.registered_commands if c.callback]:
-        cli.app.command()(command)
     with pytest.raises(SystemExit) as exit:
         cli.main([str(a) for a in arguments])
     return int(exit.value.code or 0)
@@ -148,7 +146,7 @@ def test_what_cannot_be_is_refused_before_any_work(study: Path) -> None:
         cut_planes(slip, [study / "one.nii.gz"], study / "out", **marked)
     flat = study / "flat.png"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((9, 9), dtype=np.uint8)), str(flat))
-    write_landmarks(Landmarks.from_mapping({n: p[:2] for n, p in POINTS.items()}), study / "flat.csv", case="flat")
+    write_landmarks(named({n: p[:2] for n, p in POINTS.items()}), study / "flat.csv", case="flat")
     with pytest.raises(InputError, match="are 2D"):
         cut_planes(study / "planes.yaml", [flat], study / "out", landmarks=study / "flat.csv", spacing=(1.0, 1.0))
     with pytest.raises(InputError, match=r"no ready definition.*brain-afids"):
@@ -168,7 +166,7 @@ def test_one_bad_image_does_not_stop_the_others(study: Path, capsys: pytest.Capt
 
 def test_evaluate_measures_planes(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = study / "found"
-    shifted = Landmarks.from_mapping({n: np.add(p, (0, 0, 2)) for n, p in POINTS.items()})
+    shifted = named({n: np.add(p, (0, 0, 2)) for n, p in POINTS.items()})
     for case in ("one", "two"):
         write_landmarks(shifted, found / f"{case}.mrk.json")
     out = study / "evaluation"
@@ -179,7 +177,7 @@ def test_evaluate_measures_planes(study: Path, capsys: pytest.CaptureFixture[str
     assert float(rows["one", "slab"]["offset_mm"]) == pytest.approx(2)
     assert rows["two", "oblique"]["state"] == "no truth" and rows["two", "oblique"]["angle_deg"] == ""
     planes = read_definition(study / "planes.yaml", PlaneSet, "planes")
-    oblique = find_planes(planes, Landmarks.from_mapping(POINTS))["oblique"]
+    oblique = find_planes(planes, named(POINTS))["oblique"]
     assert not isinstance(oblique, str)
     assert float(rows["one", "oblique"]["offset_mm"]) == pytest.approx(2 * abs(oblique.normal[2]), rel=1e-4)
     table = json.loads((out / "summary.json").read_text())["tables"]["scan planes"]

@@ -20,7 +20,19 @@ from anatomark.cli.benchmark import benchmark
 from anatomark.cli.calibrate import calibrate
 from anatomark.cli.crop import crop
 from anatomark.cli.measure import measure as take_measures
-from anatomark.cli.options import Cases, Device, Json, Out, Overwrite, Spacing, Threads, Views, reporter, show
+from anatomark.cli.options import (
+    Cases,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Spacing,
+    Threads,
+    Views,
+    reporter,
+    show,
+    spell_options,
+)
 from anatomark.cli.planes import planes
 from anatomark.cli.register import register
 from anatomark.errors import InputError
@@ -383,7 +395,7 @@ def _users(error: Exception) -> bool:
 
 def _line(error: Exception) -> str:
     if isinstance(error, InputError):
-        return str(error)
+        return spell_options(str(error))
     if _users(error) and isinstance(error, OSError):
         return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]

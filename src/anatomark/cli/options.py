@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,11 @@ From = Annotated[
 ]
 
 
+def spell_options(text: str) -> str:
+    """`` `name` ``, a parameter in the words of Python, as ``--name``."""
+    return re.sub(r"`([a-z]\w*)`", lambda m: f"--{m[1].replace('_', '-')}", text)
+
+
 def reporter(as_json: bool) -> Any:
     """Progress goes to standard error; a program that reads JSON is left alone."""
     from anatomark.progress import Reporter
@@ -39,4 +45,4 @@ def show(result: Any, as_json: bool) -> None:
         typer.echo(json.dumps(result.summary(), indent=2))
         return
     for line in result.lines():
-        typer.echo(line)
+        typer.echo(spell_options(line))

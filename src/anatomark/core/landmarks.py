@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -130,11 +130,6 @@ class Landmarks:
     def errors_to(self, truth: Landmarks) -> Array:
         """(N,) radial distance in mm to the truth's point of the same name; NaN where either is not defined."""
         return np.asarray(np.linalg.norm(self.points - truth.select(self.names).points, axis=1))
-
-    @classmethod
-    def from_mapping(cls, points: Mapping[str, ArrayLike]) -> Landmarks:
-        """Landmarks from ``{name: (x, y[, z])}`` in world mm."""
-        return cls(tuple(points), np.array([np.asarray(p, dtype=np.float64) for p in points.values()]))
 
 
 def common_names(landmarks: Iterable[Landmarks]) -> tuple[str, ...]:

@@ -96,8 +96,8 @@ def test_the_callers_array_is_not_shared() -> None:
     assert marks["a"].tolist() == [0, 0]
 
 
-def test_from_mapping_with_points_and_common_names() -> None:
-    one = Landmarks.from_mapping({"b": (1, 2), "a": (3, 4)})
+def test_with_points_and_common_names() -> None:
+    one = Landmarks(("b", "a"), [(1, 2), (3, 4)])
     assert one.names == ("b", "a") and one.with_points([[0, 0], [1, 1]])["a"].tolist() == [1, 1]
-    two = Landmarks.from_mapping({"c": (1, 2), "a": (3, 4)})
+    two = Landmarks(("c", "a"), [(1, 2), (3, 4)])
     assert common_names([one, two]) == ("b", "a", "c")
