@@ -1,4 +1,4 @@
-"""The one grammar of paths: manifests, images, folders of images, DICOM series, landmark files, folders of predictions."""
+"""The one grammar of paths: manifests, images and folders of them, DICOM series, landmark files, predictions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def find_images_as_cases(
 ) -> list[Case]:
     """The cases that ``paths`` name: manifests (.csv), images, folders of images, DICOM series.
 
-    ``spacing``: for those that say nothing of it. ``split``: these rows of manifests only. Raises InputError where there
-    is no image, and where two cases share a name.
+    ``spacing``: for those that say nothing of it. ``split``: these rows of manifests only. Raises InputError where
+    there is no image, and where two cases share a name.
     """
     if split is not None and split not in SPLITS:
         raise InputError(f"`split` {split!r}: is not train, val or test")
@@ -160,7 +160,9 @@ def _check_names(cases: Sequence[Case]) -> None:
     for case in cases:
         other = first.setdefault(case.id, case)
         if other is not case:
-            pair = f"{other.path} and {case.path} would both be written as" if case.path else "two of the cases are called"
+            pair = (
+                f"{other.path} and {case.path} would both be written as" if case.path else "two of the cases are called"
+            )
             raise InputError(f"{pair} {case.id!r}; rename one or take them apart")
 
 

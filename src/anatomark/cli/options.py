@@ -36,13 +36,22 @@ def reporter(as_json: bool) -> Any:
     """Progress goes to standard error; a program that reads JSON is left alone."""
     from anatomark.progress import Reporter
 
-    return Reporter(quiet=as_json)
+    return Reporter(quiet=as_json, spell=spell_options)
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
 
 
 def show(result: Any, as_json: bool) -> None:
     """A result that offers ``summary()`` (plain data) and ``lines()`` (text)."""
     if as_json:
-        typer.echo(json.dumps(result.summary(), indent=2))
+        print_json(result.summary())
         return
     for line in result.lines():
         typer.echo(spell_options(line))
+
+
+def of_it_alignment(seconds: float | None) -> str:
+    """What of the seconds before the alignment took, if anything was aligned."""
+    return "" if seconds is None else f", {seconds:.2f} s of it alignment"

@@ -112,7 +112,7 @@ def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, repor
     if planes is not None:
         rows = plane_rows(planes, true, made.landmarks)
         result = replace(result, tables={"scan planes": plane_summary(rows)})
-        write_csv(out / PLANES, rows)
+        write_csv(out / PLANES, rows, digits=6)
     if folder is None:
         write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, made)
     _write(result, out, cases, true, made)
@@ -164,7 +164,8 @@ def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: M
     names, wanted = [n for n in there if n in set(expected)], set(there)
     if not names:
         raise InputError(
-            f"{manifest.path}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has {listed(there, 5, quote=True)}"
+            f"{manifest.path}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has "
+            f"{listed(there, 5, quote=True)}"
         )
     notes = []
     if left := [n for n in there if n not in set(expected)]:
@@ -226,7 +227,7 @@ def _write(
 
     tables = {"errors": result.error_rows(), "per_landmark": result.landmark_rows(), "per_case": result.case_rows()}
     for name, rows in tables.items():
-        write_csv(out / f"{name}.csv", rows)
+        write_csv(out / f"{name}.csv", rows, digits=6)
     pictures = []
     for word, m in result.highlights():
         case = cases[m]

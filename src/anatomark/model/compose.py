@@ -1,4 +1,4 @@
-"""What a run trains and uses as one: a method and, where asked for, the alignment before it and the refiner after it."""
+"""What a run trains and uses as one: a method and, where asked for, the alignment before and the refiner after it."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ class Model:
         if self.run.review is None:
             return replace(prediction, flags=tuple(plain_flags(landmarks, image)))
         judged = self.run.review.judge(image, landmarks)
-        return replace(
-            prediction, flags=judged.reasons, suspicion=judged.suspicion, suspicion_limit=judged.limit
-        )
+        return replace(prediction, flags=judged.reasons, suspicion=judged.suspicion, suspicion_limit=judged.limit)
 
 
 def fitting(image: Image | str | os.PathLike[str], spacing: Spacing, ndim: int, model: str) -> Image:

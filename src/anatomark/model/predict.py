@@ -29,8 +29,8 @@ def load(path: str | os.PathLike[str], device: str | None = None, threads: int |
     """A trained model from a run folder or by its zoo name, or several with the same landmarks as one: ``A+B+C``, or a
     folder of run folders such as ``RUN/folds``.
 
-    ``device``: ``auto`` (default: the GPU where there is one), ``cpu``, ``cuda``, ``cuda:0`` or ``mps``; ``threads``: of
-    torch on the CPU; ``tta``: views of each image whose answers are averaged. Raises InputError where a folder is
+    ``device``: ``auto`` (default: the GPU where there is one), ``cpu``, ``cuda``, ``cuda:0`` or ``mps``; ``threads``:
+    of torch on the CPU; ``tta``: views of each image whose answers are averaged. Raises InputError where a folder is
     missing, incomplete or damaged, and where several models find different landmarks.
     """
     if threads is not None:

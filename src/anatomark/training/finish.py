@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from anatomark.cases.division import Division
 from anatomark.io.atomic import write_json, write_text
-from anatomark.model.config import write_config
 from anatomark.model.confidence.review import write_reference
+from anatomark.model.config import write_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import write_weights
 from anatomark.training.calibrate import learn_confidence

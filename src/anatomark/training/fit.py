@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,9 @@ def fit(
     """Train a model on the training cases of the manifest ``cases`` and write the run folder ``out``.
 
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
-    ``preset="paper"``, ``minutes=60``, ``steps=2000``, ``seed=1``. ``init`` starts from another run's weights; ``folds``
-    first trains that many models on parts of the training cases and writes out-of-fold errors; ``resume`` goes on where
-    a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``. Raises
+    ``preset="paper"``, ``minutes=60``, ``steps=2000``, ``seed=1``. ``init`` starts from another run's weights;
+    ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors; ``resume``
+    goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``. Raises
     InputError before anything is written, and where the disk refuses.
     """
     run, report = Path(out), report or Reporter()
@@ -77,20 +77,22 @@ def fit(
         return Fitted(run, None, False, 0.0)
     source = load_run(init) if init is not None else None
     begun = (run / "config.yaml").exists()
-    plan = with_machine(read_config(run / "config.yaml"), asked) if begun else settled_by_init(source, completed(request))
-    division = read_division(cases, names=plan.landmarks, val_fraction=plan.val_fraction, seed=plan.seed)
-    if not begun and plan.method.name == AUTO:
-        plan = settled(plan, division, folds + 1 if folds else 1)
+    used = (
+        with_machine(read_config(run / "config.yaml"), asked) if begun else settled_by_init(source, completed(request))
+    )
+    division = read_division(cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed)
+    if not begun and used.method.name == AUTO:
+        used = settled(used, division, folds + 1 if folds else 1)
     elif not begun and source is None:
-        plan = aligned_in_any_pose(plan, division)
-    for line in plan.reasons:
+        used = aligned_in_any_pose(used, division)
+    for line in used.reasons:
         report.say(line)
     with _folder(run):
         write_request(run, request)
         residuals = None
         if folds:
-            residuals, plan = cross_validate(fit_division, division, run, plan, folds, init=source, report=report)
-        return fit_division(division, run, plan, init=source, out_of_fold=residuals, report=report)
+            residuals, used = cross_validate(fit_division, division, run, used, folds, init=source, report=report)
+        return fit_division(division, run, used, init=source, out_of_fold=residuals, report=report)
 
 
 @contextmanager
@@ -166,4 +168,4 @@ def _final_residuals(state: State, crops: bool) -> Residuals | None:
     )
     if crops:
         state.report.say(described_presence(frozen_threshold(residuals.trials)))
-    return replace(residuals, trials=residuals.trials)
+    return residuals

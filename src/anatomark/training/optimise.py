@@ -26,7 +26,7 @@ def rate_factor(stage: Stage, step: int) -> float:
         return 1.0
     gone = (step - warmup) / max(1, stage.steps - warmup)
     if stage.schedule == "restarts":
-        periods = gone * (2 ** stage.cycles - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1
+        periods = gone * (2**stage.cycles - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1
         k = np.floor(np.log2(periods + 1) + 1e-9)
         gone = (periods + 1) / 2**k - 1
     return float(0.5 * (1 + np.cos(np.pi * gone)))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from anatomark.cases.division import Division, spread
-from anatomark.cases.store import fingerprint_of
+from anatomark.cases.division import Division
+from anatomark.cases.store import CaseStore, fingerprint_of
 from anatomark.core.intensity import MODALITIES, guess_modality, intensity_rule
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import remove_temporary
@@ -26,7 +26,6 @@ from anatomark.training.examples import worker_count
 from anatomark.training.memory import keep_freed_memory
 from anatomark.training.state import State, write_setup
 from anatomark.training.validate import IMAGE, Validation, augmented_copy
-from anatomark.cases.store import CaseStore
 
 FINE_TUNING = 0.2  # learning rate with `init`, as a share of the usual one
 COPIES = 4  # augmented copies to validate on
@@ -176,7 +175,8 @@ def initialise(composed: Composed, source: Run) -> str:
     if not fits:
         there = f"it is of method {source.config.method.name}, preset {source.config.method.preset}"
         raise InputError(
-            f"`init` {source.folder}: none of its {len(source.weights)} tensors fits this method and its settings; {there}"
+            f"`init` {source.folder}: none of its {len(source.weights)} tensors fits this method and its settings; "
+            f"{there}"
         )
     composed.load_state_dict({**own, **fits})
     shared = [n for n in names if n in source.plan.names]

@@ -41,8 +41,8 @@ class State:
     ema: dict[str, torch.Tensor] | None = None
     best: dict[str, torch.Tensor] | None = None
     best_mm: float = float("inf")
-    best_evidence: Evidence = Evidence()  # that the best weights gave
-    evidence: Evidence = Evidence()
+    best_evidence: Evidence = field(default_factory=Evidence)  # that the best weights gave
+    evidence: Evidence = field(default_factory=Evidence)
     before: Mapping[str, Evidence] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
     rows: list[dict[str, Any]] = field(default_factory=list)
     spent: float = 0.0  # seconds of the sittings before this one

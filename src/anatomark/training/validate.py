@@ -12,10 +12,10 @@ import torch
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.cases.store import CaseStore
+from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import as_tensor, sample_index
-from anatomark.core.grid import Grid
 from anatomark.core.shape import random_rotation
 from anatomark.core.warp import random_warp
 from anatomark.methods.base import Evidence
@@ -44,7 +44,9 @@ class Validation(CaseStore):
 
 def to_plain(evidence: Evidence) -> dict[str, Any]:
     """Evidence as tensors and strings, for a checkpoint."""
-    predictions, truth = ({c: _plain_landmarks(x) for c, x in e.items()} for e in (evidence.predictions, evidence.truth))
+    predictions, truth = (
+        {c: _plain_landmarks(x) for c, x in e.items()} for e in (evidence.predictions, evidence.truth)
+    )
     return {"predictions": predictions, "truth": truth, "source": evidence.source}
 
 
