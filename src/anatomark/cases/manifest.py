@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anatomark.cases.case import Case, Reading, in_plane
 from anatomark.core.landmarks import Status
-from anatomark.errors import InputError, ManyInputErrors, nearest
+from anatomark.errors import InputError, ManyInputErrors, listed, nearest
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import image_grid, squeeze_grid
 from anatomark.io.landmarks import split_observer
@@ -140,12 +140,8 @@ def _other_names(cases: Sequence[Case], names: Mapping[str, tuple[str, ...]]) ->
         return []
     first = next((c for c in cases if c.split == "train"), cases[0])
     return [
-        f"row {case.row}: {case.source}: names {_some(names[case.id])}, none of which case {first.id!r} "
-        f"(row {first.row}) has: {_some(names[first.id])}; convert --label-from description, or rename"
+        f"row {case.row}: {case.source}: names {listed(names[case.id], 3, quote=True)}, none of which case {first.id!r} "
+        f"(row {first.row}) has: {listed(names[first.id], 3, quote=True)}; convert `label_from` description, or rename"
         for case in cases
         if not set(names[case.id]) & set(names[first.id])
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

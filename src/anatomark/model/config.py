@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
     stage_steps: dict[str, int] = Field(default_factory=dict)
     validate_every: dict[str, int] = Field(default_factory=dict)
-    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with --init 0.2, not to unlearn
+    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with `init` 0.2, not to unlearn
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
@@ -170,18 +170,18 @@ def make_config(path: str | os.PathLike[str] | None = None, assignments: Sequenc
     data.update(wanted)
     for text in assignments:
         _assign(data, text)
-        where = f"--set {text}" if path is None else where
+        where = f"`set` {text}" if path is None else where
     return checked(RunConfig, data, where)
 
 
 def _assign(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {text}: expected key=value, such as method.patch_mm=50")
+        raise InputError(f"`set` {text}: expected key=value, such as method.patch_mm=50")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise InputError(f"--set {text}: {value!r} is not a plain YAML value") from None
+        raise InputError(f"`set` {text}: {value!r} is not a plain YAML value") from None
     *path, last = key.strip().split(".")
     place: Any = data
     for step in path:
@@ -191,9 +191,9 @@ def _assign(data: dict[str, Any], text: str) -> None:
             place[step] = {} if place.get(step) is None else place[step]
             place = place[step]
         else:
-            raise InputError(f"--set {text}: {step!r} is not a key here")
+            raise InputError(f"`set` {text}: {step!r} is not a key here")
     if not isinstance(place, dict):
-        raise InputError(f"--set {text}: {'.'.join(path)} holds a value, not keys")
+        raise InputError(f"`set` {text}: {'.'.join(path)} holds a value, not keys")
     place[last] = parsed
 
 

@@ -95,7 +95,7 @@ def load_run(model: str | os.PathLike[str]) -> Run:
         if strange:
             raise InputError(f"{folder}: {strange[0]} may run code when it is loaded and is not read; {HOLDS}")
         unfinished = (folder / "config.yaml").exists()
-        remedy = "its training is not finished, go on with fit --resume" if unfinished else HOLDS
+        remedy = "its training is not finished, go on with fit `resume`" if unfinished else HOLDS
         raise InputError(f"{folder}: has no {WEIGHTS}; {remedy}")
     for name in ("config.yaml", "plan.json"):
         if not (folder / name).exists():

@@ -1,4 +1,4 @@
-"""``--method auto``: method, refiner and settings chosen from what the data look like and the time there is.
+"""The method ``auto``: method, refiner and settings chosen from what the data look like and the time there is.
 
 Every rule rests on figures of ``docs/benchmarks.md``; none knows the name of a data set. What the user set stays.
 """

@@ -54,8 +54,8 @@ def calibrate(
 
     ``cases``, a manifest: what the training images look like is learned from its split ``train``, errors from its
     split ``val``; without val rows from the cases that training with the model's own settings holds out.
-    ``out_of_fold``: predictions of models that did not see their cases, instead. Without any independent case only the review flag is learned.
-    Raises InputError: no such model, ``out`` exists, landmarks that the model does not know.
+    ``out_of_fold``: predictions of models that did not see their cases, instead. Without any independent case only the
+    review flag is learned. Raises InputError: no such model, ``out`` exists, landmarks that the model does not know.
     """
     out, report = Path(out), report or Reporter(quiet=True)
     if out.exists():

@@ -57,7 +57,7 @@ def plan(
     frame: str | None = None,
     unit: str | None = None,
 ) -> Planned:
-    """Fingerprint of the training cases, suspect annotations, and a config for ``fit --config``, each choice with its
+    """Fingerprint of the training cases, suspect annotations, and a config for ``fit``, each choice with its
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
@@ -149,7 +149,7 @@ def _why_validation(cases: Mapping[str, int]) -> str:
     if cases["train"] < HELD_OUT_FROM:
         return "too few cases to spare one: validated on augmented copies, so no independent validation"
     held = max(1, round(0.2 * cases["train"]))
-    return f"{held} of {cases['train']} training cases are held out; --folds K would use all of them"
+    return f"{held} of {cases['train']} training cases are held out; `folds` K would use all of them"
 
 
 def _cache(megabytes: float) -> tuple[int, str]:
@@ -200,9 +200,9 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
     parts += [table, Text()]
     if facts["files"]:
         parts.append(Text("written: " + ", ".join(facts["files"])))
-        parts.append(Text(f"next: anatomark fit {facts['manifest']} --config {facts['files'][0]} --out RUN"))
+        parts.append(Text(f"next: anatomark fit {facts['manifest']} `config` {facts['files'][0]} `out` RUN"))
     else:
-        parts.append(Text("--out DIR writes config.yaml and plan_report.json"))
+        parts.append(Text("`out` DIR writes config.yaml and plan_report.json"))
     return Group(*parts)
 
 
