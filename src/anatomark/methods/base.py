@@ -207,9 +207,9 @@ class Method(nn.Module):
         """What stages that ask for evidence start from in an image, by the stage's name. Optional."""
         return {}
 
-    def per_landmark(self) -> Mapping[str, int | PerLandmark]:
-        """Which tensors of the state run over landmarks, by patterns of their names (``net.head.*``, of which the first
-        that fits counts), and along which axis. ``{landmark}`` in a pattern stands for the landmark's number: each landmark has
-        tensors of its own. By this another model's weights are moved to this one's landmarks (``model/start.py``).
-        Optional."""
+    def per_landmark(self) -> Mapping[str, int | PerLandmark | None]:
+        """Which tensors of the state run over landmarks, and along which axis, by patterns of their names
+        (``net.head.*``; the first that fits counts); None: another model's is not taken over. ``{landmark}`` in a
+        pattern stands for the landmark's number: each landmark has tensors of its own. By this another model's weights
+        are moved to this one's landmarks (``model/start.py``). Optional."""
         return {}
