@@ -149,8 +149,8 @@ class Method(nn.Module):
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
-        """Why ``auto`` should take this method for a task, one clause; None: it should not. Methods are asked in the
-        order of the table. Optional."""
+        """Why ``auto`` should take this method for a task, one clause; None: it should not. Methods of other
+        packages are asked first, then ours in the order of the table. Optional."""
         return None
 
     @classmethod
