@@ -142,8 +142,8 @@ class Tiny(Method):
 
 
 def register() -> None:
-    """Put the method into the table as ``tiny``."""
-    methods.TABLE["tiny"] = {"recommended": "tiny:Tiny", "small": "tiny:Tiny"}
+    """Make the method known as ``tiny``."""
+    methods.add("tiny", "tiny:Tiny")
 
 
 def write_study(folder: Path, cases: int = 4, ndim: int = 3, splits: Sequence[str] = (), size: int = 24) -> Path:

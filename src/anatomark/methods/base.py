@@ -149,8 +149,8 @@ class Method(nn.Module):
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
-        """Why ``auto`` should take this method for a task, one clause; None: it should not. Methods are asked in the
-        order of the table. Optional."""
+        """Why ``auto`` should take this method for a task, one clause; None: it should not. Methods of other
+        packages are asked first, then ours in the order of the table. Optional."""
         return None
 
     @classmethod
@@ -208,8 +208,8 @@ class Method(nn.Module):
         return {}
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark | None]:
-        """Which tensors of the state run over landmarks, by patterns of their names (``net.head.*``, of which the first
-        that fits counts), and along which axis; None: it is not taken from another model. ``{landmark}`` in a pattern
-        stands for the landmark's number: each landmark has tensors of its own. By this another model's weights are
-        moved to this one's landmarks (``model/start.py``). Optional."""
+        """Which tensors of the state run over landmarks, and along which axis, by patterns of their names
+        (``net.head.*``; the first that fits counts); None: another model's is not taken over. ``{landmark}`` in a
+        pattern stands for the landmark's number: each landmark has tensors of its own. By this another model's weights
+        are moved to this one's landmarks (``model/start.py``). Optional."""
         return {}
