@@ -60,7 +60,7 @@ def find_cases(
     cases = find_images_as_cases(paths, spacing=spacing, split=split, need_landmarks=landmarks is None)
     if landmarks is None:
         if bare := next((c for c in cases if c.source is None), None):
-            raise InputError(f"{bare.path}: give its `landmarks` FILE, or the folder that predict wrote")
+            raise InputError(f"{bare.path}: give its landmarks, `landmarks` FILE, or the folder that predict wrote")
         return cases
     given = Path(landmarks)
     if given.is_file() and len(cases) > 1 and given.suffix.lower() != ".csv":

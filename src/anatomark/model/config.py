@@ -20,7 +20,7 @@ from anatomark.model.refine.refiner import RefineConfig
 M = TypeVar("M", bound=BaseModel)
 
 
-AUTO = "auto"  # the method that ``engine/auto.py`` replaces by one that suits the data
+AUTO = "auto"  # the method that ``training/auto.py`` replaces by one that suits the data
 FIRST = "pin"  # the method of presets and settings that name none
 
 
@@ -147,12 +147,17 @@ def write_config(path: str | os.PathLike[str], config: RunConfig) -> None:
     write_text(Path(path), text)
 
 
-def make_config(path: str | os.PathLike[str] | None = None, assignments: Sequence[str] = (), **given: Any) -> RunConfig:
-    """A config from a file (or the defaults), ``key.path=value`` assignments, and values ``given`` by name.
+def make_config(
+    base: RunConfig | str | os.PathLike[str] | None = None, assignments: Sequence[str] = (), **given: Any
+) -> RunConfig:
+    """A config from another one, or a file of it (or the defaults), ``key.path=value`` assignments, and values
+    ``given`` by name.
 
     ``given``: top-level keys, and ``method`` / ``preset``; None means not given. Raises InputError.
     """
-    data = read_yaml(path) if path is not None else {}
+    path = None if isinstance(base, RunConfig) else base
+    data = base.model_dump(mode="json", exclude_unset=True) if isinstance(base, RunConfig) else {}
+    data = read_yaml(path) if path is not None else data
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected keys and values, found {type(data).__name__}")
     where = str(path) if path is not None else "options"
