@@ -30,8 +30,8 @@ from anatomark.core.shape import procrustes, rotation_angle
 from anatomark.io.atomic import write_json
 from anatomark.io.images import image_grid, read_image
 from anatomark.tools.register.fit import register_landmarks, summarised
-from anatomark.tools.register.linear_fit import Kind
-from anatomark.tools.register.register import Request, Sources, register
+from anatomark.tools.register.kind import Kind
+from anatomark.tools.register.register import register
 
 SEED = 5
 
@@ -84,7 +84,7 @@ def against_simpleitk(fixed: Case, moving: Case, kind: str) -> dict[str, float]:
         manifest = Path(folder) / "cases.csv"
         rows = "".join(f"{c.id},{c.image},{c.landmarks},\n" for c in (fixed, moving))
         manifest.write_text("case,image,landmarks,split\n" + rows)
-        row = register(Sources(fixed.id, (manifest,)), out, Request(kind)).rows[0]
+        row = register(fixed.id, [manifest], out, kind).rows[0]
         ours = read_image(out / f"{moving.id}.nii.gz").array[0].astype(float)
         transform = sitk.ReadTransform(str(out / f"{moving.id}{ending}"))
         images = [sitk.ReadImage(str(c.image), sitk.sitkFloat32) for c in (fixed, moving)]

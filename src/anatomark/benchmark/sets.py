@@ -111,7 +111,7 @@ def contents(table: Manifest) -> dict[str, dict[str, str]]:
     """What the results on a manifest depend on beside its rows: by case a hash of the ``landmarks`` file and, where the
     manifest gives it, the ``spacing``. Of the cases with a split. Raises InputError where a file cannot be read."""
     used = [c for c in table.cases if c.split]
-    files = {c.id: split_observer(c.landmarks)[0] for c in used if c.landmarks is not None}
+    files = {c.id: split_observer(c.source)[0] for c in used if c.source is not None}
     try:
         hashes = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest()[:12] for f in dict.fromkeys(files.values())}
     except OSError as error:

@@ -265,7 +265,7 @@ def _cell(
         init = str(at["init"])  # else a zoo model's name
     config = None if how.given else _config(suite, path, where)
     key: dict[str, Any] = {
-        "cases": [[c.id, c.split, Path(str(c.image)).name, Path(str(c.landmarks or "")).name] for c in table.cases],
+        "cases": [[c.id, c.split, Path(str(c.path)).name, Path(str(c.source or "")).name] for c in table.cases],
         "split": split,
         "truth": entry.truth,
         "config": None if config is None else asked(config),

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from anatomark.errors import InputError
+
 Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
+Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
@@ -30,6 +33,13 @@ From = Annotated[
 def spell_options(text: str) -> str:
     """`` `name` ``, a parameter in the words of Python, as ``--name``."""
     return re.sub(r"`([a-z]\w*)`", lambda m: f"--{m[1].replace('_', '-')}", text)
+
+
+def in_mm(spacing: str | None) -> tuple[float, ...] | None:
+    """What ``--spacing`` says. Raises InputError for anything but positive numbers."""
+    from anatomark.io.frames import parse_spacing
+
+    return None if spacing is None else parse_spacing(spacing, "--spacing")
 
 
 def reporter(as_json: bool) -> Any:
@@ -55,3 +65,12 @@ def show(result: Any, as_json: bool) -> None:
 def of_it_alignment(seconds: float | None) -> str:
     """What of the seconds before the alignment took, if anything was aligned."""
     return "" if seconds is None else f", {seconds:.2f} s of it alignment"
+
+
+def show_cases(result: Any, as_json: bool, first: str) -> None:
+    """As :func:`show`. Raises InputError where cases ``failed``: how many, and of the ``first`` its case and reason."""
+    show(result, as_json)
+    if result.failed:
+        case, reason = result.failed[0]
+        count = f"{len(result.failed)} of {len(result.rows)} cases failed; the first: " if len(result.rows) > 1 else ""
+        raise InputError(count + first.format(case=case, reason=reason))
