@@ -64,9 +64,9 @@ def fit(
     """Train a model on the training cases of the manifest ``cases`` and write the run folder ``out``.
 
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
-    ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's weights;
-    ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors; ``resume``
-    goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``.
+    ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's
+    weights; ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors;
+    ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``.
     Raises InputError before anything is written, and where the disk refuses.
     """
     run, report = Path(out), report or Reporter()
