@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, norm, plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck
@@ -39,18 +38,17 @@ class CoarseNet(nn.Module):
         super().__init__()
         if px % _DEEPEST:
             raise ValueError(f"a block of {px} voxels a side; expected a multiple of {_DEEPEST}")
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
         w, n, d = width, landmarks, ndim
         self.ndim, self.landmarks, self.cells = d, n, px // STRIDE
-        self.stem = nn.Sequential(conv(1, w, 3, stride=2, padding=1, bias=False), _norm(d, w), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(conv(d)(1, w, 3, stride=2, padding=1, bias=False), norm(d)(w), nn.ReLU(inplace=True))
         self.down = nn.ModuleList(_Down(d, a * w, b * w) for a, b in ((1, 2), (2, 4), (4, 8)))
         flat = 8 * w * (px // _DEEPEST) ** d
         self.whole = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(flat, hidden), nn.ReLU())
         self.direct = nn.Linear(hidden, n * d)
         self.nowhere = nn.Linear(hidden, n)
         self.context = nn.Linear(hidden, 2 * w)
-        self.up = nn.ModuleList([conv(8 * w, 4 * w, 1), conv(4 * w, 2 * w, 1)])
-        self.mix = nn.Sequential(conv(2 * w, 2 * w, 3, padding=1, bias=False), _norm(d, 2 * w), nn.ReLU(inplace=True))
+        self.up = nn.ModuleList([conv(d)(8 * w, 4 * w, 1), conv(d)(4 * w, 2 * w, 1)])
+        self.mix = nn.Sequential(conv(d)(2 * w, 2 * w, 3, padding=1, bias=False), norm(d)(2 * w), nn.ReLU(inplace=True))
         self.head = nn.Parameter(torch.randn(n, 2 * w, d + 1) * 0.01)
         self.offset = nn.Parameter(torch.zeros(n, d + 1))
         self.sharpness = nn.Parameter(torch.full((n, 1), -1.0))
@@ -58,16 +56,14 @@ class CoarseNet(nn.Module):
 
     def forward(self, block: torch.Tensor, chosen: torch.Tensor | None = None) -> Votes:
         """See the class. ``chosen``: indices of the landmarks that cells shall vote for, in training; None: all."""
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = self.training and self.ndim == 3 and block.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(block.device):
+        with plain_precision(block, self.training):
             fine = self.down[0](self.stem(block))
             middle = self.down[1](fine)
             deep = self.down[2](middle)
         whole = self.whole(deep.float())
         points = self.direct(whole).view(-1, self.landmarks, self.ndim)
         context = self.context(whole).view(len(whole), -1, *(1,) * self.ndim)
-        with nullcontext() if unsafe else conv_precision(block.device):
+        with plain_precision(block, self.training):
             x = torch.relu(middle + F.interpolate(self.up[0](deep), scale_factor=2, mode="nearest"))
             x = torch.relu(fine + F.interpolate(self.up[1](x), scale_factor=2, mode="nearest") + context)
             x = self.mix(x)
@@ -98,16 +94,11 @@ class _Down(nn.Module):
 
     def __init__(self, ndim: int, before: int, after: int):
         super().__init__()
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
         self.thin = nn.Sequential(
-            conv(before, after, 3, stride=2, padding=1, bias=False), _norm(ndim, after), nn.ReLU(inplace=True)
+            conv(ndim)(before, after, 3, stride=2, padding=1, bias=False), norm(ndim)(after), nn.ReLU(inplace=True)
         )
-        self.block = nn.Sequential(conv(after, after, 3, padding=1, bias=False), _norm(ndim, after))
+        self.block = nn.Sequential(conv(ndim)(after, after, 3, padding=1, bias=False), norm(ndim)(after))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.thin(x)
         return torch.relu(x + self.block(x))
-
-
-def _norm(ndim: int, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if ndim == 2 else nn.BatchNorm3d(channels)
