@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from anatomark.methods.global_to_local.votes import displacement, log_displacement
 from anatomark.methods.kit.layers import conv, norm, plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck
 
 
-class Votes(NamedTuple):
+class BlockVotes(NamedTuple):
     """What a block says. ``points`` (B, N, D): the landmarks directly, in cells from the block's centre, along the
     model's axes x, y[, z]. Cells: ``logits`` (B, N, K + 1): which of them holds the landmark, the last one: none of
     them; ``correction`` (B, N, K, D): added to the log displacement from the cell's centre to the landmark's direct
@@ -26,7 +27,7 @@ class Votes(NamedTuple):
 
 
 class CoarseNet(nn.Module):
-    """Blocks (B, 1, px, ..., px), px a multiple of 16, to :class:`Votes` of K = (px / 4)^D cells in array order.
+    """Blocks (B, 1, px, ..., px), px a multiple of 16, to :class:`BlockVotes` of K = (px / 4)^D cells in array order.
 
     Residual blocks down to a bottleneck that sees the whole block; what it knows of all landmarks (points, and a
     vector of context) is added to every cell on the way up, so that a cell has to learn only what it sees better.
@@ -52,9 +53,9 @@ class CoarseNet(nn.Module):
         self.head = nn.Parameter(torch.randn(n, 2 * w, d + 1) * 0.01)
         self.offset = nn.Parameter(torch.zeros(n, d + 1))
         self.sharpness = nn.Parameter(torch.full((n, 1), -1.0))
-        self.register_buffer("centres", cell_centres(d, self.cells), persistent=False)
+        self.register_buffer("centres", block_cells(d, self.cells), persistent=False)
 
-    def forward(self, block: torch.Tensor, chosen: torch.Tensor | None = None) -> Votes:
+    def forward(self, block: torch.Tensor, chosen: torch.Tensor | None = None) -> BlockVotes:
         """See the class. ``chosen``: indices of the landmarks that cells shall vote for, in training; None: all."""
         with plain_precision(block, self.training):
             fine = self.down[0](self.stem(block))
@@ -71,7 +72,7 @@ class CoarseNet(nn.Module):
 
     def _votes(
         self, x: torch.Tensor, points: torch.Tensor, nowhere: torch.Tensor, chosen: torch.Tensor | None
-    ) -> Votes:
+    ) -> BlockVotes:
         rows = slice(None) if chosen is None else chosen
         head, offset, sharpness = self.head[rows], self.offset[rows], self.sharpness[rows]
         near, nowhere = points[:, rows], nowhere[:, rows]
@@ -79,14 +80,30 @@ class CoarseNet(nn.Module):
         # a cell far from the direct point is improbable, however alike it looks
         far = (near[:, :, None] - self.centres).square().sum(-1)
         logits = torch.cat([own[..., -1] - F.softplus(sharpness) * far, nowhere[..., None]], -1)
-        return Votes(points, logits, own[..., :-1])
+        return BlockVotes(points, logits, own[..., :-1])
 
 
-def cell_centres(ndim: int, cells: int) -> torch.Tensor:
+def block_cells(ndim: int, cells: int) -> torch.Tensor:
     """(cells^D, D) centres of all cells in array order, x, y[, z] from the block's centre, in cells."""
     line = torch.arange(cells) + 0.5 - cells / 2
     grids = torch.meshgrid(*[line] * ndim, indexing="ij")
     return torch.stack(grids[::-1], -1).reshape(-1, ndim)
+
+
+def log_votes(votes: BlockVotes, centres: torch.Tensor) -> torch.Tensor:
+    """(B, N, K, D) log displacement of every cell with centre ``centres`` (K, D) to every landmark."""
+    return log_displacement(votes.points[:, :, None] - centres) + votes.correction
+
+
+def read_votes(votes: BlockVotes, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Posterior-weighted mean (B, N, D) of the cells' votes and covariance (B, N, D, D) of the cloud, in cells from the
+    block's centre, and the posterior (B, N) that any cell holds the landmark."""
+    weight = votes.logits[..., :-1].softmax(-1)
+    places = centres + displacement(log_votes(votes, centres))
+    mean = torch.einsum("bnk,bnkd->bnd", weight, places)
+    aside = places - mean[:, :, None]
+    cloud = torch.einsum("bnk,bnki,bnkj->bnij", weight, aside, aside)
+    return mean, cloud, 1 - votes.logits.softmax(-1)[..., -1]
 
 
 class _Down(nn.Module):

@@ -87,11 +87,11 @@ class BlockRegressor(nn.Module):
         (K, n, D), where the field is read: the landmarks' mean places from the cells."""
         weight = self.out.weight.view(self.landmarks, self.ndim, -1)[rows].flatten(0, 1)
         bias = self.out.bias.view(self.landmarks, self.ndim)[rows].flatten()
-        says = F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
+        votes = F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
         if self.field is None or at is None:
-            return says
+            return votes
         field = self.field(features).unflatten(2, (self.ndim, self.ndim + 1))
-        return says + torch.einsum("bkde,kne->bknd", field, F.pad(at, (0, 1), value=1.0))
+        return votes + torch.einsum("bkde,kne->bknd", field, F.pad(at, (0, 1), value=1.0))
 
     def confidence(self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """(B, K, n) log weights of the votes."""

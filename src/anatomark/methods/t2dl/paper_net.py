@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from anatomark.methods.base import PerLandmark
 from anatomark.methods.kit.folding import Folded, cast, conv_dtype, fold, folded
 from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
 
@@ -168,10 +170,12 @@ class PatchRegressor(nn.Module):
         return stem, blocks, cast(end.get_parameter("weight"), end.get_parameter("bias"), kind)
 
 
-def distance_weighted_loss(votes: torch.Tensor, goal: torch.Tensor, known: torch.Tensor, alpha: float) -> torch.Tensor:
+def distance_weighted_loss(
+    votes: torch.Tensor, goal: torch.Tensor, defined: torch.Tensor, alpha: float
+) -> torch.Tensor:
     """Squared error of votes (..., N, D) against true displacements, each weighted by ``exp(-|d| / alpha)`` of its
-    true length, normalised by the sum of weights. ``known`` (..., N): 0 = no truth. All lengths in one unit."""
-    weight = torch.exp(-goal.norm(dim=-1) / alpha) * known
+    true length, normalised by the sum of weights. ``defined`` (..., N): 0 = no truth. All lengths in one unit."""
+    weight = torch.exp(-goal.norm(dim=-1) / alpha) * defined
     error = (votes - goal).square().sum(-1)
     return (weight * error).sum() / weight.sum().clamp(min=1e-6)
 
@@ -212,9 +216,13 @@ def _vote(
 
 class JointLayers(nn.Module):
     """All coordinates corrected jointly: ``x + A relu(B (x - mean))`` through at most ``rank`` numbers, A zero at first
-    so that training starts from the pure vote. Points (B, N, D) and the mean shape (N, D) in one unit."""
+    so that training starts from the pure vote. Points (B, N, D) and the mean shape (N, D) in one unit. A landmark that
+    another model does not know is neither moved nor looked at by that one's weights."""
 
     mean: torch.Tensor
+    per_landmark: ClassVar[Mapping[str, PerLandmark]] = {
+        "up.*": PerLandmark(new="zero"), "down.weight": PerLandmark(axis=1, new="zero"),
+    }  # fmt: skip
 
     def __init__(self, mean: torch.Tensor, rank: int = 64, width: int = 128):
         super().__init__()
