@@ -43,8 +43,9 @@ class Facts(BaseModel):
     intensity: dict[str, Any]
 
     def own(self) -> dict[str, Any]:
-        """The fields that the method added, as plain JSON."""
-        return self.model_dump(mode="json", exclude=set(Facts.model_fields))
+        """The fields that the method added, as plain JSON, without those that are None because nobody gave them."""
+        plain = self.model_dump(mode="json", exclude=set(Facts.model_fields))
+        return {k: v for k, v in plain.items() if v is not None or k in self.model_fields_set}
 
 
 @dataclass(frozen=True)
