@@ -141,7 +141,8 @@ def _other_names(cases: Sequence[Case], names: Mapping[str, tuple[str, ...]]) ->
     first = next((c for c in cases if c.split == "train"), cases[0])
     return [
         f"row {case.row}: {case.source}: names {listed(names[case.id], 3, quote=True)}, none of which case "
-        f"{first.id!r} (row {first.row}) has: {listed(names[first.id], 3, quote=True)}; convert `label_from` description, or rename"
+        f"{first.id!r} (row {first.row}) has: {listed(names[first.id], 3, quote=True)}; convert `label_from` "
+        "description, or rename"
         for case in cases
         if not set(names[case.id]) & set(names[first.id])
     ]

@@ -66,8 +66,8 @@ def fit(
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
     ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's
     weights; ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors;
-    ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``.
-    Raises InputError before anything is written, and where the disk refuses.
+    ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by
+    ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
     """
     run, report = Path(out), report or Reporter()
     asked = make_config(config, settings.pop("set", ()), **settings)
