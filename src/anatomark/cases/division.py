@@ -61,9 +61,10 @@ def read_division(
     Raises InputError.
     """
     manifest = read_manifest(manifest_path)
-    train, val = manifest.split("train"), [c for c in manifest.cases if c.split == "val"]
-    chosen = _names(train[0], names)
-    train, val = ([_selected(c, chosen, names is not None) for c in some] for some in (train, val))
+    chosen = _names(manifest.split("train")[0], names)
+    train, val = (
+        [_selected(c, chosen, names is not None) for c in manifest.cases if c.split == s] for s in ("train", "val")
+    )
     empty = tuple(c.id for c in train if not c.landmarks.defined.any())
     if len(empty) == len(train):
         raise InputError(f"{manifest_path}: no training case has a defined landmark; there is nothing to learn from")

@@ -25,8 +25,9 @@ Images = Mapping[str, Image]
 GRIDS = "grids.json"
 
 
-def fingerprint_of(path: str | os.PathLike[str], *more: Any) -> str:
+def fingerprint_of(path: str | os.PathLike[str] | None, *more: Any) -> str:
     """A short hash of a file's (or a DICOM folder's) path, size and time of change, and of ``more`` (plain JSON)."""
+    assert path is not None
     path = Path(path)
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

@@ -136,11 +136,14 @@ class PerLandmark:
     new: Literal["mean", "zero", "own"] = "mean"
 
 
+_Facts = Facts  # the class below has an attribute of that name
+
+
 class Method(nn.Module):
     """A landmark method. A module is rebuilt from ``(config, facts)`` alone and then loads its weights."""
 
     Config: ClassVar[type[MethodConfig]]
-    Facts: ClassVar[type[Facts]] = Facts
+    Facts: ClassVar[type[_Facts]] = Facts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # settings to start from, by the preset's name
     refined: ClassVar[bool] = False  # whether the refiner follows where the user does not say
     aligned: ClassVar[bool] = False  # whether 3D images are aligned to a template before where the user does not say
@@ -155,12 +158,12 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def prepare(cls, config: Any, study: Study) -> Facts:
+    def prepare(cls, config: Any, study: Study) -> _Facts:
         """All that depends on the data, serialisable. Raises InputError where the data do not allow it."""
         raise NotImplementedError
 
     @classmethod
-    def adapted(cls, facts: Any, old: Any) -> Facts:
+    def adapted(cls, facts: Any, old: Any) -> _Facts:
         """``facts`` in the frames and units of another model of this class with the facts ``old``, so that its weights
         mean the same to this one. Optional."""
         return facts

@@ -52,7 +52,7 @@ class Region:
         if self.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(self.size_mm)]):
             d, count = odd[0].landmarks.ndim, len(self.size_mm)
             needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"
-            raise InputError(f"`size_mm`: case {odd[0].case!r} is {d}D and needs {needed}")
+            raise InputError(f"`size_mm`: case {odd[0].id!r} is {d}D and needs {needed}")
 
     def box(self, grid: Grid, points: Array) -> Box:
         """The box for points (N, D), world mm, in an image's grid; it may reach beyond."""

@@ -231,7 +231,7 @@ def _original_row(out: Path, case: Case, ndim: int, extended: bool) -> dict[str,
     file, observer = split_observer(case.source or "")
     marks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
     own = f"{ORIGINALS}/{case.id}{_ending(ndim)}"
-    return _row(case.id, _relative(case.path, out), own if extended else marks, case)
+    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else marks, case)
 
 
 def _relative(path: Path, out: Path) -> str:
