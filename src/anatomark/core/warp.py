@@ -86,7 +86,7 @@ def random_warp(
     field = rng.normal(size=(d, *(knots + 3)))
     coarse = Grid.centred((nodes,) * d, axes * (extent / (nodes - 1)), grid.centre)
     for a in range(d):
-        basis = bspline_basis(nodes, int(knots[a]))
+        basis = _bspline_basis(nodes, int(knots[a]))
         field = np.moveaxis(np.tensordot(basis, field, (1, a + 1)), 0, a + 1)
     fade = np.ones((nodes,) * d)
     ramp = np.clip(np.minimum(np.arange(nodes), np.arange(nodes)[::-1]) / 2, 0, 1)
@@ -101,7 +101,7 @@ def random_warp(
         field = field * 0.8
 
 
-def bspline_basis(nodes: int, knots: int) -> Array:
+def _bspline_basis(nodes: int, knots: int) -> Array:
     """(nodes, knots + 3) cubic B-spline weights of evenly spaced nodes over ``knots`` intervals."""
     at = np.linspace(0, knots, nodes)
     cell = np.minimum(at.astype(int), knots - 1)

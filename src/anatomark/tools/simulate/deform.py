@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array
-from anatomark.core.warp import bspline_basis
 
 LEVELS = ((8, 60, 4.0), (4, 60, 2.0), (2, 50, 1.0), (1, 25, 0.5))  # voxels a block, steps, voxels a step moves at most
 KNOTS = 8.0  # voxels between knots at every level, in its own voxels
@@ -47,7 +46,7 @@ def _level(images: Sequence[torch.Tensor], start: torch.Tensor, steps: int, rate
     """``start`` (D, *shape) voxels, improved at this level."""
     fixed, moving, known = images
     shape, d = fixed.shape[2:], fixed.ndim - 2
-    bases = [torch.from_numpy(bspline_basis(n, max(2, round((n - 1) / KNOTS))).astype(np.float32)) for n in shape]
+    bases = [_basis(n, max(2, round((n - 1) / KNOTS))) for n in shape]
     knots = torch.zeros(d, *(b.shape[1] for b in bases), requires_grad=True)
     optimizer = torch.optim.Adam([knots], lr=rate)
     lattice = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij"))
@@ -70,6 +69,14 @@ def _level(images: Sequence[torch.Tensor], start: torch.Tensor, steps: int, rate
             (STIFFNESS * slopes - correlation).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return (start + _splined(knots, bases)).detach()
+
+
+def _basis(nodes: int, knots: int) -> torch.Tensor:
+    """(nodes, knots + 3) cubic B-spline weights of evenly spaced nodes over ``knots`` intervals."""
+    offset = torch.linspace(0, knots, nodes)[:, None] - torch.arange(-1, knots + 2)
+    x = offset.abs()
+    near, far = 2 / 3 - x**2 + x**3 / 2, (2 - x).clamp_min(0) ** 3 / 6
+    return torch.where(x < 1, near, far)
 
 
 def _splined(knots: torch.Tensor, bases: Sequence[torch.Tensor]) -> torch.Tensor:
