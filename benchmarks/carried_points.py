@@ -22,7 +22,7 @@ from anatomark.cases.division import fitting_image
 from anatomark.cases.manifest import read_manifest
 from anatomark.core.grid import Array
 from anatomark.io.atomic import write_json
-from anatomark.tools.simulate.spread import PointMap, linear_map, registered
+from anatomark.tools.simulate.spread import PointMap, deformable_map, linear_map
 
 
 def halves(source: Array, target: Array, after: object = None) -> Array:
@@ -55,8 +55,8 @@ def main() -> None:
         errors = {
             "copied": np.linalg.norm(source - target, axis=1),
             "affine": halves(source, target),
-            "registered": np.linalg.norm(registered(image, other, lambda world: world)(source) - target, axis=1),
-            "affine_registered": halves(source, target, lambda f, other=other: registered(image, other, f)),
+            "registered": np.linalg.norm(deformable_map(image, other, lambda world: world)(source) - target, axis=1),
+            "affine_registered": halves(source, target, lambda f, other=other: deformable_map(image, other, f)),
         }
         seconds = (time.process_time() - begun) / 3
         for way, e in errors.items():

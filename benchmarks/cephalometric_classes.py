@@ -27,7 +27,7 @@ from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.measure.agreement import Agreement, compare
-from anatomark.tools.measure.measured import Measured, measure
+from anatomark.tools.measure.measured import Measured, measure_landmarks
 from anatomark.tools.measure.schema import Measurements
 
 FIGURES = ("success", "success_by_class", "mean_absolute", "bias", "sd", "coverage90")
@@ -43,7 +43,9 @@ def sides(given: argparse.Namespace, definition: Measurements) -> dict[str, Meas
     other = {c.id: c.observers().get(given.other) for c in cases}
     if lacking := [c for c, one in other.items() if one is None]:
         raise InputError(f"{given.manifest}: observer {given.other!r} did not mark case {lacking[0]!r}")
-    return {k: measure(v, definition) for k, v in {"truth": truth, "model": model, given.other: other}.items()}
+    return {
+        k: measure_landmarks(v, definition) for k, v in {"truth": truth, "model": model, given.other: other}.items()
+    }
 
 
 def markdown(found: dict[str, list[Agreement]]) -> str:

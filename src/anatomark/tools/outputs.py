@@ -14,6 +14,10 @@ from anatomark.io.atomic import write_json
 from anatomark.progress import Reporter
 
 Row = dict[str, Any]
+IMAGE_ENDING, LANDMARKS_ENDING = (
+    {2: ".mha", 3: ".nii.gz"},
+    {2: ".csv", 3: ".mrk.json"},
+)  # of what is written, by dimension
 
 
 @dataclass(frozen=True)

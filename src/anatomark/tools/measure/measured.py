@@ -91,7 +91,7 @@ class Measured:
         return out
 
 
-def measure(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements) -> Measured:
+def measure_landmarks(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements) -> Measured:
     """Take the measurements of a definition in landmarks (world mm, all 2D or all 3D), by case, or of one case.
 
     The landmarks' covariances, brought to their conformal radius (:func:`scaled_to_radius`), are propagated to first

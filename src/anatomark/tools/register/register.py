@@ -22,7 +22,7 @@ from anatomark.io.images import write_image
 from anatomark.io.landmarks import landmark_format, read_landmarks, split_observer
 from anatomark.io.transforms import write_affine, write_displacements
 from anatomark.progress import Reporter
-from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case, remove
+from anatomark.tools.outputs import IMAGE_ENDING, CaseResults, Row, check_files, check_folder, each_case, remove
 from anatomark.tools.register.fit import Registration, register_landmarks
 from anatomark.tools.register.kind import Kind
 from anatomark.tools.register.linear_fit import Linear
@@ -200,7 +200,7 @@ def _files(out: Path, case: str) -> list[Path]:
 
 def _write_images(found: Registration, fixed: Image, moving: Image, stem: Path, pictures: bool) -> Sequence[Path]:
     moved = resampled(found.transform, moving, fixed.grid)
-    files = [stem.with_name(stem.name + (".nii.gz" if fixed.ndim == 3 else ".mha"))]
+    files = [stem.with_name(f"{stem.name}{IMAGE_ENDING[fixed.ndim]}")]
     write_image(moved, files[0])
     if pictures:
         from anatomark.pictures.overlay import checkerboard

@@ -68,7 +68,7 @@ class Motion:
         return self.pose.apply(self.warp.inverse(points))
 
 
-def simulated(
+def simulate_case(
     image: Image, landmarks: Landmarks, rng: np.random.Generator, settings: Simulation | None = None
 ) -> tuple[Image, Landmarks]:
     """A new case from a real one, on the same grid and in the same dtype; it depends on ``rng`` alone.
@@ -87,8 +87,8 @@ def simulated(
     if known.any() and not (known & inside).any():
         raise RuntimeError("every landmark leaves the image")
     status = tuple(Status.ABSENT if k and not i else s for s, k, i in zip(landmarks.status, known, inside, strict=True))
-    marks = Landmarks(landmarks.names, moved, status, descriptions=landmarks.descriptions)
-    return _with_new_looks(image, motion, rng, settings.intensity), marks
+    new = Landmarks(landmarks.names, moved, status, descriptions=landmarks.descriptions)
+    return _with_new_contrast(image, motion, rng, settings.intensity), new
 
 
 def draw_motion(grid: Grid, landmarks: Landmarks, rng: np.random.Generator, settings: Simulation) -> Motion:
@@ -141,7 +141,7 @@ def _lattice(rows: range, rest: tuple[int, ...], affine: Array) -> torch.Tensor:
     return out
 
 
-def _with_new_looks(image: Image, motion: Motion, rng: np.random.Generator, strength: float) -> Image:
+def _with_new_contrast(image: Image, motion: Motion, rng: np.random.Generator, strength: float) -> Image:
     """The moved image with another contrast, uneven gain and noise, in the dtype and range that it had."""
     values = image.subsample()
     lowest = float(image.array.min())
