@@ -20,7 +20,7 @@ from anatomark.progress import Reporter
 
 tiny.register()
 QUIET = Reporter(quiet=True)
-SUITES = Path(__file__).resolve().parents[3] / "benchmarks" / "suites"
+SUITES = Path(__file__).resolve().parents[3] / "studies" / "suites"
 SUITE: dict[str, Any] = {
     "data": {"study": {"manifest": "study/cases.csv"}},
     "methods": {"a": {"method": "tiny"}, "b": {"method": "tiny", "set": {"method.width": 8}, "steps": 7}},

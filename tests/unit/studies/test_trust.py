@@ -21,7 +21,7 @@ TRUTH = Landmarks(("a",), np.zeros((1, 2)))
 
 @pytest.fixture
 def tally(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "studies"))
     return importlib.import_module("trust").Tally()
 
 

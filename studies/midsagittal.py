@@ -4,7 +4,7 @@ The head is turned both ways about each scanner axis and about four seeded ones,
 (the voxels stay), and resampled onto the original grid (the head moves in the picture). Angle in degrees; offset in mm
 at the middle of the true slice, and the mean over it; the planes of the ready definition brain-afids.
 
-    python benchmarks/midsagittal.py [MODEL] [--data DIR] --out FILE.json
+    python studies/midsagittal.py [MODEL] [--data DIR] --out FILE.json
 """
 
 from __future__ import annotations

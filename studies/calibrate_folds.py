@@ -1,6 +1,6 @@
 """Calibration of a final model by fold models that were trained one by one.
 
-    python benchmarks/calibrate_folds.py MODEL CASES.csv --out MODEL2 --fold RUN CASES.csv --fold RUN CASES.csv ...
+    python studies/calibrate_folds.py MODEL CASES.csv --out MODEL2 --fold RUN CASES.csv --fold RUN CASES.csv ...
 
 Each fold's RUN did not learn from the cases that its CASES.csv calls ``test``; their errors, and crops of them, give
 the radii, the threshold of absence and the review flag of MODEL2, a copy of MODEL, whose training cases are those of

@@ -1,6 +1,6 @@
 """How fast PIN is: 10 landmarks in a volume of 324 x 207 x 279 voxels, on random weights.
 
-    python benchmarks/pin_speed.py --out speed.json [--preset paper|recommended|both] [--threads 2]
+    python studies/pin_speed.py --out speed.json [--preset paper|recommended|both] [--threads 2]
 
 The yardstick in the same run is a literal reading of the published algorithm: one landmark, one plane and one start at
 a time by slicing, float32, plain layers, the same threads and weights. Times are the least of several repeats, in

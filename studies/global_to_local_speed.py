@@ -1,6 +1,6 @@
 """How fast global-to-local is on a cephalogram and on a volume, on random weights and synthetic images.
 
-    python benchmarks/global_to_local_speed.py --out speed.json [--kind cephalogram|volume|both] [--threads 2]
+    python studies/global_to_local_speed.py --out speed.json [--kind cephalogram|volume|both] [--threads 2]
 
 A cephalogram: 1935 x 2400 pixels of 0.1 mm, 19 landmarks. A volume: 256 x 256 x 160 voxels of 1.5 mm, 8 landmarks. The
 presets ``paper`` and ``recommended`` (with its refiner) locate in them. The yardstick in the same run is a literal

@@ -1,6 +1,6 @@
 """How often, how closely and how fast the alignment finds an image's pose, from random poses written into headers.
 
-    python benchmarks/alignment.py --out FILE.json [--count 100]
+    python studies/alignment.py --out FILE.json [--count 100]
 
 - ``brains``: the template is made of four of the five population templates; the fifth is turned by up to 60 degrees
   about any axis, shifted by up to 20 mm and resized by 0.9 to 1.1. ``colin27``: the same with the person instead.

@@ -1,6 +1,6 @@
 """Several evaluations as one: a cross-validation whose folds were trained and evaluated by themselves.
 
-    python benchmarks/pooled.py EVALUATION... --out FILE.json [--truth "landmark files"]
+    python studies/pooled.py EVALUATION... --out FILE.json [--truth "landmark files"]
 
 An EVALUATION is a folder that ``anatomark evaluate`` wrote, or an ``out_of_fold.csv`` of ``fit --folds``. No case may
 occur twice. Figures: ``mre_mm`` with its 95 % interval (bootstrap over cases), ``median_mm``, ``p95_mm``,

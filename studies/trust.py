@@ -1,6 +1,6 @@
 """Does the review flag find what goes wrong, and leave alone what does not?
 
-    python benchmarks/trust.py MODEL CASES.csv --out FILE.json
+    python studies/trust.py MODEL CASES.csv --out FILE.json
         [--split test] [--wrong IMAGE ...] [--most 40] [--repeats 1] [--turn]
 
 MODEL is a run folder with a reference (``reference.safetensors``). Every case of the split is predicted as it is: the

@@ -1,6 +1,6 @@
 """Registration from landmarks on real pairs: by how much left-out landmarks are missed, and the files in SimpleITK.
 
-    python benchmarks/registration.py --manifest CASES.csv --out FILE.json [--pairs 60]
+    python studies/registration.py --manifest CASES.csv --out FILE.json [--pairs 60]
 
 For ``--pairs`` ordered pairs of cases, drawn with a fixed seed: leave-one-out target registration error of each kind of
 transform, rejected landmarks, and the largest distance of the thin-plate spline from its points. Then a tenth of the

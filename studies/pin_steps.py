@@ -1,6 +1,6 @@
 """What each step of the recommended PIN adds: the error after the pose, after the shape level, after the free levels.
 
-python benchmarks/pin_steps.py MODEL CASES.csv --split val --out FILE.json
+python studies/pin_steps.py MODEL CASES.csv --split val --out FILE.json
 """
 
 from __future__ import annotations

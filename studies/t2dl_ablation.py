@@ -1,6 +1,6 @@
 """What each part of T2DL adds: mean shape, vote of the cells as the first stage's loss has them, learned vote, all.
 
-    python benchmarks/t2dl_ablation.py MODEL CASES.csv --split test --out FILE.json
+    python studies/t2dl_ablation.py MODEL CASES.csv --split test --out FILE.json
 
 The parts of one trained model of ``--method t2dl`` (its ``decode`` setting is switched; alignment and passes stay as
 they are), without the mean picture of the training images, then with it (``picture``). The row ``stage1`` is of

@@ -1,6 +1,6 @@
 """How much of an error is the observer's? Predictions against each observer, and moved into each one's habits.
 
-    python benchmarks/conventions.py CASES.csv PREDICTIONS --learned senior --out FILE.json
+    python studies/conventions.py CASES.csv PREDICTIONS --learned senior --out FILE.json
 
 CASES.csv names landmarks of a table with several observers; PREDICTIONS is a folder of predictions for its test cases
 by a model that learned ``--learned``'s points. An observer's habits are his median offset to the learned one, for each

@@ -1,6 +1,6 @@
 """Manifests for the benchmark data, written outside the data folder.
 
-    python benchmarks/manifests.py --out manifests
+    python studies/manifests.py --out manifests
 
 The data folder is the environment variable ANATOMARK_DATA, by default ``../shared/data`` beside the repository. A data
 set that is not there is skipped with a line that says so. The splits stand in ``anatomark.benchmark.sets``,

@@ -1,9 +1,9 @@
 """How many training cases does each method need? The same short training for all numbers, tested on the same images.
 
-    python benchmarks/learning_curve.py --manifests DIR --work DIR --out FILE.json --plot FILE.png
+    python studies/learning_curve.py --manifests DIR --work DIR --out FILE.json --plot FILE.png
         [--only cephalogram|mouse_skull] [--methods pin global_to_local t2dl] [--threads 1]
 
-``DIR`` holds ``cephalogram.csv`` and ``mouse_skull.csv`` of ``benchmarks/manifests.py``. For 15, 50, 150 cephalograms
+``DIR`` holds ``cephalogram.csv`` and ``mouse_skull.csv`` of ``studies/manifests.py``. For 15, 50, 150 cephalograms
 and 5, 10, 16 skulls (the first ones of the training split) each method's recommended preset, without the refiner, is
 trained for :data:`STEPS` steps, about three minutes on one core, and evaluated on the test split. A training that is
 there already is not repeated; the file is written anew after each. That is far too little for the best of any method:

@@ -1,6 +1,6 @@
 """Does a model say absent what is not in the image? Seeded crops that remove 20 to 50 % of the landmarks.
 
-    python benchmarks/absence.py MODEL CASES.csv --split test --out FILE.json [--margin-mm 3] [--crops 2] [--seed 0]
+    python studies/absence.py MODEL CASES.csv --split test --out FILE.json [--margin-mm 3] [--crops 2] [--seed 0]
 
 Each image of the split is cut along one or two of its axes, so that it is known which landmarks are outside. Landmarks
 within the margin of a cut are left out (default: 4 % of the landmarks' reach). ``absence_recall`` and

@@ -4,7 +4,7 @@ From the manifest's first case of a split to each other one, mean and median dis
 used: copied as they lie; by the affine map of the other half of the landmarks; by registration of the images from
 where they lie; by registration from that affine map, which is what simulate does.
 
-    python benchmarks/carried_points.py CASES.csv [--split train] --out FILE.json
+    python studies/carried_points.py CASES.csv [--split train] --out FILE.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The kind of PIN's Tables 1 and 2 (Li et al. 2018) on mouse skulls (3D) and cephalograms (2D), at equal small budgets.
 
-    python benchmarks/pin_tables.py --out tables.json [--data mouse_skull cephalogram] [--steps N | --seconds S]
+    python studies/pin_tables.py --out tables.json [--data mouse_skull cephalogram] [--steps N | --seconds S]
                                     [--seeds 3] [--jobs 1]
 
 Table 1: training losses against update rules for one landmark. Table 2: five single-landmark models against one model
@@ -199,7 +199,7 @@ def markdown(results: dict[str, Any], tables: dict[str, tuple[dict[str, Row], di
     ]
     for name, (one, two) in tables.items():
         lines += section(name, one, two, results["figures"])
-    reproduce = f"python benchmarks/pin_tables.py --out pin_tables.json --steps {s['steps']}"
+    reproduce = f"python studies/pin_tables.py --out pin_tables.json --steps {s['steps']}"
     return "\n".join([*lines, "", f"Reproduce: `{reproduce}`.", ""])
 
 

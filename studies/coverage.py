@@ -1,6 +1,6 @@
 """Do the 90 % radii cover 90 %? Cross-conformal: each group of cases by radii learned from the other groups' errors.
 
-    python benchmarks/coverage.py CASES.csv --predictions DIR DIR ... --out FILE.json
+    python studies/coverage.py CASES.csv --predictions DIR DIR ... --out FILE.json
 
 Each DIR holds predictions (``STEM.json``) of a model that did not learn from these cases, such as the ``predictions``
 folder of an evaluation of one fold's model. CASES.csv has the truth of all of them, whatever their split. For each

@@ -1,6 +1,6 @@
 """How fast T2DL is with many landmarks: a volume of 182 x 218 x 182 voxels of 1 mm, random weights.
 
-    python benchmarks/t2dl_speed.py --out speed.json [--preset paper|recommended|both] [--threads 2] [--plot speed.png]
+    python studies/t2dl_speed.py --out speed.json [--preset paper|recommended|both] [--threads 2] [--plot speed.png]
 
 ``landmarks_<N>_s`` is the time of ``locate`` for N landmarks in an image that is aligned already, of the preset
 ``recommended``, ``paper_landmarks_<N>_s`` that of ``paper``; ``align_s`` the time of the alignment before it. Times are

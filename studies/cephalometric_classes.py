@@ -1,6 +1,6 @@
 r"""Cephalometric measurements and their classes: a model's predictions, and a second observer, against the first.
 
-    python benchmarks/cephalometric_classes.py --manifest CASES.csv --predictions DIR --out F.json \
+    python studies/cephalometric_classes.py --manifest CASES.csv --predictions DIR --out F.json \
         [--table T.md] [--plot P.png]
 
 The manifest's test split with the observer that it names (``senior``) is the truth; ``--predictions`` is a folder that

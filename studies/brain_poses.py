@@ -3,7 +3,7 @@
 Each pose is tried both ways: written into the header (the voxels stay), and resampled onto the original grid (the head
 moves in the picture and may leave it). Errors in mm against the experts' points, moved alike.
 
-    python benchmarks/brain_poses.py [MODEL] --out FILE.json
+    python studies/brain_poses.py [MODEL] --out FILE.json
 """
 
 from __future__ import annotations
