@@ -13,8 +13,9 @@ import yaml
 
 import tiny
 from anatomark.benchmark import work
+from anatomark.benchmark.cells import Cell, fingerprint, plan_cells
 from anatomark.benchmark.results import fewer_landmarks, read_result
-from anatomark.benchmark.suite import Cell, fingerprint, plan_cells, read_suite
+from anatomark.benchmark.suite import read_suite
 from anatomark.benchmark.work import State, locked, state_of
 from anatomark.errors import InputError
 from anatomark.evaluation.predictions import peak_memory_gb
@@ -38,7 +39,7 @@ def _cells(folder: Path, **changes: Any) -> list[Cell]:
     suite = {"data": {"study": {"manifest": "study/cases.csv"}}, "methods": methods, "steps": 5, **changes}
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite))
-    return plan_cells(read_suite(path), path, folder / "out", folder / "out" / "manifests", QUIET)
+    return plan_cells(read_suite(path), path, folder / "out")
 
 
 def _begun(cell: Cell, **more: Any) -> None:
@@ -145,7 +146,7 @@ def _evaluation(
 def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folder: Path) -> None:
     cell, there = _cells(folder)[2], folder / "there"
     _evaluation(there)
-    taken = read_result(cell, [2.0])
+    taken = read_result(cell)
     assert taken is not None and taken.figures.mre == 1 and taken.case_seconds == {"case2": 2, "case3": 2}
     for changes, said in (
         ({"split": "val"}, "is of split 'val', not 'test'"),
@@ -154,7 +155,7 @@ def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folde
     ):
         _evaluation(there, **changes)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=said):
-            read_result(cell, [2.0])
+            read_result(cell)
     _evaluation(there)
     for text, said in (
         ("name,seconds\ncase2,2", "has no column 'case'"),
@@ -162,14 +163,11 @@ def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folde
     ):
         (there / "per_case.csv").write_text(text)
         with pytest.raises(InputError, match=said):
-            read_result(cell, [2.0])
+            read_result(cell)
 
 
 def test_results_of_fewer_landmarks_are_named(folder: Path) -> None:
     for name, labels in (("all", "abc"), ("few", "ab")):
         _evaluation(folder / name, labels=labels)
-    found = [
-        read_result(c, [2.0])
-        for c in _cells(folder, methods={n: {"evaluation": n} for n in ("all", "few")}, steps=None)
-    ]
+    found = [read_result(c) for c in _cells(folder, methods={n: {"evaluation": n} for n in ("all", "few")}, steps=None)]
     assert fewer_landmarks([r for r in found if r]) == ["study/few/seed0 scores 2 of 3 landmarks."]
