@@ -10,63 +10,53 @@ images; ``mre_crops_mm``, ``mre_uncropped_mm``: mean error of those that are the
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import anatomark
-from anatomark import Landmarks, load
-from anatomark.cases.manifest import Case, read_manifest
-from anatomark.errors import InputError
+import common
+from anatomark import InputError, Landmarks, load
 from anatomark.evaluation.metrics import Statistics, compare, statistics
-from anatomark.io.atomic import write_json
 from anatomark.model.confidence.presence import random_crop
 
 
 def measure(
-    model: Any, cases: Sequence[Case], *, crops: int = 2, seed: int = 0, margin_mm: float | None = None
+    model: Any, cases: Sequence[Any], *, crops: int = 2, seed: int = 0, margin_mm: float | None = None
 ) -> tuple[Statistics, Statistics, int]:
     """Figures in whole images and in ``crops`` crops of each, and how many crops could not be made or predicted."""
     whole: dict[str, Landmarks] = {}
     cut: dict[str, Landmarks] = {}
-    found: dict[str, Landmarks] = {}
+    predicted: dict[str, Landmarks] = {}
     failed = 0
     for number, case in enumerate(cases):
-        image = model.flattened(case.read_image())
-        whole[case.id] = case.read_landmarks(model.names)
-        found[case.id] = model.predict(image)
+        image = common.image_of(case)
+        whole[case.id] = common.landmarks_of(case, model.names)
+        predicted[case.id] = model.predict(image).landmarks
         for k in range(crops):
             rng = np.random.default_rng([seed, number, k])
             name = f"{case.id} crop {k + 1}"
             try:
                 part, cut[name] = random_crop(image, whole[case.id], rng, margin_mm=margin_mm)
-                found[name] = model.predict(part)
+                predicted[name] = model.predict(part).landmarks
             except InputError as error:
                 cut.pop(name, None)
                 failed += 1
                 print(f"{name}: {error}")
-    return statistics(compare(whole, found, model.names)), statistics(compare(cut, found, model.names)), failed
+    return statistics(compare(whole, predicted, model.names)), statistics(compare(cut, predicted, model.names)), failed
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measure on one split and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = common.arguments(__doc__, "model", "cases", split="test")
     parser.add_argument("--margin-mm", type=float)
     parser.add_argument("--crops", type=int, default=2, help="of each image")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    model, cases = load(args.model), read_manifest(args.cases).split(args.split)
-    whole, cut, failed = measure(model, cases, crops=args.crops, seed=args.seed, margin_mm=args.margin_mm)
-    known = {
+    args = parser.parse_args(given)
+    model, cases = load(args.model), common.cases_of(args.cases, args.split)
+    settings = {"crops": args.crops, "seed": args.seed, "margin_mm": args.margin_mm}
+    whole, cut, failed = measure(model, cases, **settings)
+    figures = {
         "absence_recall": cut.absence_recall,
         "absence_precision": cut.absence_precision,
         "false_absences_uncropped": whole.false_absences / whole.pairs if whole.pairs else None,
@@ -77,26 +67,10 @@ def main() -> None:
         "false_absences": cut.false_absences,
         "failed_crops": failed,
     }
-    figures = {name: round(float(value), 4) for name, value in known.items() if value is not None}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    facts = {
-        "figures": figures,
-        "machine": platform.processor() or platform.machine(),
-        "commit": commit,
-        "anatomark": anatomark.__version__,
-        "model": model.name,
-        "manifest": args.cases.name,
-        "split": args.split,
-        "cases": len(cases),
-        "crops": args.crops,
-        "seed": args.seed,
-        "margin_mm": args.margin_mm,
-        "threshold": (model.calibration.get("presence") or {}).get("threshold"),
-    }
-    write_json(args.out, facts)
-    for name, value in figures.items():
-        print(f"{name}: {value}")
+    threshold = (model.calibration.get("presence") or {}).get("threshold")
+    facts = {"model": model.name, "manifest": args.cases.name, "split": args.split, "cases": len(cases)}
+    common.record(args.out, figures, **facts, **settings, threshold=threshold)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

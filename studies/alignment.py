@@ -13,27 +13,19 @@ is ANATOMARK_DATA (see ``manifests.py``); a data set that is not there is left o
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-import anatomark
-from anatomark import Grid, Image, Landmarks
-from anatomark.cases.manifest import read_manifest
-from anatomark.core.intensity import guess_modality, intensity_rule
+import common
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
-from anatomark.io.atomic import write_json
-from anatomark.methods.base import Study, StudyCase
 from anatomark.model.align.aligner import AlignConfig, Aligner
-from manifests import TEST_BRAIN, brain, data_folder, mouse_skull
+from common import Loaded
+from data import data_set
+from manifests import TEST_BRAIN, brain, mouse_skull
 
-Loaded = tuple[str, Image, Landmarks]
 Row = tuple[float, float, float]  # degrees, mm, seconds
 SEED = 60
 
@@ -41,48 +33,32 @@ SEED = 60
 def load_cases(write: Callable[[Path, Path], Path], folder: Path, split: str | None = None) -> list[Loaded]:
     """Images and landmarks of a manifest (of one split), in memory."""
     with tempfile.TemporaryDirectory() as place:
-        rows = read_manifest(write(folder, Path(place))).cases
-    names: Sequence[str] = ()
-    out = []
-    for row in rows:
-        if split is None or row.split == split:
-            marks = row.read_landmarks(names or None)
-            names = names or marks.names
-            out.append((row.id, row.read_image(), marks.select(names)))
-    return out
+        cases = common.cases_of(write(folder, Path(place)), split)
+        names = common.landmarks_of(cases[0]).names
+        return [(c.id, common.image_of(c), common.landmarks_of(c, names)) for c in cases]
 
 
 def aligner(cases: Sequence[Loaded], config: AlignConfig) -> Aligner:
     """An aligner whose template is made of ``cases``."""
-    images = [image for _, image, _ in cases]
-    modality = guess_modality(images)
-    own = [StudyCase(name, marks, lambda image=image: image) for name, image, marks in cases]
-    study = Study(own, cases[0][2].names, modality, intensity_rule(modality, images))
-    return Aligner(config, Aligner.prepare_facts(config, study))
+    return Aligner(config, Aligner.prepare_facts(config, common.study_of(cases)))
 
 
 def random_motion(seed: Sequence[int], centre: np.ndarray, degrees: float, shift_mm: float, size: float) -> Pose:
     """A seeded turn about ``centre``, a shift in any direction and a resizing between 1/size and size."""
     rng = np.random.default_rng([SEED, *seed])
     turn = random_rotation(rng, 3, degrees)
-    shift = rng.normal(size=3)
-    shift *= rng.uniform(0, shift_mm) / np.linalg.norm(shift)
-    scale = float(np.exp(rng.uniform(-1, 1) * np.log(size)))
-    return Pose(turn, centre - scale * turn @ centre + shift, scale)
+    shift = common.random_shift(rng, 0, shift_mm)
+    return common.about(centre, turn, shift, float(np.exp(rng.uniform(-1, 1) * np.log(size))))
 
 
 def measured(own: Aligner, case: Loaded, motion: Pose) -> Row:
     """Degrees and mm that the alignment of a moved case errs by, and its seconds."""
-    _, image, marks = case
-    grid = Grid.from_axes(
-        image.grid.shape, motion.scale * motion.rotation @ image.grid.axes, motion.apply(image.grid.origin)
-    )
-    start = time.perf_counter()
-    found = own.align(Image(image.array, grid))
-    seconds = time.perf_counter() - start
-    true = procrustes(own.mean_shape, motion.apply(marks.points))
-    u, _, vt = np.linalg.svd(found.affine[:3, :3])
-    away = float(np.linalg.norm(found.affine[:3, 3] - true.translation))
+    _, image, landmarks = case
+    moved = common.moved(image, motion)
+    alignment, seconds = common.timed(lambda: own.align(moved))
+    true = procrustes(own.mean_shape, motion.apply(landmarks.points))
+    u, _, vt = np.linalg.svd(alignment.affine[:3, :3])
+    away = float(np.linalg.norm(alignment.affine[:3, 3] - true.translation))
     return rotation_angle((u @ vt).T @ true.rotation), away, seconds
 
 
@@ -118,39 +94,27 @@ def skulls(folder: Path, config: AlignConfig, count: int, folds: int = 4) -> dic
 def summary(name: str, rows: Sequence[Row], most_deg: float, most_mm: float) -> dict[str, float]:
     """Share found, medians and 95th percentiles."""
     degrees, mm, seconds = np.array(rows).T
-    figures = {
+    figures: dict[str, float] = {
         "count": len(rows),
         "found_share": float(((degrees <= most_deg) & (mm <= most_mm)).mean()),
-        "deg_median": float(np.median(degrees)),
-        "deg_p95": float(np.percentile(degrees, 95)),
-        "mm_median": float(np.median(mm)),
-        "mm_p95": float(np.percentile(mm, 95)),
-        "seconds_median": float(np.median(seconds)),
-        "seconds_p95": float(np.percentile(seconds, 95)),
     }
-    return {f"{name}_{key}": round(value, 4) for key, value in figures.items()}
+    for key, values in (("deg", degrees), ("mm", mm), ("seconds", seconds)):
+        figures |= {f"{key}_median": float(np.median(values)), f"{key}_p95": float(np.percentile(values, 95))}
+    return {f"{name}_{key}": value for key, value in figures.items()}
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Align everything and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = common.arguments(__doc__)
     parser.add_argument("--count", type=int, default=100, help="poses per kind of image")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     config, figures = AlignConfig(), {}
-    for part, run, limits in (("brain", brains, (5.0, 5.0)), ("mouse_skull", skulls, (8.0, 1.0))):
-        folder = data_folder() / part
-        if not folder.is_dir():
-            print(f"skipped {part}: there is no folder {folder} (set ANATOMARK_DATA)")
-            continue
-        for name, rows in run(folder, config, args.count).items():
-            figures.update(summary(name, rows, *limits))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    facts = {"figures": figures, "machine": platform.processor() or platform.machine(), "commit": commit}
-    write_json(args.out, {**facts, "config": config.model_dump(), "anatomark": anatomark.__version__})
-    for name, value in figures.items():
-        print(f"{name}: {value}")
+    for part, align_all, limits in (("brain", brains, (5.0, 5.0)), ("mouse_skull", skulls, (8.0, 1.0))):
+        if (folder := data_set(part)) is not None:
+            for name, rows in align_all(folder, config, args.count).items():
+                figures.update(summary(name, rows, *limits))
+    common.record(args.out, figures, config=config.model_dump())
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,12 +9,10 @@ the first CASES.csv. ``anatomark fit --folds`` does this by itself.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from anatomark.cases.division import Source
-from anatomark.cases.manifest import read_manifest
-from anatomark.errors import InputError
+import common
 from anatomark.model.confidence.presence import Trials, case_trials
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
@@ -22,41 +20,36 @@ from anatomark.training.calibrate import calibrate
 from anatomark.training.validate import Residuals
 
 
-def left_out(run: str, cases: str, seed: int) -> Residuals:
+def left_out(run: str, manifest: str, seed: int) -> Residuals:
     """A fold model's predictions in its test cases, and in one crop of each. Raises InputError."""
     trained = load_run(run)
     method, names = trained.method(), trained.plan.names
-    sources = [Source(c, c.read_landmarks().select(names)) for c in read_manifest(cases).split("test")]
-    found, trials = [], Trials()
-    for source in sources:
-        image = source.image()
-        found.append(method.locate(image))
-        trials += case_trials(method.locate, source.id, image, source.landmarks, found[-1], seed)
-    return Residuals(tuple(s.id for s in sources), tuple(found), tuple(s.landmarks for s in sources), trials)
+    cases = common.cases_of(Path(manifest), "test")
+    truths = tuple(common.landmarks_of(c, names) for c in cases)
+    predictions, trials = [], Trials()
+    for case, truth in zip(cases, truths, strict=True):
+        image = common.image_of(case)
+        predictions.append(method.locate(image))
+        trials += case_trials(method.locate, case.id, image, truth, predictions[-1], seed)
+    return Residuals(tuple(c.id for c in cases), tuple(predictions), truths, trials)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+def main(given: Sequence[str] | None = None) -> None:
+    """Calibrate and say what came of it."""
+    parser = common.arguments(__doc__, "model", "cases")
     parser.add_argument("--fold", nargs=2, action="append", required=True, metavar=("RUN", "CASES.csv"))
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    try:
-        parts = [left_out(run, cases, given.seed) for run, cases in given.fold]
-        pooled = Residuals(
-            tuple(c for p in parts for c in p.cases),
-            tuple(x for p in parts for x in p.predictions),
-            tuple(x for p in parts for x in p.truths),
-            sum((p.trials for p in parts if p.trials is not None), Trials()),
-        )
-        done = calibrate(given.model, given.cases, given.out, out_of_fold=pooled, report=Reporter())
-    except (InputError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    args = parser.parse_args(given)
+    parts = [left_out(run, cases, args.seed) for run, cases in args.fold]
+    pooled = Residuals(
+        tuple(c for p in parts for c in p.cases),
+        tuple(x for p in parts for x in p.predictions),
+        tuple(x for p in parts for x in p.truths),
+        sum((p.trials for p in parts if p.trials is not None), Trials()),
+    )
+    done = calibrate(Path(args.model), args.cases, args.out, out_of_fold=pooled, report=Reporter())
     print("\n".join(done.lines()))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,48 +9,36 @@ where they lie; by registration from that affine map, which is what simulate doe
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import anatomark
-from anatomark.cases.division import fitting_image
-from anatomark.cases.manifest import read_manifest
+import common
 from anatomark.core.grid import Array
-from anatomark.io.atomic import write_json
 from anatomark.tools.simulate.spread import PointMap, linear_map, registered
 
 
-def halves(source: Array, target: Array, after: object = None) -> Array:
-    """(N,) mm: each landmark carried by a map that was fitted to the other half of them; ``after(map)`` refines it."""
+def halves(source: Array, target: Array, after: Callable[[PointMap], PointMap] = lambda carry: carry) -> Array:
+    """(N,) mm: each landmark carried by a map that was fitted to the other half of them and refined by ``after``."""
     out = np.empty(len(source))
     for odd in (0, 1):
         left = np.arange(len(source)) % 2 == odd
-        carry: PointMap = linear_map(source[~left], target[~left])
-        carry = after(carry) if callable(after) else carry
+        carry = after(linear_map(source[~left], target[~left]))
         out[left] = np.linalg.norm(carry(source[left]) - target[left], axis=1)
     return out
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Carry the landmarks of the first case to all others and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    first, *others = read_manifest(args.manifest).split(args.split)
-    marks = first.read_landmarks()
-    image = fitting_image(first, marks.ndim)
+    args = common.arguments(__doc__, "cases", split="train").parse_args(given)
+    first, *others = common.cases_of(args.cases, args.split)
+    here, image = common.landmarks_of(first), common.image_of(first)
     figures: dict[str, float] = {}
     for case in others:
-        there = case.read_landmarks(marks.names)
-        both = marks.defined & there.defined
-        source, target, other = marks.points[both], there.points[both], fitting_image(case, marks.ndim)
+        there, other = common.landmarks_of(case, here.names), common.image_of(case)
+        both = here.defined & there.defined
+        source, target = here.points[both], there.points[both]
         begun = time.process_time()
         errors = {
             "copied": np.linalg.norm(source - target, axis=1),
@@ -64,11 +52,8 @@ def main() -> None:
         figures[f"{case.id}_cpu_s"] = seconds
         row = " | ".join(f"{e.mean():.2f} ({np.median(e):.2f})" for e in errors.values())
         print(f"| {case.id} | {row} | {seconds:.0f} |", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    facts = {"figures": {k: round(float(v), 4) for k, v in figures.items()}, "commit": commit}
-    facts |= {"machine": platform.processor() or platform.machine(), "anatomark": anatomark.__version__}
-    write_json(args.out, {**facts, "manifest": args.manifest.name, "split": args.split, "from": first.id})
+    common.record(args.out, figures, manifest=args.cases.name, split=args.split, first=first.id)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -13,18 +13,15 @@ ready definition ``cephalometric-isbi2015``.
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-import anatomark
+import common
+from anatomark import InputError
 from anatomark.cases.find import find_marked
-from anatomark.cases.manifest import read_manifest
-from anatomark.errors import InputError
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import write_text
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.measure.agreement import Agreement, compare
 from anatomark.tools.measure.measured import Measured, measure
@@ -37,16 +34,16 @@ SHOWN = ("SNA", "APDI")  # in the picture
 
 def sides(given: argparse.Namespace, definition: Measurements) -> dict[str, Measured]:
     """Measurements by the truth, the model and the other observer, of the test cases."""
-    cases = read_manifest(given.manifest).split("test")
-    truth = {c.id: c.read_landmarks() for c in cases}
+    cases = common.cases_of(given.manifest, "test")
+    truth = {c.id: common.landmarks_of(c) for c in cases}
     model = {m.case: m.landmarks for m in find_marked([given.manifest], given.predictions, split="test")}
     other = {c.id: c.observers().get(given.other) for c in cases}
-    if lacking := [c for c, one in other.items() if one is None]:
-        raise InputError(f"{given.manifest}: observer {given.other!r} did not mark case {lacking[0]!r}")
+    if missing := [c for c, one in other.items() if one is None]:
+        raise InputError(f"{given.manifest}: observer {given.other!r} did not mark case {missing[0]!r}")
     return {k: measure(v, definition) for k, v in {"truth": truth, "model": model, given.other: other}.items()}
 
 
-def markdown(found: dict[str, list[Agreement]]) -> str:
+def markdown(agreements: dict[str, list[Agreement]]) -> str:
     """The table for the documentation; cells hold the model's figure, then the other observer's."""
     head = (
         "same class",
@@ -55,8 +52,8 @@ def markdown(found: dict[str, list[Agreement]]) -> str:
         "bias",
         "model: in the 90 % interval",
     )
-    lines = [f"| {' / '.join(found)} | {' | '.join(head)} |", "|---" * 6 + "|"]
-    for pair in zip(*found.values(), strict=True):
+    lines = [f"| {' / '.join(agreements)} | {' | '.join(head)} |", "|---" * 6 + "|"]
+    for pair in zip(*agreements.values(), strict=True):
         name, unit = pair[0].measurement, "" if pair[0].unit == "1" else f" {pair[0].unit}"
         form = ".3f" if unit == "" else ".2f"
         cells = [" / ".join(f"{getattr(a, k):.1%}".replace("%", " %") for a in pair) for k in FIGURES[:2]]
@@ -64,7 +61,7 @@ def markdown(found: dict[str, list[Agreement]]) -> str:
         cells += [" / ".join(f"{v:{form}}" for v in values) + unit for values in both]
         covered = "-" if pair[0].coverage90 is None else f"{100 * pair[0].coverage90:.0f} %"
         lines.append(f"| {name} | {' | '.join(cells)} | {covered} |")
-    means = [[100 * np.mean([getattr(a, k) for a in one]) for one in found.values()] for k in FIGURES[:2]]
+    means = [[100 * np.mean([getattr(a, k) for a in one]) for one in agreements.values()] for k in FIGURES[:2]]
     lines.append(f"| mean | {' | '.join(' / '.join(f'{m:.1f} %' for m in one) for one in means)} | | | |")
     return "\n".join(lines) + "\n"
 
@@ -93,38 +90,29 @@ def plot(measured: dict[str, Measured], file: Path) -> None:
     figure.savefig(file, dpi=90)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write figures, table and picture."""
+    parser = common.arguments(__doc__)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--predictions", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--other", default="junior", help="the observer to hold the model against")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--plot", type=Path)
-    given = parser.parse_args(arguments)
-    try:
-        measured = sides(given, read_definition(DEFINITION, Measurements, "measurements"))
-        truth, *others = measured.values()
-        found = {who: compare(one, truth) for who, one in zip(list(measured)[1:], others, strict=True)}
-        figures: dict[str, float | int] = {"cases": len(truth.cases)}
-        for k, name in enumerate(truth.names):
-            figures[f"truth_{name}_mean"] = round(float(np.nanmean(truth.values[:, k])), 4)
-        for who, one in found.items():
-            figures |= {
-                f"{who}_{a.measurement}_{f}": v for a in one for f in FIGURES if (v := getattr(a, f)) is not None
-            }
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        machine = f"{platform.machine()}, anatomark {anatomark.__version__}"
-        write_json(given.out, {"figures": figures, "machine": machine, "commit": commit.stdout.strip()})
-        if given.table:
-            write_text(given.table, markdown(found))
-        if given.plot:
-            plot(measured, given.plot)
-    except (InputError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(markdown(found))
+    args = parser.parse_args(given)
+    measured = sides(args, read_definition(DEFINITION, Measurements, "measurements"))
+    truth, *others = measured.values()
+    agreements = {who: compare(one, truth) for who, one in zip(list(measured)[1:], others, strict=True)}
+    figures: dict[str, float | None] = {"cases": len(truth.cases)}
+    figures |= {f"truth_{name}_mean": np.nanmean(truth.values[:, k]) for k, name in enumerate(truth.names)}
+    for who, one in agreements.items():
+        figures |= {f"{who}_{a.measurement}_{f}": v for a in one for f in FIGURES if (v := getattr(a, f)) is not None}
+    common.record(args.out, figures)
+    if args.table:
+        write_text(args.table, markdown(agreements))
+    if args.plot:
+        plot(measured, args.plot)
+    print(markdown(agreements))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -7,85 +7,82 @@ by a model that learned ``--learned``'s points. An observer's habits are his med
 landmark over the **training** cases and along the image's axes; they are added to the predictions before these are
 measured against him (for the mean of two, half of them). Nothing is taken from the test cases' truth. The same is done
 with the test cases' mean of all observers in place of a model: what is left there, no model can know that learned from
-these training cases.
+these training cases. Figures: ``<observer>_<what>_mre_mm`` and ``..._sdr2``; the file holds more under ``truth``.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from anatomark.cases.manifest import Case, read_manifest
+import common
+from anatomark import Landmarks, read_landmarks
 from anatomark.core.grid import Array
-from anatomark.core.landmarks import Landmarks
 from anatomark.evaluation.metrics import compare, statistics
-from anatomark.io.atomic import write_json
-from anatomark.io.landmarks import read_landmarks
 from anatomark.io.tables import mean_of
 
 MEAN = "mean"
-Marks = dict[str, Landmarks]
+KEYS = ("pairs", "failures", "mre_mm", "mre_ci95_mm", "median_mm", "sdr")
+ByCase = dict[str, Landmarks]
+KINDS = {  # as a figure's name has it, in words
+    "as_predicted": "as predicted",
+    "in_habits": "in this observer's habits",
+    "mean_in_habits": "the mean of all, in these habits",
+}
 
 
-def observed(cases: tuple[Case, ...], names: tuple[str, ...]) -> dict[str, Marks]:
+def observed(cases: Sequence[Any], names: tuple[str, ...]) -> dict[str, ByCase]:
     """Points by observer (their mean too) and case."""
-    found: dict[str, Marks] = {}
+    points: dict[str, ByCase] = {}
     for case in cases:
-        marks = case.observers(names)
-        for observer, points in {**marks, MEAN: mean_of(marks)}.items():
-            found.setdefault(observer, {})[case.id] = points.select(names)
-    return found
+        observers = case.observers(names)
+        for observer, landmarks in {**observers, MEAN: mean_of(observers)}.items():
+            points.setdefault(observer, {})[case.id] = landmarks.select(names)
+    return points
 
 
-def habits(train: Mapping[str, Marks], learned: str) -> dict[str, Array]:
+def habits(train: Mapping[str, ByCase], learned: str) -> dict[str, Array]:
     """(N, D) mm by observer: from the learned one's points to his, median over the training cases."""
     own = train[learned]
     return {
-        observer: np.nanmedian([points.points - own[case].points for case, points in marks.items()], 0)
-        for observer, marks in train.items()
+        observer: np.nanmedian([landmarks.points - own[case].points for case, landmarks in points.items()], 0)
+        for observer, points in train.items()
     }
 
 
-def figures(truth: Marks, predicted: Marks, names: tuple[str, ...]) -> dict[str, Any]:
+def measured(truth: ByCase, predicted: ByCase, names: tuple[str, ...]) -> dict[str, Any]:
     """Mean error with its interval over cases, SDR."""
     made = statistics(compare(truth, predicted, names)).to_json()
-    return {key: made[key] for key in ("pairs", "failures", "mre_mm", "mre_ci95_mm", "median_mm", "sdr")}
+    return {key: made[key] for key in KEYS}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("predictions", type=Path)
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write the figures."""
+    parser = common.arguments(__doc__, "cases", "predictions", split="test")
     parser.add_argument("--learned", required=True)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    manifest = read_manifest(args.cases)
-    names = manifest.split("train")[0].read_landmarks().names
-    away = habits(observed(manifest.split("train"), names), args.learned)
-    truth = observed(manifest.split(args.split), names)
+    args = parser.parse_args(given)
+    train = common.cases_of(args.cases, "train")
+    names = common.landmarks_of(train[0]).names
+    away = habits(observed(train, names), args.learned)
+    truth = observed(common.cases_of(args.cases, args.split), names)
     model = {c: read_landmarks(args.predictions / f"{c}.json").select(names) for c in truth[MEAN]}
     rows: dict[str, dict[str, Any]] = {}
-    for observer, marks in truth.items():
+    figures: dict[str, float | None] = {"cases": len(model)}
+    for observer, points in truth.items():
         moved = {c: p.with_points(p.points + away[observer]) for c, p in model.items()}
         centre = {c: p.with_points(p.points + away[observer] - away[MEAN]) for c, p in truth[MEAN].items()}
-        rows[observer] = {
-            "as predicted": figures(marks, model, names),
-            "in this observer's habits": figures(marks, moved, names),
-        }
-        if observer != MEAN:
-            rows[observer]["the mean of all, in these habits"] = figures(marks, centre, names)
-    write_json(args.out, {"cases": len(model), "learned": args.learned, "truth": rows})
-    for observer, kinds in rows.items():
-        for kind, row in kinds.items():
+        predicted = {"as_predicted": model, "in_habits": moved}
+        predicted |= {"mean_in_habits": centre} if observer != MEAN else {}
+        rows[observer] = {KINDS[kind]: measured(points, p, names) for kind, p in predicted.items()}
+        for kind in predicted:
+            row = rows[observer][KINDS[kind]]
             shares = ", ".join(f"{100 * share:.1f} % within {t} mm" for t, share in row["sdr"].items())
-            print(f"truth {observer}, {kind}: {row['mre_mm']:.3f} mm, {shares}")
+            print(f"truth {observer}, {KINDS[kind]}: {row['mre_mm']:.3f} mm, {shares}")
+            figures |= {f"{observer}_{kind}_mre_mm": row["mre_mm"], f"{observer}_{kind}_sdr2": row["sdr"]["2"]}
+    common.record(args.out, figures, learned=args.learned, truth=rows)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -10,58 +10,60 @@ counts. The interval comes from 2,000 bootstrap samples over cases.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from anatomark.cases.manifest import read_manifest
-from anatomark.io.atomic import write_json
-from anatomark.io.landmarks import read_landmarks
+import common
+from anatomark import Landmarks, read_landmarks
+from anatomark.core.grid import Array
 from anatomark.model.confidence.radius import calibrated, radii
 
+Group = list[tuple[Landmarks, Array]]  # predictions and their errors (N,) mm
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--predictions", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    cases = {c.id: c for c in read_manifest(args.cases).cases}
+
+def read_groups(manifest: Path, folders: Sequence[Path]) -> tuple[list[Group], tuple[str, ...]]:
+    """The predictions in each folder with their errors, a case only once, and the landmarks' names."""
+    cases = {c.id: c for c in common.cases_of(manifest)}
     names: tuple[str, ...] = ()
-    groups, taken = [], set()
-    for folder in args.predictions:
-        group = []
+    groups: list[Group] = []
+    for folder in folders:
+        group: Group = []
         for file in sorted(folder.glob("*.json")):
-            case = cases.get(file.name.removesuffix(".json"))
-            if file.name.endswith(".mrk.json") or case is None or case.id in taken:
-                continue
-            taken.add(case.id)
-            found = read_landmarks(file)
-            names = names or found.names
-            group.append((case.id, found.select(names), found.select(names).errors_to(case.read_landmarks(names))))
+            case = None if file.name.endswith(".mrk.json") else cases.pop(file.stem, None)
+            if case is not None:
+                prediction = read_landmarks(file)
+                names = names or prediction.names
+                prediction = prediction.select(names)
+                group.append((prediction, prediction.errors_to(common.landmarks_of(case, names))))
         groups.append(group)
+    return groups, names
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write the figures."""
+    parser = common.arguments(__doc__, "cases")
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="DIR")
+    args = parser.parse_args(given)
+    groups, names = read_groups(args.cases, args.predictions)
     inside, radius = [], []
     for k, group in enumerate(groups):
         others = [x for j, g in enumerate(groups) if j != k for x in g]
-        known = calibrated(np.stack([e for *_, e in others]), [f for _, f, _ in others], names)
-        for _, found, error in group:
-            r = radii(found, known)
+        calibration = calibrated(np.stack([e for _, e in others]), [p for p, _ in others], names)
+        for prediction, error in group:
+            r = radii(prediction, calibration)
             assert r is not None
             inside.append(np.where(np.isfinite(error), error <= r, np.nan))
             radius.append(r)
     shares = np.nanmean(np.stack(inside), 1)
     draws = np.random.default_rng(0).integers(0, len(shares), (2000, len(shares)))
     low, high = np.quantile(shares[draws].mean(1), [0.025, 0.975])
-    figures = {
-        "cases": len(shares), "groups": len(groups), "coverage90": float(shares.mean()),
-        "ci95_low": float(low), "ci95_high": float(high), "mean_radius_mm": float(np.nanmean(radius)),
-        "mean_error_mm": float(np.nanmean([e for g in groups for *_, e in g])),
-    }  # fmt: skip
-    write_json(args.out, {"figures": {k: round(v, 4) for k, v in figures.items()}})
-    print(figures)
+    error_mm = np.nanmean([e for group in groups for _, e in group])
+    figures = {"cases": len(shares), "groups": len(groups), "coverage90": shares.mean(), "ci95_low": low}
+    figures |= {"ci95_high": high, "mean_radius_mm": np.nanmean(radius), "mean_error_mm": error_mm}
+    common.record(args.out, figures)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

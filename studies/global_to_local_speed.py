@@ -1,6 +1,6 @@
 """How fast global-to-local is on a cephalogram and on a volume, on random weights and synthetic images.
 
-    python studies/global_to_local_speed.py --out speed.json [--kind cephalogram|volume|both] [--threads 2]
+    python studies/global_to_local_speed.py --out FILE.json [--kind cephalogram|volume|both] [--threads 2]
 
 A cephalogram: 1935 x 2400 pixels of 0.1 mm, 19 landmarks. A volume: 256 x 256 x 160 voxels of 1.5 mm, 8 landmarks. The
 presets ``paper`` and ``recommended`` (with its refiner) locate in them. The yardstick in the same run is a literal
@@ -12,13 +12,7 @@ all of it alike. Peaks are resident memory above that after imports and reading,
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +20,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.core.grid import Grid
-from anatomark.core.image import Image
-from anatomark.core.intensity import intensity_rule
-from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import random_rotation
-from anatomark.methods.base import Method, Study, StudyCase
+import common
+from anatomark import Image, Landmarks
+from anatomark.methods.base import Method, Study
 from anatomark.methods.global_to_local.paper import PublishedGlobalToLocal, cut
 from anatomark.methods.global_to_local.paper_net import LocalFCNNs
 from anatomark.methods.global_to_local.votes import decode
 from anatomark.model.compose import assembled
 from anatomark.model.config import make_config
-from pin_speed import both_precisions, commit, least, machine, resident_gb
 
 # array shape, spacing in mm, landmarks, their distance from the middle of the anatomy in mm, modality
 KINDS: dict[str, tuple[tuple[int, ...], float, int, float, str]] = {
@@ -49,43 +39,30 @@ CASES = 12
 REFINER_ERROR_MM = {"cephalogram": (1.5, 0.8), "volume": (3.0, 1.5)}  # errors that the refiner's levels must cover
 
 
-def make_array(kind: str) -> np.ndarray:
+def make_image(kind: str) -> Image:
     """Smooth blobs and noise: bytes (2D) or short integers (3D)."""
-    shape, rng = KINDS[kind][0], np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.uniform(20, 200, (1, 1, *(n // 16 for n in shape)))).float()
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
-    smooth = F.interpolate(coarse, size=shape, mode=mode, align_corners=True)[0, 0].numpy()
+    shape, spacing, *_ = KINDS[kind]
+    rng = np.random.default_rng(0)
+    smooth = common.blobs(rng, shape, [n // 16 for n in shape], 20, 200)
     noisy = np.clip(smooth + rng.integers(-20, 20, shape), 0, 255)
-    return noisy.astype(np.uint8 if len(shape) == 2 else np.int16)
+    return common.upright(noisy.astype(np.uint8 if len(shape) == 2 else np.int16), spacing)
 
 
-def make_image(kind: str, array: np.ndarray) -> Image:
-    """The array at its kind's spacing."""
-    d = array.ndim
-    return Image(array[None], Grid.from_axes(array.shape, np.eye(d)[:, ::-1] * KINDS[kind][1], np.zeros(d)))
-
-
-def make_study(kind: str, image: Image) -> Study:
+def study(kind: str, image: Image) -> Study:
     """Upright cases with points around the image's middle."""
     _, _, count, radius, modality = KINDS[kind]
-    rng, d = np.random.default_rng(1), image.ndim
-    names = tuple(str(i + 1) for i in range(count))
-    shape = rng.normal(0, 1, (count, d))
-    shape *= rng.uniform(0.4, 1, (count, 1)) * radius / np.linalg.norm(shape, axis=1, keepdims=True)
-    cases = []
-    for i in range(CASES):
-        turn = random_rotation(rng, d, 10)
-        points = (shape + rng.normal(0, 0.04 * radius, shape.shape)) @ turn.T + image.grid.centre
-        cases.append(StudyCase(str(i), Landmarks(names, points), lambda: image))
-    return Study(cases, names, modality, intensity_rule(modality, [image]))
+    rng = np.random.default_rng(1)
+    shape = common.star(rng, count, image.ndim, 0.4 * radius, radius)
+    blur = 0.04 * radius
+    return common.made_study(image, shape, rng, cases=CASES, degrees=10, noise_mm=blur, modality=modality)
 
 
 def build(kind: str, preset: str, image: Image) -> Method:
     """A preset's method (with its refiner, where it has one) as `fit` would compose it, with random weights."""
     torch.manual_seed(1)
     cls, settings = assembled(make_config(method="global_to_local", preset=preset))
-    study = make_study(kind, image)
-    method = cls(settings, cls.prepare(settings, study)).eval()
+    cases = study(kind, image)
+    method = cls(settings, cls.prepare(settings, cases)).eval()
     if isinstance(method, PublishedGlobalToLocal):
         _settle(method, image)
         return method
@@ -93,7 +70,7 @@ def build(kind: str, preset: str, image: Image) -> Method:
     for stage in method.stages():
         evidence: dict[str, Any] = {}
         if "refine" in stage.name:  # as large as trained models' errors make them
-            evidence = _evidence(study, REFINER_ERROR_MM[kind][min(refining, 1)])
+            evidence = _evidence(cases, REFINER_ERROR_MM[kind][min(refining, 1)])
             refining += 1
         method.begin(stage, evidence)
     return method
@@ -102,10 +79,10 @@ def build(kind: str, preset: str, image: Image) -> Method:
 def _evidence(study: Study, error_mm: float) -> dict[str, Any]:
     rng = np.random.default_rng(2)
     truth = {c.id: c.landmarks for c in study.cases}
-    found = {
+    predictions = {
         k: m.with_points(m.points + rng.normal(0, error_mm / m.ndim**0.5, m.points.shape)) for k, m in truth.items()
     }
-    return {"predictions": found, "truth": truth, "independent": True}
+    return {"predictions": predictions, "truth": truth, "independent": True}
 
 
 def _settle(method: PublishedGlobalToLocal, image: Image) -> None:
@@ -160,7 +137,7 @@ class Literal:
         return decode(logits, moves, q).points[0].numpy()
 
     def _locally(self, work: Image, guess: np.ndarray) -> np.ndarray:
-        found, pool = [], F.avg_pool2d if work.ndim == 2 else F.avg_pool3d
+        points, pool = [], F.avg_pool2d if work.ndim == 2 else F.avg_pool3d
         for n, alone in enumerate(self.locals):
             first = np.round(guess[n] - 7.5).astype(np.int64)
             x = torch.from_numpy(cut(work.array[0], first[None], 16).astype(np.float32))[None]
@@ -168,8 +145,8 @@ class Literal:
                 x = F.relu(norm(conv(x)))
                 x = pool(x, 2) if i == 3 else x
             votes = decode(alone.classify(x), alone.regress(x)[:, None], 2)
-            found.append(votes.points[0, 0].numpy() + first)
-        return np.array(found)
+            points.append(votes.points[0, 0].numpy() + first)
+        return np.array(points)
 
 
 # ---------------------------------------------------------------------- measuring
@@ -180,8 +157,8 @@ def paper_figures(kind: str, image: Image, repeats: int) -> dict[str, float]:
     method = build(kind, "paper", image)
     assert isinstance(method, PublishedGlobalToLocal)
     literal = Literal(method)
-    located = both_precisions(f"{kind}_paper", lambda: method.locate(image).points)
-    figures = least({**located, f"literal_{kind}_s": lambda: literal.locate(image)}, repeats)
+    located = common.both_precisions(f"{kind}_paper", lambda: method.locate(image).points)
+    figures = common.least({**located, f"literal_{kind}_s": lambda: literal.locate(image)}, repeats)
     figures[f"{kind}_times_faster_than_literal"] = figures[f"literal_{kind}_s"] / figures[f"{kind}_paper_s"]
     return figures | split(kind, method, literal, image, repeats)
 
@@ -193,8 +170,8 @@ def split(kind: str, method: PublishedGlobalToLocal, literal: Literal, image: Im
     figures: dict[str, float] = {}
     for name, first in (("global", None), ("local", start)):
         method.local_trained = name == "local"
-        calls = both_precisions(f"{kind}_paper_{name}", lambda first=first: method.locate(image, first).points)
-        figures |= least(calls, repeats)
+        calls = common.both_precisions(f"{kind}_paper_{name}", lambda first=first: method.locate(image, first).points)
+        figures |= common.least(calls, repeats)
         fast, exact = (call() for call in calls.values())
         apart = np.linalg.norm(exact - literal.locate(image, first), axis=1)
         figures[f"{kind}_{name}_float32_from_literal_mm"] = float(apart.max())
@@ -205,65 +182,30 @@ def split(kind: str, method: PublishedGlobalToLocal, literal: Literal, image: Im
 def recommended_seconds(kind: str, image: Image, repeats: int) -> dict[str, float]:
     """Seconds of the recommended preset with its refiner."""
     method = build(kind, "recommended", image)
-    return least(both_precisions(f"{kind}_recommended", lambda: method.locate(image)), repeats)
+    return common.least(common.both_precisions(f"{kind}_recommended", lambda: method.locate(image)), repeats)
 
 
-def peak_gb(file: Path, kind: str, preset: str, threads: int) -> float:
-    """Of a fresh process that builds the model and locates in one image; see :func:`report_peak`."""
-    command = [sys.executable, __file__, "--peak-of", str(file), "--kind", kind, "--preset", preset]
-    done = subprocess.run([*command, "--threads", str(threads)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
-
-
-def report_peak(file: Path, kind: str, preset: str) -> None:
-    """Prints peak resident memory minus that after imports and reading, in GB."""
-    image = make_image(kind, np.load(file))
-    before = resident_gb("VmRSS")
+def locate(kind: str, preset: str, image: Image) -> None:
+    """Build the model and locate, for its memory."""
     build(kind, preset, image).locate(image)
-    print(resident_gb("VmHWM") - before)
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write the figures."""
+    parser = common.speed_arguments(__doc__, PRESETS, "both", 7)
     parser.add_argument("--kind", choices=(*KINDS, "both"), default="both")
-    parser.add_argument("--preset", choices=(*PRESETS, "both"), default="both")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> None:
-    """See the module."""
-    options = parse()
-    torch.set_num_threads(options.threads)
-    if options.peak_of is not None:
-        report_peak(options.peak_of, options.kind, options.preset)
-        return
-    kinds = tuple(KINDS) if options.kind == "both" else (options.kind,)
-    presets = PRESETS if options.preset == "both" else (options.preset,)
+    args = parser.parse_args(given)
+    torch.set_num_threads(args.threads)
     measure = {"paper": paper_figures, "recommended": recommended_seconds}
     figures: dict[str, float] = {}
-    for kind in kinds:
-        array = make_array(kind)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "image.npy"
-            np.save(file, array)
-            for preset in presets:
-                figures[f"{kind}_{preset}_peak_gb"] = peak_gb(file, kind, preset, options.threads)
-        image = make_image(kind, array)
+    for kind in common.chosen(args.kind, tuple(KINDS)):
+        image, presets = make_image(kind), common.chosen(args.preset, PRESETS)
+        figures |= {f"{kind}_{preset}_peak_gb": common.peak_gb(locate, kind, preset, image) for preset in presets}
         for preset in presets:
-            figures |= measure[preset](kind, image, options.repeats)
+            figures |= measure[preset](kind, image, args.repeats)
     figures["peak_gb"] = max(v for k, v in figures.items() if k.endswith("_peak_gb"))
-    text = json.dumps({"figures": figures, "machine": machine(), "commit": commit()}, indent=2)
-    print(text)
-    if options.out is not None:
-        partial = options.out.with_name(options.out.name + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, options.out)
+    common.record(args.out, figures, threads=args.threads)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

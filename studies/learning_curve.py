@@ -12,15 +12,17 @@ compare, do not quote.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from anatomark.evaluation.evaluate import evaluate
-from anatomark.io.atomic import read_json, write_json
+import anatomark
+import common
+from anatomark.io.atomic import read_json
+from anatomark.io.sheets import read_sheet
 from anatomark.model.config import make_config
-from anatomark.training.fit import fit
+from manifests import write_table
 
 SIZES = {"cephalogram": (15, 50, 150), "mouse_skull": (5, 10, 16)}
 METHODS = ("pin", "global_to_local", "t2dl")
@@ -40,19 +42,15 @@ STEPS = {  # what three minutes gave on one of two busy cores
 
 def subset(manifest: Path, count: int) -> Path:
     """The first ``count`` training cases and all of the test cases, as a manifest beside ``manifest``."""
-    with manifest.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    table = read_sheet(manifest)
+    rows = [row for _, row in table.rows]
     train = [r for r in rows if r["split"] == "train"][:count]
     kept = [*train, *(r for r in rows if r["split"] != "train")]
     path = manifest.with_name(f"{manifest.stem}_first{count}.csv")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(kept)
-    return path
+    return write_table(path, table.columns, [list(r.values()) for r in kept])
 
 
-def measured(manifest: Path, method: str, count: int, work: Path, threads: int) -> dict[str, object]:
+def measured(manifest: Path, method: str, count: int, work: Path, threads: int) -> dict[str, Any]:
     """Train and evaluate one of the points; what is there already is read."""
     name = f"{manifest.stem}_{method}_{count}"
     cases = subset(manifest, count)
@@ -62,41 +60,44 @@ def measured(manifest: Path, method: str, count: int, work: Path, threads: int) 
         wanted = ["val_fraction=0", "refine.enabled=false", "workers=0", f"threads={threads}", "weights=half"]
         config = make_config(None, wanted, method=method)
         config = config.model_copy(update={"stage_steps": STEPS[manifest.stem][method]})
-        fit(cases, run, config, resume=run.exists())
+        anatomark.fit(cases, run, config, resume=run.exists())
     if not (work / f"{name}_test" / "summary.json").exists():
-        evaluate(run, cases, work / f"{name}_test", split="test", overwrite=True)
+        anatomark.evaluate(run, cases, work / f"{name}_test", split="test", overwrite=True)
     summary = read_json(work / f"{name}_test" / "summary.json")
     return {"data": manifest.stem, "method": method, "cases": count, "mre_mm": summary["mre_mm"], "summary": name}
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measure every point that is missing, and draw the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments(__doc__)
     parser.add_argument("--manifests", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     args.work.mkdir(parents=True, exist_ok=True)
-    points = read_json(args.out)["points"] if args.out.exists() else []
+    points = read_points(args.out)
     for data in args.only:
         for count in SIZES[data]:
             for method in args.methods:
                 point = measured(args.manifests / f"{data}.csv", method, count, args.work, args.threads)
-                if args.out.exists():  # another process may measure the other data
-                    points = read_json(args.out)["points"]
+                points = read_points(args.out)  # another process may measure the other data
                 points = [p for p in points if (p["data"], p["method"], p["cases"]) != (data, method, count)]
                 points.append(point)
-                write_json(args.out, {"cores": os.cpu_count(), "points": points})
-                print(point, flush=True)
+                figures = {f"{p['data']}_{p['method']}_{p['cases']}_mm": p["mre_mm"] for p in points}
+                common.record(args.out, figures, cores=os.cpu_count(), points=points)
     if args.plot:
         draw(points, args.plot)
 
 
-def draw(points: list[dict[str, object]], path: Path) -> None:
+def read_points(out: Path) -> list[dict[str, Any]]:
+    """What was measured before."""
+    return read_json(out)["points"] if out.exists() else []
+
+
+def draw(points: list[dict[str, Any]], path: Path) -> None:
     """Error against training cases, one panel per data set."""
     import matplotlib
 
@@ -124,4 +125,4 @@ def draw(points: list[dict[str, object]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

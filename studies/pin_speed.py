@@ -1,6 +1,6 @@
 """How fast PIN is: 10 landmarks in a volume of 324 x 207 x 279 voxels, on random weights.
 
-    python studies/pin_speed.py --out speed.json [--preset paper|recommended|both] [--threads 2]
+    python studies/pin_speed.py --out FILE.json [--preset paper|recommended|both] [--threads 2]
 
 The yardstick in the same run is a literal reading of the published algorithm: one landmark, one plane and one start at
 a time by slicing, float32, plain layers, the same threads and weights. Times are the least of several repeats, in
@@ -10,33 +10,21 @@ all of it alike. Peaks are resident memory above that after imports and reading.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from anatomark.core.grid import Grid
-from anatomark.core.image import Image
-from anatomark.core.intensity import intensity_rule
-from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import random_rotation
-from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
-from anatomark.methods.kit.precision import use_bf16
+import common
+from anatomark import Image
+from anatomark.methods.base import Method, Study, TrainingCase
 from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
 from anatomark.methods.pin.paper_net import conv_dtype
 from anatomark.methods.pin.patches import cut_planes
+from anatomark.methods.pin.recommended import CascadePIN
 from anatomark.methods.pin.rules import update
 
 SIZE_XYZ = (324, 207, 279)
@@ -44,30 +32,18 @@ SPACING_MM = 0.5
 LANDMARKS = 10
 
 
-def make_volume(rng: np.random.Generator) -> np.ndarray:
-    """(z, y, x) uint8: smooth blobs and noise."""
-    coarse = torch.from_numpy(rng.uniform(20, 200, (1, 1, 18, 14, 20))).float()
-    smooth = F.interpolate(coarse, size=SIZE_XYZ[::-1], mode="trilinear", align_corners=True)[0, 0].numpy()
-    return np.clip(smooth + rng.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
+def make_image() -> Image:
+    """uint8 at 0.5 mm: smooth blobs and noise."""
+    rng = np.random.default_rng(0)
+    smooth = common.blobs(rng, SIZE_XYZ[::-1], (18, 14, 20), 20, 200)
+    volume = np.clip(smooth + rng.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
+    return common.upright(volume, SPACING_MM)
 
 
-def make_image(volume: np.ndarray) -> Image:
-    """The volume at 0.5 mm."""
-    grid = Grid.from_axes(volume.shape, np.eye(3)[:, ::-1] * SPACING_MM, np.zeros(3))
-    return Image(volume[None], grid)
-
-
-def make_study(image: Image, rng: np.random.Generator, *, degrees: float) -> Study:
+def study(image: Image, rng: np.random.Generator, *, degrees: float) -> Study:
     """50 cases of ten points around the volume's centre, turned by up to ``degrees``."""
-    names = tuple(str(i + 1) for i in range(LANDMARKS))
-    shape = rng.normal(0, 1, (LANDMARKS, 3))
-    shape *= rng.uniform(10, 30, (LANDMARKS, 1)) / np.linalg.norm(shape, axis=1, keepdims=True)
-    cases = []
-    for i in range(50):
-        turn = random_rotation(rng, 3, degrees)
-        points = (shape + rng.normal(0, 2, shape.shape)) @ turn.T + rng.normal(0, 3, 3) + image.grid.centre
-        cases.append(StudyCase(str(i), Landmarks(names, points), lambda: image))
-    return Study(cases, names, "mr", intensity_rule("mr", [image]))
+    shape = common.star(rng, LANDMARKS, 3, 10, 30)
+    return common.made_study(image, shape, rng, cases=50, degrees=degrees, noise_mm=2, shift_mm=3)
 
 
 def paper(image: Image) -> PublishedPIN:
@@ -75,7 +51,7 @@ def paper(image: Image) -> PublishedPIN:
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
     config = PublishedConfig()
-    method = PublishedPIN(config, PublishedPIN.prepare(config, make_study(image, rng, degrees=15)))
+    method = PublishedPIN(config, PublishedPIN.prepare(config, study(image, rng, degrees=15)))
     net = method.nets[0].eval()
     with torch.no_grad():
         points = method.spaces[0].decode(method.spaces[0].starts(np.array(SIZE_XYZ, float), None))
@@ -90,15 +66,18 @@ def paper(image: Image) -> PublishedPIN:
 
 def recommended(image: Image) -> Method:
     """The recommended PIN with every default, for heads in any pose (all its starts and levels)."""
-    from anatomark.methods.pin.recommended import CascadePIN
-
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
     config = CascadePIN.Config(warped_copies=50)  # warps cost time in `fit` only
-    return CascadePIN(config, CascadePIN.prepare(config, make_study(image, rng, degrees=180)))
+    return CascadePIN(config, CascadePIN.prepare(config, study(image, rng, degrees=180)))
 
 
 BUILD: dict[str, Callable[[Image], Method]] = {"paper": paper, "recommended": recommended}
+
+
+def locate(preset: str, image: Image) -> None:
+    """Build the model and locate, for its memory."""
+    BUILD[preset](image).locate(image)
 
 
 # ---------------------------------------------------------------------- the yardstick
@@ -156,45 +135,15 @@ def literal(method: PublishedPIN, image: Image, seconds: dict[str, float]) -> np
 # ---------------------------------------------------------------------- measuring
 
 
-Calls = dict[str, Callable[[], Any]]
-
-
-def least(calls: Calls, repeats: int) -> dict[str, float]:
-    """Seconds of the fastest of some rounds of these calls, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - began)
-    return {name: min(values[1:]) for name, values in times.items()}
-
-
-def both_precisions(name: str, call: Callable[[], Any]) -> Calls:
-    """``<name>_s`` as the machine is fastest and ``<name>_float32_s``."""
-
-    def at(force: bool | None) -> Callable[[], Any]:
-        def run() -> Any:
-            use_bf16(force)
-            try:
-                return call()
-            finally:
-                use_bf16(None)
-
-        return run
-
-    return {f"{name}_s": at(None), f"{name}_float32_s": at(False)}
-
-
 def measure_paper(image: Image, repeats: int) -> dict[str, float]:
     """Figures of the paper's preset and of the yardstick."""
     method = paper(image)
     parts: dict[str, float] = {}
-    located = both_precisions("paper", lambda: method.locate(image).points)
-    figures = least({**located, "literal_s": lambda: literal(method, image, parts)}, repeats)
+    located = common.both_precisions("paper", lambda: method.locate(image).points)
+    figures = common.least({**located, "literal_s": lambda: literal(method, image, parts)}, repeats)
     figures["literal_patches_s"], figures["literal_network_s"] = parts["patches"], parts["network"]
     figures |= split(method, image, repeats)
-    figures |= least(both_precisions("train_step", train_step(image)), max(2, repeats // 2))
+    figures |= common.least(common.both_precisions("train_step", train_step(image)), max(2, repeats // 2))
     figures["bf16"] = float(conv_dtype() == torch.bfloat16)
     figures["times_faster_than_literal"] = figures["literal_s"] / figures["paper_s"]
     fast, exact = (call() for call in located.values())
@@ -211,11 +160,11 @@ def split(method: PublishedPIN, image: Image, repeats: int) -> dict[str, float]:
     patches = torch.from_numpy(cut).permute(0, 3, 1, 2)
     with torch.inference_mode():
         prepared = net.prepare()
-        calls: Calls = {
+        calls: common.Calls = {
             "paper_patches_s": lambda: cut_planes(work.array[0], points, method.config.patch_px, cut),
             "paper_network_s": lambda: net(patches, prepared),
         }
-        return {name: method.iterations * value for name, value in least(calls, 10 * repeats).items()}
+        return {name: method.iterations * value for name, value in common.least(calls, 10 * repeats).items()}
 
 
 def train_step(image: Image) -> Callable[[], None]:
@@ -224,8 +173,8 @@ def train_step(image: Image) -> Callable[[], None]:
     stage = method.stages()[0]
     optimizer = torch.optim.Adam(method.nets.parameters(), lr=stage.lr)
     rng = np.random.default_rng(2)
-    marks = make_study(image, rng, degrees=15).cases[0].landmarks
-    case = TrainingCase("0", method.working_images(image), marks)
+    landmarks = study(image, rng, degrees=15).cases[0].landmarks
+    case = TrainingCase("0", method.working_images(image), landmarks)
 
     def step() -> None:
         drawn = [method.examples(case, stage, rng) for _ in range(stage.batch)]
@@ -240,83 +189,20 @@ def train_step(image: Image) -> Callable[[], None]:
 def measure_recommended(image: Image, repeats: int) -> dict[str, float]:
     """Figures of the recommended preset."""
     method = recommended(image)
-    return least(both_precisions("recommended", lambda: method.locate(image)), repeats)
+    return common.least(common.both_precisions("recommended", lambda: method.locate(image)), repeats)
 
 
-def peak_gb(volume_file: Path, preset: str, threads: int) -> float:
-    """Of a fresh process that builds the model and locates in one volume; see :func:`report_peak`."""
-    command = [sys.executable, __file__, "--peak-of", str(volume_file), "--preset", preset, "--threads", str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
-
-
-def report_peak(volume_file: Path, preset: str) -> None:
-    """Prints peak resident memory minus that after imports and reading, in GB."""
-    if preset == "recommended":
-        import anatomark.methods.pin.recommended  # noqa: F401 - an import, not part of the peak
-    image = make_image(np.load(volume_file))
-    before = resident_gb("VmRSS")
-    BUILD[preset](image).locate(image)
-    print(resident_gb("VmHWM") - before)
-
-
-def resident_gb(field: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process. Linux's own count, because a child's ``ru_maxrss`` starts at
-    its parent's; elsewhere ``ru_maxrss`` for both."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith(field))
-        return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = next((x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
-    threads = torch.get_num_threads()
-    return {"cpu": model, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def commit() -> str:
-    """The checkout's commit, empty where there is none."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--preset", choices=("paper", "recommended", "both"), default="both")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak_of is not None:
-        report_peak(options.peak_of, options.preset)
-        return
-    presets = ("paper", "recommended") if options.preset == "both" else (options.preset,)
-    volume = make_volume(np.random.default_rng(0))
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "volume.npy", volume)
-        for preset in presets:
-            figures[f"{preset}_peak_gb"] = peak_gb(Path(folder) / "volume.npy", preset, options.threads)
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write the figures."""
+    args = common.speed_arguments(__doc__, tuple(BUILD), "both", 9).parse_args(given)
+    torch.set_num_threads(args.threads)
+    presets, image = common.chosen(args.preset, tuple(BUILD)), make_image()
+    figures = {f"{preset}_peak_gb": common.peak_gb(locate, preset, image) for preset in presets}
+    measure = {"paper": measure_paper, "recommended": measure_recommended}
     for preset in presets:
-        measure = measure_paper if preset == "paper" else measure_recommended
-        figures |= measure(make_image(volume), options.repeats)
-    text = json.dumps({"figures": figures, "machine": machine(), "commit": commit()}, indent=2)
-    print(text)
-    if options.out is not None:
-        partial = options.out.with_name(options.out.name + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, options.out)
+        figures |= measure[preset](image, args.repeats)
+    common.record(args.out, figures, threads=args.threads)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

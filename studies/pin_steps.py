@@ -5,49 +5,33 @@ python studies/pin_steps.py MODEL CASES.csv --split val --out FILE.json
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
+import common
 from anatomark import load
-from anatomark.cases.manifest import read_manifest
-from anatomark.io.atomic import write_json
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measure on one split and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    method = load(args.model).method
-    cases = read_manifest(args.cases).split(args.split)
+    args = common.arguments(__doc__, "model", "cases", split="val").parse_args(given)
+    method, cases = load(args.model).method, common.cases_of(args.cases, args.split)
     levels = method.levels
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for count in range(len(levels) + 1):
         name = "pose" if count == 0 else f"level{count}_{levels[count - 1].update}"
         method.use_levels(count)
         errors, seconds = [], []
         for case in cases:
-            image = case.read_image()
-            start = time.perf_counter()
-            found = method.locate(image)
-            seconds.append(time.perf_counter() - start)
-            errors.append(found.errors_to(case.read_landmarks()))
-        figures[f"{name}_mean_mm"] = round(float(np.nanmean(errors)), 4)
-        figures[f"{name}_median_mm"] = round(float(np.nanmedian(errors)), 4)
-        figures[f"{name}_s"] = round(float(np.median(seconds)), 4)
-        print(name, figures[f"{name}_mean_mm"], "mm mean,", figures[f"{name}_median_mm"], "mm median")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = platform.processor() or platform.machine()
-    write_json(args.out, {"figures": figures, "machine": machine, "commit": commit, "cases": len(cases)})
+            image = common.image_of(case)
+            landmarks, took = common.timed(lambda image=image: method.locate(image))
+            seconds.append(took)
+            errors.append(landmarks.errors_to(common.landmarks_of(case)))
+        figures |= {f"{name}_mean_mm": np.nanmean(errors), f"{name}_median_mm": np.nanmedian(errors)}
+        figures[f"{name}_s"] = np.median(seconds)
+    common.record(args.out, figures, cases=len(cases))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

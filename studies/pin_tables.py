@@ -1,6 +1,6 @@
 """The kind of PIN's Tables 1 and 2 (Li et al. 2018) on mouse skulls (3D) and cephalograms (2D), at equal small budgets.
 
-    python studies/pin_tables.py --out tables.json [--data mouse_skull cephalogram] [--steps N | --seconds S]
+    python studies/pin_tables.py --out FILE.json [--data mouse_skull cephalogram] [--steps N | --seconds S]
                                     [--seeds 3] [--jobs 1]
 
 Table 1: training losses against update rules for one landmark. Table 2: five single-landmark models against one model
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import manifests
-from anatomark.io.atomic import write_json, write_text
+import common
+from anatomark import InputError
+from anatomark.io.atomic import write_text
 from anatomark.methods.pin.paper_net import conv_dtype
+from data import data_set
 from pin_tables_runs import (
     BATCH,
     DATA,
@@ -62,10 +61,10 @@ class Row:
 
     def figures(self, name: str) -> dict[str, float]:
         """Mean, SD over images and landmarks, SD between the seeds' means, seconds."""
-        found = {"mm": self.errors.mean(), "sd_mm": spread(self.errors.ravel()), "s": self.seconds}
+        own = {"mm": self.errors.mean(), "sd_mm": spread(self.errors.ravel()), "s": self.seconds}
         if len(self.errors) > 1:
-            found["seeds_sd_mm"] = spread(self.by_seed)
-        return {f"{name}_{key}": round(float(value), 4) for key, value in found.items()}
+            own["seeds_sd_mm"] = spread(self.by_seed)
+        return {f"{name}_{key}": float(value) for key, value in own.items()}
 
 
 def spread(values: np.ndarray) -> float:
@@ -116,9 +115,9 @@ def complete(name: str, records: dict[str, Any], most: int, trainings: Sequence[
 
 def rows_of(name: str, records: dict[str, Any], most: int) -> tuple[dict[str, Row], dict[str, Row]]:
     """Rows of Table 1 and of Table 2, each of the seeds that are complete for it; empty without any."""
-    marks = DATA[name].landmarks
-    first = {key: ([f"{t} {marks[0]}"], rule) for key, (t, rule, *_) in TABLE1.items()}
-    joint = [f"joint {mark}" for mark in marks]
+    landmarks = DATA[name].landmarks
+    first = {key: ([f"{t} {landmarks[0]}"], rule) for key, (t, rule, *_) in TABLE1.items()}
+    joint = [f"joint {landmark}" for landmark in landmarks]
     second = {key: (joint if t is None else [t], variant) for key, (t, variant, _) in TABLE2.items()}
 
     def rows(wanted: dict[str, tuple[list[str], str]]) -> dict[str, Row]:
@@ -126,9 +125,9 @@ def rows_of(name: str, records: dict[str, Any], most: int) -> tuple[dict[str, Ro
         return {key: row(*value, seeds) for key, value in wanted.items()} if seeds else {}
 
     def row(trainings: Sequence[str], variant: str, seeds: int) -> Row:
-        found = [[records[f"{name}/{seed}/{t}"] for t in trainings] for seed in range(seeds)]
-        errors = [np.concatenate([np.array(r["errors"][variant]) for r in of_seed], 1) for of_seed in found]
-        seconds = [sum(r["seconds"][variant] for r in of_seed) for of_seed in found]
+        by_seed = [[records[f"{name}/{seed}/{t}"] for t in trainings] for seed in range(seeds)]
+        errors = [np.concatenate([np.array(r["errors"][variant]) for r in own], 1) for own in by_seed]
+        seconds = [sum(r["seconds"][variant] for r in own) for own in by_seed]
         return Row(np.stack(errors), float(min(seconds)))
 
     return rows(first), rows(second)
@@ -146,12 +145,12 @@ def figures_of(name: str, one: dict[str, Row], two: dict[str, Row]) -> dict[str,
         for key, row in rows.items():
             out |= row.figures(f"{short}_{table}_{key}")
     for key, row in two.items():
-        for k, mark in enumerate(DATA[name].landmarks):
-            out[f"{short}_table2_{key}_{slug(mark)}_mm"] = round(float(row.errors[..., k].mean()), 4)
+        for k, landmark in enumerate(DATA[name].landmarks):
+            out[f"{short}_table2_{key}_{slug(landmark)}_mm"] = float(row.errors[..., k].mean())
     for key, errors in baselines(name).items():
         if key != "pca":
-            out[f"{short}_table1_{key}_mm"] = round(float(errors[:, 0].mean()), 4)
-        out[f"{short}_table2_{key}_mm"] = round(float(errors.mean()), 4)
+            out[f"{short}_table1_{key}_mm"] = float(errors[:, 0].mean())
+        out[f"{short}_table2_{key}_mm"] = float(errors.mean())
     out[f"{short}_table2_pca_modes"] = float(build(multiple_of(name), 1).spaces[0].size)
     out[f"{short}_table1_paper_pairs_in_order"] = float(sum(pairs_in_order(one)))
     return out
@@ -286,39 +285,27 @@ def settle(path: Path, options: argparse.Namespace) -> tuple[int, dict[str, Any]
     kept = lines[0]["settings"]
     steps = options.steps or kept["steps"]
     if kept != {"steps": steps, **fixed}:
-        sys.exit(f"{path}: was begun with other settings ({kept}); remove it or choose another --out")
+        raise InputError(f"{path}: was begun with other settings ({kept}); remove it or choose another --out")
     return steps, {line["job"]: line for line in lines[1:]}
 
 
-def commit() -> str:
-    """The checkout's commit, empty where there is none."""
-    command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, cwd=manifests.ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def main() -> int:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+def main(given: Sequence[str] | None = None) -> None:
+    """Train what is missing, and write figures and tables."""
+    parser = common.arguments(__doc__)
     parser.add_argument("--data", nargs="+", choices=tuple(DATA), default=list(DATA))
     parser.add_argument("--steps", type=int, help="optimiser steps for every model")
     parser.add_argument("--seconds", type=float, default=25, help="per training, where --steps is not given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, a thread each")
     parser.add_argument("--tables", action="store_true", help="train nothing: tables of the seeds that are complete")
-    options = parser.parse_args()
-    there = [n for n in options.data if (manifests.data_folder() / n).is_dir()]
-    for name in options.data:
-        if name not in there:
-            print(f"skipped {name}: there is no folder {manifests.data_folder() / name} (set ANATOMARK_DATA)")
-    if not there:
-        return 0
-    options.data = there
+    options = parser.parse_args(given)
+    options.data = [name for name in options.data if data_set(name) is not None]
+    if not options.data:
+        return
     start_worker()
     lines = options.out.with_name(options.out.name + "l")
     steps, records = settle(lines, options)
-    jobs = [job for seed in range(options.seeds) for name in there for job in jobs_of(name, seed)]
+    jobs = [job for seed in range(options.seeds) for name in options.data for job in jobs_of(name, seed)]
     todo = [job for job in jobs if job.key not in records and not options.tables]
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), start_worker) as pool:
         # one at a time needs no second process, which would read the data again
@@ -327,7 +314,7 @@ def main() -> int:
             records[record["job"]] = record
             append(lines, record)
             print(f"{len(records)}/{len(jobs)} {record['job']}: {record['total_s']:.1f} s", flush=True)
-    tables = {name: rows_of(name, records, options.seeds) for name in there}
+    tables = {name: rows_of(name, records, options.seeds) for name in options.data}
     tables = {name: both for name, both in tables.items() if all(both)}
     figures = {k: v for name in tables for k, v in figures_of(name, *tables[name]).items()}
     settings: dict[str, Any] = {"steps": steps, "batch": BATCH, "patch_px": PATCH_PX, "threads": 1}
@@ -337,11 +324,10 @@ def main() -> int:
         for k, rows in enumerate(tables[name], 1):
             settings[f"{short}_table{k}_seeds"] = len(next(iter(rows.values())).errors)
     settings["convolutions"] = str(conv_dtype())
-    results = {"figures": figures, "settings": settings, "torch": torch.__version__, "commit": commit()}
-    write_json(options.out, results)
-    write_text(options.out.with_name(options.out.name + ".md"), markdown(results, tables))
-    return 0
+    common.record(options.out, figures, settings=settings)
+    text = markdown({"figures": figures, "settings": settings}, tables)
+    write_text(options.out.with_name(options.out.name + ".md"), text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

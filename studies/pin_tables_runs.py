@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import manifests
-from anatomark.cases.manifest import read_manifest
-from anatomark.core.image import Image
-from anatomark.core.intensity import guess_modality, intensity_rule
+import common
+from anatomark import Image
 from anatomark.core.resample import resample
-from anatomark.methods.base import Batch, Stage, Study, StudyCase, TrainingCase
+from anatomark.methods.base import Batch, Stage, Study, TrainingCase
 from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
 from anatomark.methods.pin.working import to_voxels, working_grid
 from anatomark.training.memory import keep_freed_memory
+from data import data_folder
+from manifests import SETS
 
 PATCH_PX, BATCH, SHARED = 31, 32, 5  # SHARED single models share one budget
 
@@ -83,17 +83,17 @@ class Cases:
 
 def jobs_of(name: str, seed: int) -> list[Job]:
     """All trainings of one data set and seed."""
-    marks = DATA[name].landmarks
+    landmarks = DATA[name].landmarks
     jobs = [
-        Job(name, seed, f"classification {marks[0]}", single(marks[0], alpha=1.0), ("A",)),
-        Job(name, seed, f"regression {marks[0]}", single(marks[0], alpha=0.0), ("B",)),
+        Job(name, seed, f"classification {landmarks[0]}", single(landmarks[0], alpha=1.0), ("A",)),
+        Job(name, seed, f"regression {landmarks[0]}", single(landmarks[0], alpha=0.0), ("B",)),
     ]
-    for i, mark in enumerate(marks):
+    for i, landmark in enumerate(landmarks):
         rules: tuple[str, ...] = ("A", "B", "C", "c-pair") if i == 0 else ("C", "c-pair")
-        jobs.append(Job(name, seed, f"joint {mark}", single(mark), rules, early=True))
+        jobs.append(Job(name, seed, f"joint {landmark}", single(landmark), rules, early=True))
     for variant, settings in VARIANTS.items():
         rules = ("B", "C", "c-pair")
-        jobs.append(Job(name, seed, variant, {"mode": "multiple", "landmarks": list(marks), **settings}, rules))
+        jobs.append(Job(name, seed, variant, {"mode": "multiple", "landmarks": list(landmarks), **settings}, rules))
     return jobs
 
 
@@ -123,20 +123,15 @@ def cases_of(name: str) -> Cases:
     """Reads a data set once in each process."""
     setting = DATA[name]
     with tempfile.TemporaryDirectory() as folder:
-        table = manifests.SETS[name](manifests.data_folder() / name, Path(folder))
-        chosen = [c for c in read_manifest(table).cases if c.split == "train"]
-        marks = [c.read_landmarks() for c in chosen]
+        chosen = common.cases_of(SETS[name](data_folder() / name, Path(folder)), "train")
+        landmarks = [common.landmarks_of(c, setting.landmarks) for c in chosen]
     cases = []
-    for case, landmarks in zip(chosen, marks, strict=True):
-        work = working_image(case.read_image(), setting.spacing_mm)
-        cases.append(TrainingCase(case.id, {"work": work}, landmarks.select(setting.landmarks)))
+    for case, own in zip(chosen, landmarks, strict=True):
+        work = working_image(common.image_of(case), setting.spacing_mm)
+        cases.append(TrainingCase(case.id, {"work": work}, own))
     learn = [c for i, c in enumerate(cases) if not setting.measured(i, c.id)]
     measure = [c for i, c in enumerate(cases) if setting.measured(i, c.id)]
-    images = [c.images["work"] for c in learn]
-    modality = guess_modality(images)
-    rule = intensity_rule(modality, images)
-    study = Study([study_case(c) for c in learn], setting.landmarks, modality, rule)
-    return Cases(learn, measure, study)
+    return Cases(learn, measure, common.study_of([(c.id, c.images["work"], c.landmarks) for c in learn]))
 
 
 def working_image(image: Image, spacing_mm: float) -> Image:
@@ -144,11 +139,6 @@ def working_image(image: Image, spacing_mm: float) -> Image:
     image = image.canonical()
     image = Image(image.array.mean(0, keepdims=True, dtype=np.float32), image.grid)
     return resample(image, working_grid(image.grid, spacing_mm))
-
-
-def study_case(case: TrainingCase) -> StudyCase:
-    """The same case for ``prepare``."""
-    return StudyCase(case.id, case.landmarks, lambda: case.images["work"])
 
 
 # ---------------------------------------------------------------------- training
@@ -228,11 +218,9 @@ def run_job(job: Job, steps: int) -> dict[str, Any]:
 
 def measured(method: PublishedPIN, cases: Sequence[TrainingCase]) -> tuple[list[list[float]], float]:
     """Errors in mm by case and landmark, and mean seconds per image (already on the working grid)."""
-    found, began = [], time.perf_counter()
-    for case in cases:
-        found.append(method.locate(case.images["work"]))
-    seconds = (time.perf_counter() - began) / len(cases)
-    return [f.errors_to(c.landmarks.select(f.names)).tolist() for f, c in zip(found, cases, strict=True)], seconds
+    located, seconds = common.timed(lambda: [method.locate(case.images["work"]) for case in cases])
+    errors = [a.errors_to(c.landmarks.select(a.names)).tolist() for a, c in zip(located, cases, strict=True)]
+    return errors, seconds / len(cases)
 
 
 def calibrated(names: Sequence[str], seconds: float) -> int:

@@ -9,18 +9,15 @@ occur twice. Figures: ``mre_mm`` with its 95 % interval (bootstrap over cases), 
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
-import subprocess
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-import anatomark
-from anatomark.errors import InputError
-from anatomark.io.atomic import write_json
+import common
+from anatomark import InputError
+from anatomark.io.sheets import read_sheet
 
 SAMPLES = 2000
 
@@ -28,17 +25,16 @@ SAMPLES = 2000
 def read_errors(path: Path, truth: str | None) -> dict[str, list[float]]:
     """Errors in mm by case; of one truth where the evaluation holds several. Raises InputError."""
     file = path / "errors.csv" if path.is_dir() else path
-    found: dict[str, list[float]] = defaultdict(list)
-    with file.open(newline="", encoding="utf-8") as table:
-        for row in csv.DictReader(table):
-            if row["error_mm"] and (truth is None or row.get("truth", truth) == truth):
-                found[row["case"]].append(float(row["error_mm"]))
-    if not found:
+    errors: dict[str, list[float]] = defaultdict(list)
+    for _, row in read_sheet(file).rows:
+        if row["error_mm"] and (truth is None or row.get("truth", truth) == truth):
+            errors[row["case"]].append(float(row["error_mm"]))
+    if not errors:
         raise InputError(f"{file}: holds no errors" + (f" against {truth!r}" if truth else ""))
-    return found
+    return errors
 
 
-def pooled(paths: list[Path], truth: str | None) -> dict[str, float]:
+def pooled(paths: Sequence[Path], truth: str | None) -> dict[str, float]:
     """The figures of all cases together. Raises InputError where a case occurs twice."""
     cases: dict[str, list[float]] = {}
     for path in paths:
@@ -53,25 +49,17 @@ def pooled(paths: list[Path], truth: str | None) -> dict[str, float]:
     flat = np.concatenate(errors)
     figures = {"mre_mm": flat.mean(), "low_mm": low, "high_mm": high, "median_mm": np.median(flat)}
     figures |= {"p95_mm": np.percentile(flat, 95), "worst_case_mm": (total / count).max(), "cases": len(errors)}
-    return {k: round(float(v), 4) for k, v in figures.items()}
+    return figures
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("evaluations", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--truth", default=None)
-    given = parser.parse_args()
-    try:
-        figures = pooled(given.evaluations, given.truth)
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        machine = f"{platform.machine()}, anatomark {anatomark.__version__}"
-        write_json(given.out, {"figures": figures, "machine": machine, "commit": commit.stdout.strip()})
-    except (InputError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(", ".join(f"{k} {v}" for k, v in figures.items()))
+def main(given: Sequence[str] | None = None) -> None:
+    """Pool and write the figures."""
+    parser = common.arguments(__doc__)
+    parser.add_argument("evaluations", type=Path, nargs="+", metavar="EVALUATION")
+    parser.add_argument("--truth")
+    args = parser.parse_args(given)
+    common.record(args.out, pooled(args.evaluations, args.truth))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

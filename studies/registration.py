@@ -13,25 +13,22 @@ SimpleITK's is not, so they differ.
 
 from __future__ import annotations
 
-import argparse
-import platform
-import subprocess
 import tempfile
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-import anatomark
-from anatomark import Landmarks
-from anatomark.cases.manifest import Case, read_manifest
+import common
+from anatomark import Landmarks, read_image
 from anatomark.core.shape import procrustes, rotation_angle
-from anatomark.io.atomic import write_json
-from anatomark.io.images import image_grid, read_image
 from anatomark.tools.register.fit import register_landmarks, summarised
 from anatomark.tools.register.linear_fit import Kind
 from anatomark.tools.register.register import Request, Sources, register
+from manifests import COLUMNS, write_table
 
 SEED = 5
 
@@ -41,53 +38,54 @@ def angle(fixed: Landmarks, moving: Landmarks) -> float:
     return rotation_angle(procrustes(fixed.points, moving.select(fixed.names).points).rotation)
 
 
-def errors(marks: dict[str, Landmarks], pairs: list[tuple[str, str]]) -> dict[str, float]:
+def errors(landmarks: dict[str, Landmarks], pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Figures over the pairs, for each kind."""
     out: dict[str, float] = {}
     for kind in Kind:
-        found = [register_landmarks(marks[a], marks[b], kind) for a, b in pairs]
-        tre, fre = (summarised(np.concatenate(v)) for v in ([f.left_out for f in found],
-                                                            [f.residuals[f.used] for f in found]))  # fmt: skip
+        fits = [register_landmarks(landmarks[a], landmarks[b], kind) for a, b in pairs]
+        left_out, used = [f.left_out for f in fits], [f.residuals[f.used] for f in fits]
+        tre, fre = (summarised(np.concatenate(values)) for values in (left_out, used))
         assert tre is not None and fre is not None
         out |= {f"{kind}_tre_{k}_mm": tre[k] for k in ("mean", "median", "p95", "max")}
         out[f"{kind}_fre_rms_mm"] = fre["rms"]
-        kept = [register_landmarks(marks[a], marks[b], kind, keep_all=True).left_out for a, b in pairs]
+        kept = [register_landmarks(landmarks[a], landmarks[b], kind, keep_all=True).left_out for a, b in pairs]
         out[f"{kind}_tre_mean_none_rejected_mm"] = float(np.nanmean(np.concatenate(kept)))
-        out[f"{kind}_rejected_per_pair"] = sum(len(f.rejected) for f in found) / len(found)
-        out[f"{kind}_landmarks"] = sum(len(f.names) for f in found) / len(found)
+        out[f"{kind}_rejected_per_pair"] = sum(len(f.rejected) for f in fits) / len(fits)
+        out[f"{kind}_landmarks"] = sum(len(f.names) for f in fits) / len(fits)
         if kind is Kind.TPS:
             out["tps_largest_residual_mm"] = fre["max"]
     return out
 
 
-def planted(marks: dict[str, Landmarks], pairs: list[tuple[str, str]]) -> dict[str, float]:
+def planted(landmarks: dict[str, Landmarks], pairs: list[tuple[str, str]]) -> dict[str, float]:
     """What becomes of landmarks that are put in wrong places."""
-    rng, there, found, others = np.random.default_rng(SEED), 0, 0, 0
+    rng, counts = np.random.default_rng(SEED), np.zeros(3, int)
     for a, b in pairs:
-        points = marks[b].points.copy()
-        known = np.flatnonzero(marks[b].defined & marks[a].select(marks[b].names).defined)
-        reach = float(np.sqrt(((points[known] - points[known].mean(0)) ** 2).sum(1).mean()))
-        wrong = rng.choice(known, max(1, len(known) // 10), replace=False)
+        fixed, moving = landmarks[a], landmarks[b]
+        points = moving.points.copy()
+        both = np.flatnonzero(moving.defined & fixed.select(moving.names).defined)
+        reach = float(np.sqrt(((points[both] - points[both].mean(0)) ** 2).sum(1).mean()))
+        wrong = rng.choice(both, max(1, len(both) // 10), replace=False)
         step = rng.normal(size=(len(wrong), 3))
         points[wrong] += reach / 2 * step / np.linalg.norm(step, axis=1, keepdims=True)
-        rejected = register_landmarks(marks[a], marks[b].with_points(points), Kind.AFFINE).rejected
-        hit = {marks[b].names[i] for i in wrong} & set(rejected)
-        there, found, others = there + len(wrong), found + len(hit), others + len(rejected) - len(hit)
-    return {"planted_rejected_share": found / there, "planted_others_rejected_per_pair": others / len(pairs)}
+        rejected = register_landmarks(fixed, moving.with_points(points), Kind.AFFINE).rejected
+        hit = {moving.names[i] for i in wrong} & set(rejected)
+        counts += len(wrong), len(hit), len(rejected) - len(hit)
+    share, others = counts[1] / counts[0], counts[2] / len(pairs)
+    return {"planted_rejected_share": share, "planted_others_rejected_per_pair": others}
 
 
-def against_simpleitk(fixed: Case, moving: Case, kind: str) -> dict[str, float]:
+def against_simpleitk(fixed: Any, moving: Any, kind: str) -> dict[str, float]:
     """Differences in grey values between our resampled image and SimpleITK's with our transform file."""
     ending = ".h5" if kind == "tps" else ".tfm"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         manifest = Path(folder) / "cases.csv"
-        rows = "".join(f"{c.id},{c.image},{c.landmarks},\n" for c in (fixed, moving))
-        manifest.write_text("case,image,landmarks,split\n" + rows)
+        write_table(manifest, COLUMNS, [(c.id, *map(str, common.files_of(c)), "") for c in (fixed, moving)])
         row = register(Sources(fixed.id, (manifest,)), out, Request(kind)).rows[0]
         ours = read_image(out / f"{moving.id}.nii.gz").array[0].astype(float)
         transform = sitk.ReadTransform(str(out / f"{moving.id}{ending}"))
-        images = [sitk.ReadImage(str(c.image), sitk.sitkFloat32) for c in (fixed, moving)]
+        images = [sitk.ReadImage(str(common.files_of(c)[0]), sitk.sitkFloat32) for c in (fixed, moving)]
         low = float(sitk.GetArrayViewFromImage(images[1]).min())
         theirs = sitk.GetArrayFromImage(sitk.Resample(images[1], images[0], transform, sitk.sitkLinear, low))
     gap = np.abs(ours - np.rint(theirs).astype(float))
@@ -102,32 +100,26 @@ def against_simpleitk(fixed: Case, moving: Case, kind: str) -> dict[str, float]:
     return figures
 
 
-def main() -> None:
-    """Run and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str] | None = None) -> None:
+    """Register all pairs and write the figures."""
+    parser = common.arguments(__doc__)
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=60)
-    given = parser.parse_args()
-    cases = {c.id: c for c in read_manifest(given.manifest).cases}
-    marks = {name: case.read_landmarks() for name, case in cases.items()}
+    args = parser.parse_args(given)
+    cases = {c.id: c for c in common.cases_of(args.manifest)}
+    landmarks = {name: common.landmarks_of(case) for name, case in cases.items()}
     every = list(permutations(cases, 2))
-    drawn = np.random.default_rng(SEED).permutation(len(every))[: given.pairs]
+    drawn = np.random.default_rng(SEED).permutation(len(every))[: args.pairs]
     pairs = [every[int(i)] for i in drawn]
-    a, b = max(every, key=lambda pair: angle(marks[pair[0]], marks[pair[1]]))
-    figures: dict[str, float | str] = {"pairs": len(pairs), "fixed": a, "moving": b}
-    figures["turned_degrees"] = angle(marks[a], marks[b])
+    a, b = max(every, key=lambda pair: angle(landmarks[pair[0]], landmarks[pair[1]]))
+    figures: dict[str, float] = {"pairs": len(pairs), "turned_degrees": angle(landmarks[a], landmarks[b])}
     for side, name in (("fixed", a), ("moving", b)):
-        figures[f"{side}_spacing_mm"] = float(image_grid(cases[name].image).spacing.max())
-    figures |= errors(marks, pairs) | planted(marks, pairs)
+        figures[f"{side}_spacing_mm"] = float(common.image_of(cases[name]).grid.spacing.max())
+    figures |= errors(landmarks, pairs) | planted(landmarks, pairs)
     for kind in ("affine", "tps"):
         figures |= against_simpleitk(cases[a], cases[b], kind)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    write_json(given.out, {
-        "figures": figures, "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        "version": anatomark.__version__, "commit": commit.stdout.strip(),
-    })  # fmt: skip
+    common.record(args.out, figures, fixed=a, moving=b)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

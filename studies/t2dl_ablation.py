@@ -10,52 +10,37 @@ and measured with everything else in the last row.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
+import common
 from anatomark import load
-from anatomark.cases.manifest import read_manifest
 from anatomark.evaluation.metrics import compare, statistics
-from anatomark.io.atomic import write_json
 from anatomark.model.compose import Composed
 
 ROWS = ("mean", "stage1", "votes", "full")
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measure every row on one split and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    model = load(args.model)
+    args = common.arguments(__doc__, "model", "cases", split="test").parse_args(given)
+    model, cases = load(args.model), common.cases_of(args.cases, args.split)
     whole = model.method
     method = whole.method if isinstance(whole, Composed) else whole
     refined = isinstance(whole, Composed) and whole.refine is not None
-    cases = read_manifest(args.cases).split(args.split)
-    truth = {c.id: c.read_landmarks(model.names) for c in cases}
-    images = {c.id: model.flattened(c.read_image()) for c in cases}
-    known = {}  # what the alignment finds does not depend on the method: it is found once for each image
-    if isinstance(whole, Composed) and whole.aligner is not None:
-        known = {case: whole.aligner.align(image) for case, image in images.items()}
-    rows, picture = {}, getattr(method, "picture", None)
+    truth = {c.id: common.landmarks_of(c, model.names) for c in cases}
+    images = {c.id: common.image_of(c) for c in cases}
+    figures: dict[str, float | None] = {"cases": len(cases)}
+    picture = getattr(method, "picture", None)
     for row in (*ROWS, *(["picture"] if picture is not None else []), *(["refined"] if refined else [])):
         method.config.decode = row if row in ROWS else "full"
         method.picture = None if row in ROWS else picture
         if refined:
             whole.begun = row == "refined"
-        found = {}
-        for case, image in images.items():
-            if case in known:
-                image.meta["alignment"] = known[case].affine
-            found[case] = model.predict(image)
-        result = statistics(compare(truth, found, model.names))
-        rows[row] = {"mre_mm": result.mre, "median_mm": result.median, "p95_mm": result.p95}
-        print(f"{row:8s} {result.mre:.3f} mm", flush=True)
-    write_json(args.out, {"model": model.name, "cases": len(cases), "rows": rows})
+        predicted = {case: model.predict(image).landmarks for case, image in images.items()}
+        result = statistics(compare(truth, predicted, model.names))
+        figures |= {f"{row}_mre_mm": result.mre, f"{row}_median_mm": result.median, f"{row}_p95_mm": result.p95}
+    common.record(args.out, figures, model=model.name)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

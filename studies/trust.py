@@ -14,28 +14,21 @@ for a 2D model). A refusal counts as found.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anatomark.cases.manifest import Case, read_manifest
-from anatomark.core.grid import Grid
-from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+import common
+from anatomark import Grid, Image, InputError, Landmarks, load, read_image
 from anatomark.core.resample import resample
 from anatomark.core.shape import rotation_from_vector
-from anatomark.errors import InputError
-from anatomark.io.atomic import write_json
-from anatomark.io.images import read_image
 from anatomark.model.confidence.presence import random_crop
 from anatomark.model.confidence.radius import area_under_roc
 from anatomark.model.model import Model
-from anatomark.model.predict import load
 
 NOISE, TURN = 0.25, 45.0
 ENOUGH = 20  # cases without which a worst decile says nothing
@@ -43,7 +36,7 @@ Break = Callable[[Image, Landmarks, np.random.Generator], Image]
 
 
 def cropped(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
-    """Cut so that 20 to 50 % of the landmarks are gone."""
+    """Cut so that 20 to 50 % of the landmarks are absent."""
     return random_crop(image, truth, rng)[0]
 
 
@@ -71,7 +64,7 @@ def turned(image: Image, truth: Landmarks, rng: np.random.Generator) -> Image:
     return Image(there.array, image.grid, image.meta)
 
 
-def wrong(model: Model, paths: list[Path]) -> Iterator[tuple[str, Image]]:
+def wrong(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
     """Images of something else, as the model can read them."""
     for path in paths:
         image = read_image(path, 1.0 if path.suffix in (".png", ".jpg") else None)
@@ -88,13 +81,22 @@ def wrong(model: Model, paths: list[Path]) -> Iterator[tuple[str, Image]]:
                 yield f"{path.name} along {axis}", Image(flat, grid)
 
 
-def judged(model: Model, image: Image) -> tuple[bool, float, list[str], Landmarks | None]:
-    """Whether it is flagged, how suspicious it is, why, and what was found; a refusal is a flag."""
+@dataclass(frozen=True)
+class Judged:
+    """What a model says of an image: why it is flagged (a refusal is a flag), and its landmarks unless refused."""
+
+    flags: tuple[str, ...]
+    suspicion: float
+    landmarks: Landmarks | None = None
+
+
+def judged(model: Model, image: Image) -> Judged:
+    """A prediction, or a refusal."""
     try:
-        found = model.predict(image)
+        prediction = model.predict(image)
     except InputError as error:
-        return True, float("inf"), [f"refused: {error}"], None
-    return bool(found.meta["flags"]), float(found.meta["suspicion"]), list(found.meta["flags"]), found
+        return Judged((f"refused: {error}",), float("inf"))
+    return Judged(tuple(prediction.flags), float(prediction.suspicion), prediction.landmarks)
 
 
 @dataclass
@@ -111,20 +113,23 @@ class Tally:
 
     def clean(self, model: Model, name: str, image: Image, truth: Landmarks) -> None:
         """Judge a case as it is."""
-        flagged, how, why, found = judged(model, image)
-        radius = None if found is None else found.radius90
-        self.suspicion.append(how)
-        self.radius.append(np.nan if radius is None else float(np.nanmean(radius)))
-        self.error.append(float(np.nanmean(found.errors_to(truth))) if found is not None else np.nan)
-        if flagged:
-            self.flagged[name] = [round(self.error[-1], 3) if found is not None else None, *why]
+        verdict = judged(model, image)
+        landmarks, radius, error = verdict.landmarks, np.nan, np.nan
+        if landmarks is not None:
+            error = float(np.nanmean(landmarks.errors_to(truth)))
+            radius = np.nan if landmarks.radius90 is None else float(np.nanmean(landmarks.radius90))
+        self.suspicion.append(verdict.suspicion)
+        self.radius.append(radius)
+        self.error.append(error)
+        if verdict.flags:
+            self.flagged[name] = [None if landmarks is None else round(error, 3), *verdict.flags]
 
     def failure(self, model: Model, kind: str, name: str, image: Image) -> None:
         """Judge what should be flagged."""
-        flagged, how, why, _ = judged(model, image)
-        self.induced.setdefault(kind, []).append(flagged)
-        self.missed += [] if flagged else [f"{name} {kind}: {how:.1f}"]
-        print(name, kind, flagged, why[:2], flush=True)
+        verdict = judged(model, image)
+        self.induced.setdefault(kind, []).append(bool(verdict.flags))
+        self.missed += [] if verdict.flags else [f"{name} {kind}: {verdict.suspicion:.1f}"]
+        print(name, kind, bool(verdict.flags), verdict.flags[:2], flush=True)
 
     def figures(self) -> dict[str, float]:
         """Shares and areas under the curve; NaN where too few cases support one."""
@@ -149,9 +154,9 @@ class Tally:
         }
 
 
-def induce(model: Model, tally: Tally, case: Case, n: int, kinds: Mapping[str, Break], repeats: int) -> None:
+def induce(model: Model, tally: Tally, case: Any, n: int, kinds: Mapping[str, Break], repeats: int) -> None:
     """Judge the ``n``-th case broken in each of the ways; one that cannot be broken so is left out."""
-    image, truth = case.read_image(), case.read_landmarks(model.names)
+    image, truth = common.image_of(case), common.landmarks_of(case, model.names)
     for kind, r in itertools.product(kinds, range(repeats)):
         try:
             broken = kinds[kind](image, truth, np.random.default_rng([5, n, r]))
@@ -160,40 +165,32 @@ def induce(model: Model, tally: Tally, case: Case, n: int, kinds: Mapping[str, B
         tally.failure(model, kind, case.id, broken)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--wrong", type=Path, nargs="*", default=[])
+def main(given: Sequence[str] | None = None) -> None:
+    """Judge every case and what was made of it, and write the figures."""
+    parser = common.arguments(__doc__, "model", "cases", split="test")
+    parser.add_argument("--wrong", type=Path, nargs="*", default=[], metavar="IMAGE")
     parser.add_argument("--most", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1, help="of each kind of failure in each case")
     parser.add_argument("--turn", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     model = load(args.model)
     if not isinstance(model, Model) or model.run.trust is None:
-        raise SystemExit(f"error: {args.model} has no reference of its training images; anatomark calibrate makes one")
-    cases = read_manifest(args.cases).split(args.split)
+        raise InputError(f"{args.model} has no reference of its training images; anatomark calibrate makes one")
+    cases = common.cases_of(args.cases, args.split)
     kinds: dict[str, Break] = {"cropped": cropped, "noise": noisy, "other modality": other_modality}
     kinds |= {"turned": turned} if args.turn else {}
     every, tally = max(1, len(cases) // args.most), Tally()
     for n, case in enumerate(cases):
-        tally.clean(model, case.id, case.read_image(), case.read_landmarks(model.names))
+        tally.clean(model, case.id, common.image_of(case), common.landmarks_of(case, model.names))
         print(n + 1, case.id, f"{tally.suspicion[-1]:.1f}", flush=True)
         if n % every == 0:
             induce(model, tally, case, n, kinds, args.repeats)
     for name, image in wrong(model, args.wrong):
         tally.failure(model, "wrong anatomy", name, image)
-    figures = tally.figures()
-    write_json(args.out, {
-        "model": Path(args.model).name, "split": args.split,
-        "figures": {k: round(float(v), 4) if np.isfinite(v) else None for k, v in figures.items()},
-        "induced": {k: len(v) for k, v in tally.induced.items()}, "flagged": tally.flagged, "missed": tally.missed,
-    })  # fmt: skip
-    print(figures)
+    induced = {k: len(v) for k, v in tally.induced.items()}
+    facts = {"model": Path(args.model).name, "split": args.split, "induced": induced}
+    common.record(args.out, tally.figures(), **facts, flagged=tally.flagged, missed=tally.missed)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)
