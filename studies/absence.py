@@ -17,12 +17,13 @@ import numpy as np
 
 import common
 from anatomark import InputError, Landmarks, load
+from anatomark.cases.case import Case
 from anatomark.evaluation.metrics import Statistics, compare, statistics
-from anatomark.model.confidence.presence import random_crop
+from anatomark.model.confidence.presence_trials import random_crop
 
 
 def measure(
-    model: Any, cases: Sequence[Any], *, crops: int = 2, seed: int = 0, margin_mm: float | None = None
+    model: Any, cases: Sequence[Case], *, crops: int = 2, seed: int = 0, margin_mm: float | None = None
 ) -> tuple[Statistics, Statistics, int]:
     """Figures in whole images and in ``crops`` crops of each, and how many crops could not be made or predicted."""
     whole: dict[str, Landmarks] = {}
@@ -30,8 +31,7 @@ def measure(
     predicted: dict[str, Landmarks] = {}
     failed = 0
     for number, case in enumerate(cases):
-        image = common.image_of(case)
-        whole[case.id] = common.landmarks_of(case, model.names)
+        image, whole[case.id] = case.image(), case.landmarks.select(model.names)
         predicted[case.id] = model.predict(image).landmarks
         for k in range(crops):
             rng = np.random.default_rng([seed, number, k])

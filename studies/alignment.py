@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import common
+from anatomark.cases.case import Case
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_angle
 from anatomark.model.align.aligner import AlignConfig, Aligner
-from common import Loaded
 from data import data_set
 from manifests import TEST_BRAIN, brain, mouse_skull
 
@@ -30,17 +31,16 @@ Row = tuple[float, float, float]  # degrees, mm, seconds
 SEED = 60
 
 
-def load_cases(write: Callable[[Path, Path], Path], folder: Path, split: str | None = None) -> list[Loaded]:
-    """Images and landmarks of a manifest (of one split), in memory."""
+def load_cases(write: Callable[[Path, Path], Path], folder: Path, split: str | None = None) -> list[Case]:
+    """The cases of a manifest (of one split), in memory."""
     with tempfile.TemporaryDirectory() as place:
         cases = common.cases_of(write(folder, Path(place)), split)
-        names = common.landmarks_of(cases[0]).names
-        return [(c.id, common.image_of(c), common.landmarks_of(c, names)) for c in cases]
+        return [replace(c, held=c.image()) for c in common.select(cases, cases[0].landmarks.names)]
 
 
-def aligner(cases: Sequence[Loaded], config: AlignConfig) -> Aligner:
+def aligner(cases: Sequence[Case], config: AlignConfig) -> Aligner:
     """An aligner whose template is made of ``cases``."""
-    return Aligner(config, Aligner.prepare_facts(config, common.study_of(cases)))
+    return Aligner(config, Aligner.prepare(config, common.study_of(cases)))
 
 
 def random_motion(seed: Sequence[int], centre: np.ndarray, degrees: float, shift_mm: float, size: float) -> Pose:
@@ -51,12 +51,11 @@ def random_motion(seed: Sequence[int], centre: np.ndarray, degrees: float, shift
     return common.about(centre, turn, shift, float(np.exp(rng.uniform(-1, 1) * np.log(size))))
 
 
-def measured(own: Aligner, case: Loaded, motion: Pose) -> Row:
+def measured(own: Aligner, case: Case, motion: Pose) -> Row:
     """Degrees and mm that the alignment of a moved case errs by, and its seconds."""
-    _, image, landmarks = case
-    moved = common.moved(image, motion)
+    moved = common.moved(case.image(), motion)
     alignment, seconds = common.timed(lambda: own.align(moved))
-    true = procrustes(own.mean_shape, motion.apply(landmarks.points))
+    true = procrustes(own.mean_shape, motion.apply(case.landmarks.points))
     u, _, vt = np.linalg.svd(alignment.affine[:3, :3])
     away = float(np.linalg.norm(alignment.affine[:3, 3] - true.translation))
     return rotation_angle((u @ vt).T @ true.rotation), away, seconds
@@ -65,14 +64,14 @@ def measured(own: Aligner, case: Loaded, motion: Pose) -> Row:
 def brains(folder: Path, config: AlignConfig, count: int) -> dict[str, list[Row]]:
     """``count`` poses of the left-out templates together, and as many of the person."""
     cases = load_cases(brain, folder)
-    person = next(c for c in cases if c[0] == TEST_BRAIN)
-    templates = [c for c in cases if c[0] != TEST_BRAIN]
+    person = next(c for c in cases if c.id == TEST_BRAIN)
+    templates = [c for c in cases if c.id != TEST_BRAIN]
     rows: dict[str, list[Row]] = {"brains": [], "colin27": []}
     for held, left_out in enumerate(templates):
         own = aligner([c for c in templates if c is not left_out], config)
         for i in range(held, count, len(templates)):
             for name, case in (("brains", left_out), ("colin27", person)):
-                motion = random_motion([i], case[1].grid.centre, 60, 20, 1.1)
+                motion = random_motion([i], case.image().grid.centre, 60, 20, 1.1)
                 rows[name].append(measured(own, case, motion))
     return rows
 
@@ -86,7 +85,7 @@ def skulls(folder: Path, config: AlignConfig, count: int, folds: int = 4) -> dic
         for i in range(count):
             at = i % len(cases)
             if at % folds == fold:
-                motion = random_motion([i], cases[at][1].grid.centre, 180, 2, 1.05)
+                motion = random_motion([i], cases[at].image().grid.centre, 180, 2, 1.05)
                 rows.append(measured(own, cases[at], motion if i >= len(cases) else Pose.identity(3)))
     return {"skulls": rows}
 

@@ -13,25 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import common
-from anatomark.model.confidence.presence import Trials, case_trials
+from anatomark.model.residuals import Residuals, residuals_in
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
 from anatomark.training.calibrate import calibrate
-from anatomark.training.validate import Residuals
 
 
 def left_out(run: str, manifest: str, seed: int) -> Residuals:
     """A fold model's predictions in its test cases, and in one crop of each. Raises InputError."""
     trained = load_run(run)
-    method, names = trained.method(), trained.plan.names
-    cases = common.cases_of(Path(manifest), "test")
-    truths = tuple(common.landmarks_of(c, names) for c in cases)
-    predictions, trials = [], Trials()
-    for case, truth in zip(cases, truths, strict=True):
-        image = common.image_of(case)
-        predictions.append(method.locate(image))
-        trials += case_trials(method.locate, case.id, image, truth, predictions[-1], seed)
-    return Residuals(tuple(c.id for c in cases), tuple(predictions), truths, trials)
+    cases = common.select(common.cases_of(Path(manifest), "test"), trained.plan.names)
+    return residuals_in(trained.build(), cases, cropped=range(len(cases)), seed=seed)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -40,13 +32,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--fold", nargs=2, action="append", required=True, metavar=("RUN", "CASES.csv"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(given)
-    parts = [left_out(run, cases, args.seed) for run, cases in args.fold]
-    pooled = Residuals(
-        tuple(c for p in parts for c in p.cases),
-        tuple(x for p in parts for x in p.predictions),
-        tuple(x for p in parts for x in p.truths),
-        sum((p.trials for p in parts if p.trials is not None), Trials()),
-    )
+    pooled = Residuals.pooled([left_out(run, cases, args.seed) for run, cases in args.fold])
     done = calibrate(Path(args.model), args.cases, args.out, out_of_fold=pooled, report=Reporter())
     print("\n".join(done.lines()))
 

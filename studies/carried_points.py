@@ -33,10 +33,10 @@ def main(given: Sequence[str] | None = None) -> None:
     """Carry the landmarks of the first case to all others and write the figures."""
     args = common.arguments(__doc__, "cases", split="train").parse_args(given)
     first, *others = common.cases_of(args.cases, args.split)
-    here, image = common.landmarks_of(first), common.image_of(first)
+    here, image = first.landmarks, first.image()
     figures: dict[str, float] = {}
     for case in others:
-        there, other = common.landmarks_of(case, here.names), common.image_of(case)
+        there, other = case.landmarks.select(here.names), case.image()
         both = here.defined & there.defined
         source, target = here.points[both], there.points[both]
         begun = time.process_time()

@@ -20,7 +20,7 @@ import numpy as np
 
 import common
 from anatomark import InputError
-from anatomark.cases.find import find_marked
+from anatomark.cases.find import find_landmarks
 from anatomark.io.atomic import write_text
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.measure.agreement import Agreement, compare
@@ -35,8 +35,9 @@ SHOWN = ("SNA", "APDI")  # in the picture
 def sides(given: argparse.Namespace, definition: Measurements) -> dict[str, Measured]:
     """Measurements by the truth, the model and the other observer, of the test cases."""
     cases = common.cases_of(given.manifest, "test")
-    truth = {c.id: common.landmarks_of(c) for c in cases}
-    model = {m.case: m.landmarks for m in find_marked([given.manifest], given.predictions, split="test")}
+    truth = {c.id: c.landmarks for c in cases}
+    predicted = find_landmarks([given.manifest], landmarks=given.predictions, split="test")
+    model = {c.id: c.landmarks for c in predicted}
     other = {c.id: c.observers().get(given.other) for c in cases}
     if missing := [c for c, one in other.items() if one is None]:
         raise InputError(f"{given.manifest}: observer {given.other!r} did not mark case {missing[0]!r}")

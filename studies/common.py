@@ -18,15 +18,15 @@ from torch.nn import functional as F
 
 from anatomark import Grid, Image, InputError, Landmarks
 from anatomark.benchmark.provenance import commit, machine
-from anatomark.cases.manifest import Case, read_manifest
+from anatomark.cases.case import Case
+from anatomark.cases.manifest import read_manifest
 from anatomark.core.intensity import guess_modality, intensity_rule
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.io.atomic import write_json
-from anatomark.methods.base import Study, StudyCase
+from anatomark.methods.base import Study
 from anatomark.methods.kit.precision import use_bf16
 
 T = TypeVar("T")
-Loaded = tuple[str, Image, Landmarks]
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -93,27 +93,16 @@ def cases_of(manifest: Path, split: str | None = None) -> tuple[Case, ...]:
     return table.cases if split is None else table.split(split)
 
 
-def landmarks_of(case: Case, names: Sequence[str] | None = None) -> Landmarks:
-    """The case's landmarks, world mm, in the order of ``names`` where given. Raises InputError."""
-    return case.read_landmarks(names)
+def select(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
+    """The cases with these landmarks alone, in this order."""
+    return [c.with_landmarks(c.landmarks.select(names)) for c in cases]
 
 
-def image_of(case: Case) -> Image:
-    """The case's image, of its landmarks' dimension. Raises InputError."""
-    return case.read_image()
-
-
-def files_of(case: Case) -> tuple[Path, str]:
-    """The case's image, and its landmark file (``#observer`` behind it where one is named)."""
-    return case.image, str(case.landmarks)
-
-
-def study_of(cases: Sequence[Loaded], modality: str | None = None) -> Study:
-    """Cases in memory as ``prepare`` reads them."""
-    images = [image for _, image, _ in cases]
+def study_of(cases: Sequence[Case], modality: str | None = None) -> Study:
+    """Cases with the same landmarks as ``prepare`` reads them."""
+    images = [c.image() for c in cases]
     modality = modality or guess_modality(images)
-    own = [StudyCase(name, landmarks, lambda image=image: image) for name, image, landmarks in cases]
-    return Study(own, cases[0][2].names, modality, intensity_rule(modality, images))
+    return Study(cases, cases[0].landmarks.names, modality, intensity_rule(modality, images))
 
 
 # ---------------------------------------------------------------------- poses
@@ -232,9 +221,10 @@ def made_study(
 ) -> Study:
     """Cases with one image, in which ``shape`` (N, D), mm from the middle, is turned, blurred and shifted."""
     names, d = tuple(str(i + 1) for i in range(len(shape))), image.ndim
-    loaded = []
+    made = []
     for i in range(cases):
         turn = random_rotation(rng, d, degrees)
         points = (shape + rng.normal(0, noise_mm, shape.shape)) @ turn.T + image.grid.centre
-        loaded.append((str(i), image, Landmarks(names, points + (rng.normal(0, shift_mm, d) if shift_mm else 0.0))))
-    return study_of(loaded, modality)
+        points = points + (rng.normal(0, shift_mm, d) if shift_mm else 0.0)
+        made.append(Case(str(i), given=Landmarks(names, points), held=image))
+    return study_of(made, modality)

@@ -19,6 +19,7 @@ import numpy as np
 
 import common
 from anatomark import Landmarks, read_landmarks
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.evaluation.metrics import compare, statistics
 from anatomark.io.tables import mean_of
@@ -33,7 +34,7 @@ KINDS = {  # as a figure's name has it, in words
 }
 
 
-def observed(cases: Sequence[Any], names: tuple[str, ...]) -> dict[str, ByCase]:
+def observed(cases: Sequence[Case], names: tuple[str, ...]) -> dict[str, ByCase]:
     """Points by observer (their mean too) and case."""
     points: dict[str, ByCase] = {}
     for case in cases:
@@ -64,7 +65,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--learned", required=True)
     args = parser.parse_args(given)
     train = common.cases_of(args.cases, "train")
-    names = common.landmarks_of(train[0]).names
+    names = train[0].landmarks.names
     away = habits(observed(train, names), args.learned)
     truth = observed(common.cases_of(args.cases, args.split), names)
     model = {c: read_landmarks(args.predictions / f"{c}.json").select(names) for c in truth[MEAN]}

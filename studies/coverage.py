@@ -36,7 +36,7 @@ def read_groups(manifest: Path, folders: Sequence[Path]) -> tuple[list[Group], t
                 prediction = read_landmarks(file)
                 names = names or prediction.names
                 prediction = prediction.select(names)
-                group.append((prediction, prediction.errors_to(common.landmarks_of(case, names))))
+                group.append((prediction, prediction.errors_to(case.landmarks.select(names))))
         groups.append(group)
     return groups, names
 

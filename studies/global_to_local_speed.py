@@ -13,7 +13,6 @@ all of it alike. Peaks are resident memory above that after imports and reading,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,11 @@ from torch.nn import functional as F
 
 import common
 from anatomark import Image, Landmarks
-from anatomark.methods.base import Method, Study
-from anatomark.methods.global_to_local.paper import PublishedGlobalToLocal, cut
+from anatomark.methods.base import Evidence, Study
+from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, cut
 from anatomark.methods.global_to_local.paper_net import LocalFCNNs
 from anatomark.methods.global_to_local.votes import decode
-from anatomark.model.compose import assembled
+from anatomark.model.compose import REFINE, Composed, Composition
 from anatomark.model.config import make_config
 
 # array shape, spacing in mm, landmarks, their distance from the middle of the anatomy in mm, modality
@@ -57,35 +56,32 @@ def study(kind: str, image: Image) -> Study:
     return common.made_study(image, shape, rng, cases=CASES, degrees=10, noise_mm=blur, modality=modality)
 
 
-def build(kind: str, preset: str, image: Image) -> Method:
+def build(kind: str, preset: str, image: Image) -> Composed:
     """A preset's method (with its refiner, where it has one) as `fit` would compose it, with random weights."""
     torch.manual_seed(1)
-    cls, settings = assembled(make_config(method="global_to_local", preset=preset))
-    cases = study(kind, image)
-    method = cls(settings, cls.prepare(settings, cases)).eval()
-    if isinstance(method, PublishedGlobalToLocal):
-        _settle(method, image)
-        return method
-    refining = 0
-    for stage in method.stages():
-        evidence: dict[str, Any] = {}
-        if "refine" in stage.name:  # as large as trained models' errors make them
-            evidence = _evidence(cases, REFINER_ERROR_MM[kind][min(refining, 1)])
-            refining += 1
-        method.begin(stage, evidence)
-    return method
+    parts, cases = Composition.of(make_config(method="global_to_local", preset=preset)), study(kind, image)
+    composed = parts.build(parts.prepare(cases)).eval()
+    if isinstance(composed.method, PaperGlobalToLocal):
+        _settle(composed.method, image)
+        return composed
+    for stage in composed.stages():
+        evidence = Evidence()
+        if stage.part == REFINE:  # as large as trained models' errors make them
+            evidence = _evidence(cases, REFINER_ERROR_MM[kind][min(stage.index, 1)])
+        composed.begin(stage, evidence)
+    return composed
 
 
-def _evidence(study: Study, error_mm: float) -> dict[str, Any]:
+def _evidence(study: Study, error_mm: float) -> Evidence:
     rng = np.random.default_rng(2)
     truth = {c.id: c.landmarks for c in study.cases}
     predictions = {
         k: m.with_points(m.points + rng.normal(0, error_mm / m.ndim**0.5, m.points.shape)) for k, m in truth.items()
     }
-    return {"predictions": predictions, "truth": truth, "independent": True}
+    return Evidence(predictions, truth)
 
 
-def _settle(method: PublishedGlobalToLocal, image: Image) -> None:
+def _settle(method: PaperGlobalToLocal, image: Image) -> None:
     """Running statistics of the data, and heads whose votes are of a trained model's size."""
     array, n = method.working_images(image)["work"].array, len(method.names)
     rng, middle = np.random.default_rng(3), np.asarray(image.grid.shape) // 2
@@ -108,7 +104,7 @@ def _settle(method: PublishedGlobalToLocal, image: Image) -> None:
 class Literal:
     """The published algorithm as written down, on a method's weights."""
 
-    def __init__(self, method: PublishedGlobalToLocal):
+    def __init__(self, method: PaperGlobalToLocal):
         self.method = method
         state = method.local_nets.state_dict()
         self.locals = []
@@ -120,7 +116,7 @@ class Literal:
 
     @torch.no_grad()
     def locate(self, image: Image, start: Landmarks | None = None) -> np.ndarray:
-        """World mm (N, D), of the stages that :meth:`PublishedGlobalToLocal.locate` would run."""
+        """World mm (N, D), of the stages that :meth:`PaperGlobalToLocal.locate` would run."""
         work = self.method.working_images(image)["work"]
         guess = self._globally(work) if start is None else work.grid.to_index(start.points)
         return work.grid.to_world(self._locally(work, guess) if self.method.local_trained else guess)
@@ -154,8 +150,8 @@ class Literal:
 
 def paper_figures(kind: str, image: Image, repeats: int) -> dict[str, float]:
     """Seconds of the paper's preset and of the yardstick."""
-    method = build(kind, "paper", image)
-    assert isinstance(method, PublishedGlobalToLocal)
+    method = build(kind, "paper", image).method
+    assert isinstance(method, PaperGlobalToLocal)
     literal = Literal(method)
     located = common.both_precisions(f"{kind}_paper", lambda: method.locate(image).points)
     figures = common.least({**located, f"literal_{kind}_s": lambda: literal.locate(image)}, repeats)
@@ -163,7 +159,7 @@ def paper_figures(kind: str, image: Image, repeats: int) -> dict[str, float]:
     return figures | split(kind, method, literal, image, repeats)
 
 
-def split(kind: str, method: PublishedGlobalToLocal, literal: Literal, image: Image, repeats: int) -> dict[str, float]:
+def split(kind: str, method: PaperGlobalToLocal, literal: Literal, image: Image, repeats: int) -> dict[str, float]:
     """Each stage of the paper's preset by itself: seconds, how far float32 is from the yardstick at most, and bf16 from
     float32 on average (of random networks, whose posteriors are broad)."""
     start = Landmarks(method.names, np.repeat(image.grid.centre[None], len(method.names), 0))
@@ -181,8 +177,8 @@ def split(kind: str, method: PublishedGlobalToLocal, literal: Literal, image: Im
 
 def recommended_seconds(kind: str, image: Image, repeats: int) -> dict[str, float]:
     """Seconds of the recommended preset with its refiner."""
-    method = build(kind, "recommended", image)
-    return common.least(common.both_precisions(f"{kind}_recommended", lambda: method.locate(image)), repeats)
+    composed = build(kind, "recommended", image)
+    return common.least(common.both_precisions(f"{kind}_recommended", lambda: composed.locate(image)), repeats)
 
 
 def locate(kind: str, preset: str, image: Image) -> None:

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 import common
 from anatomark import Image
-from anatomark.methods.base import Method, Study, TrainingCase
-from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
+from anatomark.cases.case import Case
+from anatomark.methods.base import Method, Study
+from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig
 from anatomark.methods.pin.paper_net import conv_dtype
 from anatomark.methods.pin.patches import cut_planes
-from anatomark.methods.pin.recommended import CascadePIN
+from anatomark.methods.pin.recommended import PIN
 from anatomark.methods.pin.rules import update
 
 SIZE_XYZ = (324, 207, 279)
@@ -46,12 +47,12 @@ def study(image: Image, rng: np.random.Generator, *, degrees: float) -> Study:
     return common.made_study(image, shape, rng, cases=50, degrees=degrees, noise_mm=2, shift_mm=3)
 
 
-def paper(image: Image) -> PublishedPIN:
+def paper(image: Image) -> PaperPIN:
     """The published PIN, its displacements scaled so that a step is about three voxels, as in a trained one."""
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
-    config = PublishedConfig()
-    method = PublishedPIN(config, PublishedPIN.prepare(config, study(image, rng, degrees=15)))
+    config = PaperPINConfig()
+    method = PaperPIN(config, PaperPIN.prepare(config, study(image, rng, degrees=15)))
     net = method.nets[0].eval()
     with torch.no_grad():
         points = method.spaces[0].decode(method.spaces[0].starts(np.array(SIZE_XYZ, float), None))
@@ -68,8 +69,8 @@ def recommended(image: Image) -> Method:
     """The recommended PIN with every default, for heads in any pose (all its starts and levels)."""
     rng = np.random.default_rng(1)
     torch.manual_seed(1)
-    config = CascadePIN.Config(warped_copies=50)  # warps cost time in `fit` only
-    return CascadePIN(config, CascadePIN.prepare(config, study(image, rng, degrees=180)))
+    config = PIN.Config(warped_copies=50)  # warps cost time in `fit` only
+    return PIN(config, PIN.prepare(config, study(image, rng, degrees=180)))
 
 
 BUILD: dict[str, Callable[[Image], Method]] = {"paper": paper, "recommended": recommended}
@@ -109,8 +110,8 @@ def literal_net(net: Any, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return net.regression(x), net.classification(x)
 
 
-def literal(method: PublishedPIN, image: Image, seconds: dict[str, float]) -> np.ndarray:
-    """World mm (N, 3) as by :meth:`PublishedPIN.locate`; adds up the time in ``patches`` and ``network``."""
+def literal(method: PaperPIN, image: Image, seconds: dict[str, float]) -> np.ndarray:
+    """World mm (N, 3) as by :meth:`PaperPIN.locate`; adds up the time in ``patches`` and ``network``."""
     volume = image.array[0].astype(np.float32)
     space, net, px = method.spaces[0], method.nets[0], method.config.patch_px
     ends = []
@@ -152,7 +153,7 @@ def measure_paper(image: Image, repeats: int) -> dict[str, float]:
     return figures
 
 
-def split(method: PublishedPIN, image: Image, repeats: int) -> dict[str, float]:
+def split(method: PaperPIN, image: Image, repeats: int) -> dict[str, float]:
     """Reading patches and the network apart, each as often as one volume needs it."""
     space, net, work = method.spaces[0], method.nets[0].eval(), method.working_images(image)["work"]
     points = space.decode(space.starts(np.array(SIZE_XYZ, float), None))
@@ -174,7 +175,7 @@ def train_step(image: Image) -> Callable[[], None]:
     optimizer = torch.optim.Adam(method.nets.parameters(), lr=stage.lr)
     rng = np.random.default_rng(2)
     landmarks = study(image, rng, degrees=15).cases[0].landmarks
-    case = TrainingCase("0", method.working_images(image), landmarks)
+    case = Case("0", given=landmarks, images=method.working_images(image))
 
     def step() -> None:
         drawn = [method.examples(case, stage, rng) for _ in range(stage.batch)]

@@ -11,23 +11,24 @@ import numpy as np
 
 import common
 from anatomark import load
+from anatomark.methods.base import Evidence
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure on one split and write the figures."""
     args = common.arguments(__doc__, "model", "cases", split="val").parse_args(given)
-    method, cases = load(args.model).method, common.cases_of(args.cases, args.split)
-    levels = method.levels
+    method, cases = load(args.model).composed.method, common.cases_of(args.cases, args.split)
+    levels, stages = method.levels, method.stages()
     figures: dict[str, float | None] = {}
     for count in range(len(levels) + 1):
         name = "pose" if count == 0 else f"level{count}_{levels[count - 1].update}"
-        method.use_levels(count)
+        method.begin(stages[count], Evidence())  # locate leaves out what is trained later
         errors, seconds = [], []
         for case in cases:
-            image = common.image_of(case)
+            image = case.image()
             landmarks, took = common.timed(lambda image=image: method.locate(image))
             seconds.append(took)
-            errors.append(landmarks.errors_to(common.landmarks_of(case)))
+            errors.append(landmarks.errors_to(case.landmarks))
         figures |= {f"{name}_mean_mm": np.nanmean(errors), f"{name}_median_mm": np.nanmedian(errors)}
         figures[f"{name}_s"] = np.median(seconds)
     common.record(args.out, figures, cases=len(cases))

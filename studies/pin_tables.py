@@ -184,7 +184,7 @@ def markdown(results: dict[str, Any], tables: dict[str, tuple[dict[str, Row], di
     lines = [
         "# PIN's published tables, in kind",
         "",
-        f"Li et al. 2018, Tables 1 and 2, on our data with `PublishedPIN`: every model {s['steps']} optimiser steps of "
+        f"Li et al. 2018, Tables 1 and 2, on our data with `PaperPIN`: every model {s['steps']} optimiser steps of "
         f"{BATCH} examples (Adam 1e-3, constant), seed after seed. This is a **reduced setting** of the paper's "
         f"(100,000 steps, patches of 101 pixels at 0.5 mm), the same in all rows: patches of {PATCH_PX} pixels on a "
         "coarser grid, as said below, and intensities normalised by percentiles (the paper: none). Errors: mean ± SD "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 
 import common
 from anatomark import Image
+from anatomark.cases.case import Case
 from anatomark.core.resample import resample
-from anatomark.methods.base import Batch, Stage, Study, TrainingCase
-from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
-from anatomark.methods.pin.working import to_voxels, working_grid
+from anatomark.methods.base import Batch, Evidence, Stage, Study
+from anatomark.methods.kit.working import working_grid
+from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig, to_voxels
 from anatomark.training.memory import keep_freed_memory
 from data import data_folder
 from manifests import SETS
@@ -57,7 +58,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training: settings of :class:`PublishedConfig`, and the rules to measure it with."""
+    """One training: settings of :class:`PaperPINConfig`, and the rules to measure it with."""
 
     data: str
     seed: int
@@ -76,8 +77,8 @@ class Job:
 class Cases:
     """A data set on its working grid, in memory."""
 
-    learn: list[TrainingCase]
-    measure: list[TrainingCase]
+    learn: list[Case]
+    measure: list[Case]
     study: Study = field(repr=False)
 
 
@@ -124,14 +125,11 @@ def cases_of(name: str) -> Cases:
     setting = DATA[name]
     with tempfile.TemporaryDirectory() as folder:
         chosen = common.cases_of(SETS[name](data_folder() / name, Path(folder)), "train")
-        landmarks = [common.landmarks_of(c, setting.landmarks) for c in chosen]
-    cases = []
-    for case, own in zip(chosen, landmarks, strict=True):
-        work = working_image(common.image_of(case), setting.spacing_mm)
-        cases.append(TrainingCase(case.id, {"work": work}, own))
+        chosen = common.select(chosen, setting.landmarks)
+    cases = [replace(c, held=working_image(c.image(), setting.spacing_mm)) for c in chosen]
     learn = [c for i, c in enumerate(cases) if not setting.measured(i, c.id)]
     measure = [c for i, c in enumerate(cases) if setting.measured(i, c.id)]
-    return Cases(learn, measure, common.study_of([(c.id, c.images["work"], c.landmarks) for c in learn]))
+    return Cases(learn, measure, common.study_of(learn))
 
 
 def working_image(image: Image, spacing_mm: float) -> Image:
@@ -144,9 +142,9 @@ def working_image(image: Image, spacing_mm: float) -> Image:
 # ---------------------------------------------------------------------- training
 
 
-def build(job: Job, steps: int) -> PublishedPIN:
+def build(job: Job, steps: int) -> PaperPIN:
     """The untrained model of a job."""
-    config = PublishedConfig(
+    config = PaperPINConfig(
         **job.settings,
         patch_px=PATCH_PX,
         spacing_mm=DATA[job.data].spacing_mm,
@@ -156,17 +154,15 @@ def build(job: Job, steps: int) -> PublishedPIN:
         seed=job.seed,
     )
     torch.manual_seed(job.seed)
-    return PublishedPIN(config, PublishedPIN.prepare(config, cases_of(job.data).study))
+    return PaperPIN(config, PaperPIN.prepare(config, cases_of(job.data).study))
 
 
-def prepared(method: PublishedPIN, cases: Sequence[TrainingCase]) -> list[TrainingCase]:
+def prepared(method: PaperPIN, cases: Sequence[Case]) -> list[Case]:
     """The cases as this method reads them: its intensities, its landmarks."""
-    return [
-        TrainingCase(c.id, method.working_images(c.images["work"]), c.landmarks.select(method.names)) for c in cases
-    ]
+    return [replace(c, images=method.working_images(c.image()), given=c.landmarks.select(method.names)) for c in cases]
 
 
-def batches(method: PublishedPIN, stage: Stage, cases: Sequence[TrainingCase], seed: int) -> Iterator[Batch]:
+def batches(method: PaperPIN, stage: Stage, cases: Sequence[Case], seed: int) -> Iterator[Batch]:
     """Endless batches, images drawn uniformly."""
     rng = np.random.default_rng([seed, 1])
     stream = method.collect(cases, stage, rng)
@@ -177,11 +173,11 @@ def batches(method: PublishedPIN, stage: Stage, cases: Sequence[TrainingCase], s
         yield {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
 
 
-def train(method: PublishedPIN, job: Job, at: dict[int, Callable[[], None]]) -> float:
+def train(method: PaperPIN, job: Job, at: dict[int, Callable[[], None]]) -> float:
     """Adam at the constant published rate; calls ``at[step]`` after those steps. Seconds of training alone."""
     stage, spent = method.stages()[0], 0.0
     learn = prepared(method, cases_of(job.data).learn)
-    method.begin(stage, {})
+    method.begin(stage, Evidence())
     optimizer = torch.optim.Adam(method.nets.parameters(), lr=stage.lr, fused=True)
     stream = batches(method, stage, learn, job.seed)
     for step in range(1, stage.steps + 1):
@@ -216,9 +212,9 @@ def run_job(job: Job, steps: int) -> dict[str, Any]:
     return record
 
 
-def measured(method: PublishedPIN, cases: Sequence[TrainingCase]) -> tuple[list[list[float]], float]:
+def measured(method: PaperPIN, cases: Sequence[Case]) -> tuple[list[list[float]], float]:
     """Errors in mm by case and landmark, and mean seconds per image (already on the working grid)."""
-    located, seconds = common.timed(lambda: [method.locate(case.images["work"]) for case in cases])
+    located, seconds = common.timed(lambda: [method.locate(case.image()) for case in cases])
     errors = [a.errors_to(c.landmarks.select(a.names)).tolist() for a, c in zip(located, cases, strict=True)]
     return errors, seconds / len(cases)
 
@@ -250,7 +246,7 @@ def baselines(name: str) -> dict[str, np.ndarray]:
     mean = space.decode(np.zeros((1, space.size)))[0]
     out: dict[str, list[np.ndarray]] = {"centre": [], "mean": [], "pca": []}
     for case in cases.measure:
-        grid = case.images["work"].grid
+        grid = case.image().grid
         truth = to_voxels(grid, case.landmarks.points)
         state = space.encode(truth)
         assert state is not None  # every landmark is annotated in these cases

@@ -17,17 +17,17 @@ import tempfile
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 import common
 from anatomark import Landmarks, read_image
+from anatomark.cases.case import Case
 from anatomark.core.shape import procrustes, rotation_angle
 from anatomark.tools.register.fit import register_landmarks, summarised
-from anatomark.tools.register.linear_fit import Kind
-from anatomark.tools.register.register import Request, Sources, register
+from anatomark.tools.register.kind import Kind
+from anatomark.tools.register.register import register
 from manifests import COLUMNS, write_table
 
 SEED = 5
@@ -75,17 +75,17 @@ def planted(landmarks: dict[str, Landmarks], pairs: list[tuple[str, str]]) -> di
     return {"planted_rejected_share": share, "planted_others_rejected_per_pair": others}
 
 
-def against_simpleitk(fixed: Any, moving: Any, kind: str) -> dict[str, float]:
+def against_simpleitk(fixed: Case, moving: Case, kind: str) -> dict[str, float]:
     """Differences in grey values between our resampled image and SimpleITK's with our transform file."""
     ending = ".h5" if kind == "tps" else ".tfm"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         manifest = Path(folder) / "cases.csv"
-        write_table(manifest, COLUMNS, [(c.id, *map(str, common.files_of(c)), "") for c in (fixed, moving)])
-        row = register(Sources(fixed.id, (manifest,)), out, Request(kind)).rows[0]
+        write_table(manifest, COLUMNS, [(c.id, str(c.path), c.source, "") for c in (fixed, moving)])
+        row = register(fixed.id, [manifest], out, kind).rows[0]
         ours = read_image(out / f"{moving.id}.nii.gz").array[0].astype(float)
         transform = sitk.ReadTransform(str(out / f"{moving.id}{ending}"))
-        images = [sitk.ReadImage(str(common.files_of(c)[0]), sitk.sitkFloat32) for c in (fixed, moving)]
+        images = [sitk.ReadImage(str(c.path), sitk.sitkFloat32) for c in (fixed, moving)]
         low = float(sitk.GetArrayViewFromImage(images[1]).min())
         theirs = sitk.GetArrayFromImage(sitk.Resample(images[1], images[0], transform, sitk.sitkLinear, low))
     gap = np.abs(ours - np.rint(theirs).astype(float))
@@ -107,14 +107,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=60)
     args = parser.parse_args(given)
     cases = {c.id: c for c in common.cases_of(args.manifest)}
-    landmarks = {name: common.landmarks_of(case) for name, case in cases.items()}
+    landmarks = {name: case.landmarks for name, case in cases.items()}
     every = list(permutations(cases, 2))
     drawn = np.random.default_rng(SEED).permutation(len(every))[: args.pairs]
     pairs = [every[int(i)] for i in drawn]
     a, b = max(every, key=lambda pair: angle(landmarks[pair[0]], landmarks[pair[1]]))
     figures: dict[str, float] = {"pairs": len(pairs), "turned_degrees": angle(landmarks[a], landmarks[b])}
     for side, name in (("fixed", a), ("moving", b)):
-        figures[f"{side}_spacing_mm"] = float(common.image_of(cases[name]).grid.spacing.max())
+        figures[f"{side}_spacing_mm"] = float(cases[name].image().grid.spacing.max())
     figures |= errors(landmarks, pairs) | planted(landmarks, pairs)
     for kind in ("affine", "tps"):
         figures |= against_simpleitk(cases[a], cases[b], kind)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import common
 from anatomark import load
 from anatomark.evaluation.metrics import compare, statistics
-from anatomark.model.compose import Composed
 
 ROWS = ("mean", "stage1", "votes", "full")
 
@@ -24,18 +23,15 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure every row on one split and write the figures."""
     args = common.arguments(__doc__, "model", "cases", split="test").parse_args(given)
     model, cases = load(args.model), common.cases_of(args.cases, args.split)
-    whole = model.method
-    method = whole.method if isinstance(whole, Composed) else whole
-    refined = isinstance(whole, Composed) and whole.refine is not None
-    truth = {c.id: common.landmarks_of(c, model.names) for c in cases}
-    images = {c.id: common.image_of(c) for c in cases}
+    method, refined = model.composed.method, model.composed.refine is not None
+    truth = {c.id: c.landmarks.select(model.names) for c in cases}
+    images = {c.id: c.image() for c in cases}
     figures: dict[str, float | None] = {"cases": len(cases)}
     picture = getattr(method, "picture", None)
     for row in (*ROWS, *(["picture"] if picture is not None else []), *(["refined"] if refined else [])):
         method.config.decode = row if row in ROWS else "full"
         method.picture = None if row in ROWS else picture
-        if refined:
-            whole.begun = row == "refined"
+        model.composed.refines = row == "refined"
         predicted = {case: model.predict(image).landmarks for case, image in images.items()}
         result = statistics(compare(truth, predicted, model.names))
         figures |= {f"{row}_mre_mm": result.mre, f"{row}_median_mm": result.median, f"{row}_p95_mm": result.p95}

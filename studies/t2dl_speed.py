@@ -87,7 +87,7 @@ def locating(presets: tuple[str, ...], image: Image, repeats: int) -> dict[str, 
 def aligning(image: Image, repeats: int) -> dict[str, float]:
     """Seconds of the alignment of one volume."""
     config = AlignConfig()
-    aligner = Aligner(config, Aligner.prepare_facts(config, study(image, COUNTS[0])))
+    aligner = Aligner(config, Aligner.prepare(config, study(image, COUNTS[0])))
     return common.least({"align_s": lambda: aligner.align(image)}, max(2, repeats // 2))
 
 

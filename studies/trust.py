@@ -24,9 +24,10 @@ import numpy as np
 
 import common
 from anatomark import Grid, Image, InputError, Landmarks, load, read_image
+from anatomark.cases.case import Case
 from anatomark.core.resample import resample
 from anatomark.core.shape import rotation_from_vector
-from anatomark.model.confidence.presence import random_crop
+from anatomark.model.confidence.presence_trials import random_crop
 from anatomark.model.confidence.radius import area_under_roc
 from anatomark.model.model import Model
 
@@ -73,10 +74,10 @@ def wrong(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
         elif model.ndim == 2:
             for axis in range(3):
                 flat = image.array.mean(axis + 1, dtype=np.float32)
-                assert model.run.trust is not None  # main has seen to it
+                assert model.run.review is not None  # main has seen to it
                 mm = np.delete(np.linalg.norm(image.grid.axes, axis=0), axis)
                 # of the size of what the model knows, so that size alone does not give it away
-                size = model.run.trust.reference.radius * 2.4 / (np.array(flat.shape[1:]) * mm).max()
+                size = model.run.review.reference.radius * 2.4 / (np.array(flat.shape[1:]) * mm).max()
                 grid = Grid.centred(flat.shape[1:], np.diag(mm * size)[:, ::-1], np.zeros(2))
                 yield f"{path.name} along {axis}", Image(flat, grid)
 
@@ -154,9 +155,9 @@ class Tally:
         }
 
 
-def induce(model: Model, tally: Tally, case: Any, n: int, kinds: Mapping[str, Break], repeats: int) -> None:
+def induce(model: Model, tally: Tally, case: Case, n: int, kinds: Mapping[str, Break], repeats: int) -> None:
     """Judge the ``n``-th case broken in each of the ways; one that cannot be broken so is left out."""
-    image, truth = common.image_of(case), common.landmarks_of(case, model.names)
+    image, truth = case.image(), case.landmarks.select(model.names)
     for kind, r in itertools.product(kinds, range(repeats)):
         try:
             broken = kinds[kind](image, truth, np.random.default_rng([5, n, r]))
@@ -174,14 +175,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--turn", action="store_true")
     args = parser.parse_args(given)
     model = load(args.model)
-    if not isinstance(model, Model) or model.run.trust is None:
+    if not isinstance(model, Model) or model.run.review is None:
         raise InputError(f"{args.model} has no reference of its training images; anatomark calibrate makes one")
     cases = common.cases_of(args.cases, args.split)
     kinds: dict[str, Break] = {"cropped": cropped, "noise": noisy, "other modality": other_modality}
     kinds |= {"turned": turned} if args.turn else {}
     every, tally = max(1, len(cases) // args.most), Tally()
     for n, case in enumerate(cases):
-        tally.clean(model, case.id, common.image_of(case), common.landmarks_of(case, model.names))
+        tally.clean(model, case.id, case.image(), case.landmarks.select(model.names))
         print(n + 1, case.id, f"{tally.suspicion[-1]:.1f}", flush=True)
         if n % every == 0:
             induce(model, tally, case, n, kinds, args.repeats)

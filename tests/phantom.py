@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.intensity import guess_modality, intensity_rule
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
 from anatomark.errors import InputError
-from anatomark.methods.base import Method, Study, StudyCase, TrainingCase
-from anatomark.methods.pin.preparation import CascadeConfig, Level
-from anatomark.methods.pin.recommended import CascadePIN
+from anatomark.methods.base import Evidence, Method, Study
+from anatomark.methods.pin.recommended import PIN, Level, PINConfig
 from anatomark.training.optimise import make_optimizer, rate_factor, set_modes
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -64,7 +64,7 @@ def study(cases: Sequence[tuple[Image, Landmarks]]) -> Study:
     """What the engine would hand to ``prepare``."""
     images = [image for image, _ in cases]
     modality = guess_modality(images)
-    own = [StudyCase(f"case{i}", marks, lambda image=image: image) for i, (image, marks) in enumerate(cases)]
+    own = [Case(f"case{i}", given=marks, held=image) for i, (image, marks) in enumerate(cases)]
     return Study(own, NAMES, modality, intensity_rule(modality, images))
 
 
@@ -73,17 +73,17 @@ def without(marks: Landmarks, *names: str) -> Landmarks:
     return marks.select([n for n in marks.names if n not in names]).select(marks.names)
 
 
-def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> CascadePIN:
+def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> PIN:
     """A small recommended PIN, planned from ``cases`` (one phantom where none are given), with its first weights."""
-    config = CascadeConfig(**{**SMALL, **settings})
+    config = PINConfig(**{**SMALL, **settings})
     torch.manual_seed(1)
-    return CascadePIN(config, CascadePIN.prepare(config, study(cases or [phantom(0, ndim)])))
+    return PIN(config, PIN.prepare(config, study(cases or [phantom(0, ndim)])))
 
 
-def training_cases(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> list[TrainingCase]:
+def training_cases(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> list[Case]:
     """What the engine would hand to ``examples``."""
     return [
-        TrainingCase(f"case{i}", method.working_images(image), marks.select(method.plan.names))
+        Case(f"case{i}", given=marks.select(method.facts.names), images=method.working_images(image))
         for i, (image, marks) in enumerate(cases)
     ]
 
@@ -96,7 +96,7 @@ def train(method: Method, cases: Sequence[tuple[Image, Landmarks]], pool: int = 
     losses: dict[str, list[float]] = {}
     for number, stage in enumerate(method.stages()):
         rng = np.random.default_rng(number)
-        method.begin(stage, {})
+        method.begin(stage, Evidence())
         set_modes(method, stage)
         optimizer = make_optimizer(method, stage)
         examples = default_collate([method.examples(known[i % len(known)], stage, rng) for i in range(pool)])

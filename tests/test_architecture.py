@@ -1,4 +1,7 @@
-"""What holds for the whole code base: layers, lazy imports, no prints, no machine's paths, docstrings."""
+"""What holds for the whole code base: layers, lazy imports, no prints, no machine's paths, docstrings, sizes.
+
+Each check reads every file and names all that offend it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ import anatomark
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "anatomark"
-MODULES = sorted(SOURCE.rglob("*.py"))
+MODULES = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+TREES = {name: ast.parse(text) for name, text in sorted(MODULES.items())}
 TEXTS = {".cfg", ".csv", ".j2", ".html", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 HEAVY = ("torch", "matplotlib", "SimpleITK", "lightning", "lightning_fabric")
 MACHINE = re.compile(
@@ -26,10 +30,14 @@ MACHINE = re.compile(
     r"|[\w.-]*(?:pypi|artifactory|nexus)[\w-]*\.[\w.-]+/"  # a package index
     r"|--(?:extra-)?index-url",
 )
-
-
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+MOST_LINES = 350
+# to be split; the list may only shrink
+LONGER = {
+    "cli/app.py", "methods/dqn/method.py", "methods/global_to_local/paper_net.py", "model/refine/refiner.py",
+    "pictures/overlay.py", "training/fit.py",
+}  # fmt: skip
+LONG_METHOD = 8  # lines from which on a public method says in a docstring what it does
 
 
 def _loaded(statement: str) -> set[str]:
@@ -44,16 +52,40 @@ def _texts() -> Iterator[Path]:
     yield from (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXTS)
 
 
-def _public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Public classes, functions and methods; not what is defined inside a function, nor overloads."""
+def _prints(tree: ast.Module) -> list[int]:
+    """Lines that print."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    return [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+
+
+def _undocumented(tree: ast.Module) -> list[str]:
+    """A module, public classes and functions, and public methods of more than a few lines, that have no docstring."""
+    missing = ["the module"] if tree.body and not ast.get_docstring(tree) else []
+    for node in _public(tree.body):
+        missing += [] if ast.get_docstring(node) else [node.name]
+        for method in _public(node.body) if isinstance(node, ast.ClassDef) else ():
+            long = isinstance(method, ast.ClassDef) or (method.end_lineno or 0) - method.lineno >= LONG_METHOD
+            missing += [f"{node.name}.{method.name}"] if long and not ast.get_docstring(method) else []
+    return missing
+
+
+def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     for node in body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
-            continue
-        if any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list):
-            continue
-        yield prefix + node.name, node
-        if isinstance(node, ast.ClassDef):
-            yield from _public(node.body, f"{prefix}{node.name}.")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+def _options(tree: ast.Module) -> list[str]:
+    """Words such as ``--out`` in strings and docstrings."""
+    strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [f"{n.lineno}: {word}" for n in strings for word in OPTION.findall(n.value)]
+
+
+def _tops(tree: ast.Module) -> set[str]:
+    """The packages that a module imports."""
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
 
 
 def test_import_contracts_hold() -> None:
@@ -65,25 +97,15 @@ def test_import_contracts_hold() -> None:
     assert f"Contracts: {len(contracts)} kept, 0 broken" in done.stdout
 
 
-def test_the_dependency_check_sees_what_is_loaded() -> None:
-    assert "torch" in _loaded("import torch")
-
-
-@pytest.mark.parametrize("statement", ["import anatomark", "import anatomark; anatomark.InputError; dir(anatomark)"])
-def test_import_loads_nothing_heavy(statement: str) -> None:
-    assert _loaded(statement) == set()
-
-
-def test_command_line_module_loads_nothing_heavy() -> None:
+def test_import_loads_nothing_heavy() -> None:
+    assert "torch" in _loaded("import torch")  # what is loaded is seen
+    assert _loaded("import anatomark; anatomark.InputError; dir(anatomark)") == set()
     assert _loaded("import anatomark.cli.app") == set()
 
 
-@pytest.mark.parametrize("name", anatomark.__all__)
-def test_public_names_load(name: str) -> None:
-    assert getattr(anatomark, name) is not None
-
-
-def test_an_unknown_public_name_is_an_attribute_error() -> None:
+def test_public_names_load() -> None:
+    assert anatomark.__all__
+    assert [name for name in anatomark.__all__ if getattr(anatomark, name, None) is None] == []
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = anatomark.nonsense
 
@@ -93,49 +115,66 @@ def test_version_is_stated_once() -> None:
 
 
 def test_every_folder_of_code_is_a_package() -> None:
-    folders = {p.parent for p in MODULES}
-    assert [_name(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []
+    folders = {(SOURCE / name).parent for name in MODULES}
+    assert [str(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "cli.py"], ids=_name)
-def test_only_the_command_line_prints(path: Path) -> None:
-    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-    assert [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"] == []
+def test_only_the_command_line_prints() -> None:
+    silent = {name: tree for name, tree in TREES.items() if not name.startswith("cli/") and name != "demo.py"}
+    assert {name: lines for name, tree in silent.items() if (lines := _prints(tree))} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_every_public_thing_has_a_docstring(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    missing = [name for name, node in _public(tree.body) if not ast.get_docstring(node)]  # type: ignore[arg-type]
-    if tree.body and not ast.get_docstring(tree):
-        missing.insert(0, "the module")
-    assert missing == []
+def test_what_is_public_has_a_docstring() -> None:
+    assert {name: missing for name, tree in TREES.items() if (missing := _undocumented(tree))} == {}
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "core").rglob("*.py")), ids=_name)
-def test_core_imports_numpy_and_torch_only(path: Path) -> None:
-    tops = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            tops |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            tops.add((node.module or "").split(".")[0])
-    assert tops - set(sys.stdlib_module_names) <= {"numpy", "torch", "anatomark"}
+def test_core_imports_numpy_and_torch_only() -> None:
+    allowed = {"numpy", "torch", "anatomark", *sys.stdlib_module_names}
+    core = {name: _tops(tree) - allowed for name, tree in TREES.items() if name.startswith("core/")}
+    assert core and {name: more for name, more in core.items() if more} == {}
+
+
+def test_no_file_is_long() -> None:
+    lines = {name: len(text.splitlines()) for name, text in MODULES.items() if name not in LONGER}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+@pytest.mark.xfail(strict=False, reason="the rooms are being converted one after the other")
+def test_options_are_named_by_the_command_line_alone() -> None:
+    others = {name: _options(tree) for name, tree in TREES.items() if not name.startswith("cli/")}
+    assert {name: words for name, words in others.items() if words} == {}
 
 
 def test_no_file_names_a_machines_path_or_a_package_index() -> None:
-    found = []
+    offending = []
     for path in _texts():
         if path == Path(__file__).resolve():
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if match := MACHINE.search(line):
-                found.append(f"{_name(path)}:{number}: {match.group()}")
-    assert found == []
+                offending.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
+    assert offending == []
 
 
-@pytest.mark.parametrize(
-    "line", ["/work/main/x.py", "see /home/me/data", "https://pypi.example.org/simple", "--index-url x"]
-)
-def test_the_path_check_finds(line: str) -> None:
-    assert MACHINE.search(line)
+def test_the_checks_find_what_they_look_for() -> None:
+    long = "\n".join(f"        self.x = {i}" for i in range(LONG_METHOD))
+    source = f"""
+import os.path
+from yaml import load
+class A:
+    '''What it is.'''
+    def short(self): return 1
+    def _private(self):
+{long}
+    def long(self):
+{long}
+class B: pass
+def f(): print("give --out", "a--b", "--")
+"""
+    tree = ast.parse(source)
+    assert _undocumented(tree) == ["the module", "A.long", "B", "f"]
+    assert _prints(tree) == [len(source.splitlines())]
+    assert [word.split()[1] for word in _options(tree)] == ["--out"]
+    assert _tops(tree) == {"os", "yaml"}
+    lines = ["/work/main/x.py", "see /home/me/data", "https://pypi.example.org/simple", "--index-url x"]
+    assert all(map(MACHINE.search, lines)) and not MACHINE.search("docs/work/x.md")

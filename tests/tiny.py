@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from anatomark import methods
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, Stage, Study
 
 
 class TinyConfig(MethodConfig):
@@ -33,16 +34,21 @@ class TinyConfig(MethodConfig):
     steps_fine: int = 20
 
 
+class TinyFacts(Facts):
+    size_mm: float
+
+
 class Tiny(Method):
     Config = TinyConfig
+    Facts = TinyFacts
     presets = {"recommended": {}, "small": {"side": 4}}
 
-    def __init__(self, config: TinyConfig, plan: Plan):
+    def __init__(self, config: TinyConfig, facts: TinyFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.size = plan.facts["size_mm"]
-        n = config.side**plan.ndim
-        out = len(plan.names) * plan.ndim
+        self.config, self.facts = config, facts
+        self.size = facts.size_mm
+        n = config.side**facts.ndim
+        out = len(facts.names) * facts.ndim
         self.rough = nn.Sequential(nn.Linear(n, config.width), nn.Dropout(config.dropout), nn.Linear(config.width, out))
         self.fine = nn.Sequential(
             nn.Linear(n, config.width), nn.BatchNorm1d(config.width), nn.Linear(config.width, out)
@@ -50,26 +56,32 @@ class Tiny(Method):
         nn.init.zeros_(self.fine[2].weight)
         nn.init.zeros_(self.fine[2].bias)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.told: list[dict[str, Any]] = []
+        self.begun: list[tuple[str, Evidence]] = []
 
     @classmethod
-    def prepare(cls, config: TinyConfig, study: Study) -> Plan:
+    def prepare(cls, config: TinyConfig, study: Study) -> TinyFacts:
         extent = max(float(c.image().grid.extent_mm.max()) for c in study.cases[:2])
-        return Plan(
-            names=list(study.names), ndim=study.cases[0].landmarks.ndim, modality=study.modality,
-            intensity=dict(study.intensity), facts={"size_mm": extent},
-        )  # fmt: skip
+        return TinyFacts(**study.facts(), size_mm=extent)
 
     def stages(self) -> list[Stage]:
         c = self.config
-        options = {} if c.ema is None else {"ema": c.ema}
         return [
-            Stage("rough", c.steps_rough, 4, lr=3e-3, modules=("rough",), options=options),
-            Stage("fine", c.steps_fine, 4, lr=1e-3, schedule="constant", modules=("fine",), clip_norm=1.0, share=0.5),
+            Stage("rough", c.steps_rough, 4, lr=3e-3, modules=("rough",), ema=c.ema),
+            Stage(
+                "fine",
+                c.steps_fine,
+                4,
+                lr=1e-3,
+                schedule="constant",
+                modules=("fine",),
+                clip_norm=1.0,
+                share=0.5,
+                index=1,
+            ),
         ]
 
-    def begin(self, stage: Stage, evidence: Any) -> None:
-        self.told.append({"stage": stage.name, **evidence})
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
+        self.begun.append((stage.name, evidence))
 
     def working_images(self, image: Image) -> dict[str, Image]:
         scale = max(1e-6, float(np.abs(image.array).max()))
@@ -80,7 +92,7 @@ class Tiny(Method):
         grid = Grid.centred((side,) * d, np.eye(d)[:, ::-1] * self.size / side, image.grid.centre + shift)
         return torch.from_numpy(resample(image, grid).array.ravel())
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         assert all(p.is_meta for p in self.parameters())
         image = case.images["image"]
         shift = rng.normal(0, 0.02 * self.size, image.ndim)
@@ -92,12 +104,12 @@ class Tiny(Method):
             "mask": torch.from_numpy(known).float().ravel(),
         }
 
-    def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
+    def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
         if not (self.config.collected and stage.name == "fine"):
             return None
         return self._collected(cases, stage, rng)
 
-    def _collected(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
+    def _collected(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         from anatomark.training.examples import weightless
 
         maker = weightless(self)
@@ -122,16 +134,16 @@ class Tiny(Method):
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         x = self._look(self.working_images(image)["image"], np.zeros(image.ndim))
-        y = self._points(x[None]).detach().double().numpy().reshape(len(self.plan.names), -1)
+        y = self._points(x[None]).detach().double().numpy().reshape(len(self.facts.names), -1)
         cover = np.stack([np.eye(image.ndim)] * len(y))
         return Landmarks(
-            tuple(self.plan.names), y * self.size + image.grid.centre, score=np.full(len(y), 0.93), covariance=cover
+            tuple(self.facts.names), y * self.size + image.grid.centre, score=np.full(len(y), 0.93), covariance=cover
         )
 
 
 def register() -> None:
-    """Put the method into the table as ``tiny``."""
-    methods.TABLE["tiny"] = {"recommended": "tiny:Tiny", "small": "tiny:Tiny"}
+    """Make the method known as ``tiny``."""
+    methods.add("tiny", "tiny:Tiny")
 
 
 def write_study(folder: Path, cases: int = 4, ndim: int = 3, splits: Sequence[str] = (), size: int = 24) -> Path:

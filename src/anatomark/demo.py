@@ -16,8 +16,7 @@ from anatomark.evaluation.evaluate import evaluate
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.io.atomic import write_text
 from anatomark.io.landmarks import read_landmarks
-from anatomark.model.config import make_config
-from anatomark.model.predict import load, predict_paths
+from anatomark.model.predict import predict
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
 
@@ -64,7 +63,7 @@ class Demonstrated:
         ]
         if overall.mre is not None and overall.mre > self.copied_mm:
             out.append(
-                "that is worse than copying: the training budget was too short for this machine; give more --minutes"
+                "that is worse than copying: the training budget was too short for this machine; give more `minutes`"
             )
         return [
             *out,
@@ -88,7 +87,7 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
     out, report = Path(out), report or Reporter()
     cases = out / "cases.csv"
     if out.exists() and not _is_demo(out):
-        raise InputError(f"{out}: exists already and holds no demo; choose another --out")
+        raise InputError(f"{out}: exists already and holds no demo; choose another `out`")
     for part in (RUN, PREDICTIONS, EVALUATION):
         shutil.rmtree(out / part, ignore_errors=True)
     rows = [f"{c},{DATA / (c + '_T1w.nii.gz')},{DATA / (c + '_afids.fcsv')},{s}" for c, s in CASES]
@@ -96,19 +95,18 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
     report.say(f"learning 32 landmarks from one brain, the template {TEMPLATE}")
     # copies of the one template to validate on would only cost learning time
     budget = {"minutes": minutes} if minutes else {"stage_steps": STEPS}
-    config = make_config(method="pin", val_fraction=0.0, license=LICENSE, **budget)
-    fit(cases, out / RUN, config, report=report)
+    fitted = fit(cases, out / RUN, method="pin", val_fraction=0.0, license=LICENSE, **budget, report=report)
     person = DATA / f"{PERSON}_T1w.nii.gz"
     report.say(f"finding them in a person, {PERSON}, and comparing with the experts' points")
-    outcomes = predict_paths(load(out / RUN), [person], out / PREDICTIONS, pictures=True, report=report)
-    if outcomes[0].state == "failed":
-        raise InputError(outcomes[0].reason)
+    predicted = predict(fitted.model, [person], out / PREDICTIONS, pictures=True, report=report)[0]
+    if predicted.state == "failed":
+        raise InputError(predicted.reason)
     result = evaluate(out / PREDICTIONS, cases, out / EVALUATION)
     return Demonstrated(
         result,
         float(copy_errors().mean()),
-        outcomes[0].seconds,
-        next(f for f in outcomes[0].files if f.name.endswith(".mrk.json")),
+        predicted.seconds,
+        next(f for f in predicted.files if f.name.endswith(".mrk.json")),
         out / EVALUATION / "report.html",
         out / RUN,
     )

@@ -26,3 +26,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 8, quote: bool = False) -> str:
+    """``a, b and 3 more``: the first ``most`` of the names; with ``quote`` each in quotation marks."""
+    shown = [repr(name) if quote else name for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

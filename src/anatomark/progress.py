@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,16 +11,24 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Reporter:
-    """Messages and bars on a console (standard error). ``quiet`` shows nothing; ``every_s`` spaces the plain lines."""
+    """Messages and bars on a console (standard error). ``quiet`` shows nothing; ``every_s`` spaces the plain lines;
+    ``spell`` turns the parameters that messages name in backticks into what the reader knows them by."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False, every_s: float = 15.0):
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        every_s: float = 15.0,
+        spell: Callable[[str], str] = str,
+    ):
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.quiet, self.every_s = quiet, every_s
+        self.quiet, self.every_s, self.spell = quiet, every_s, spell
 
     def say(self, line: str) -> None:
         """One line that stays."""
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(self.spell(line), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:

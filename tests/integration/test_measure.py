@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anatomark import cli
+from anatomark.cli import app as cli
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from anatomark import cli
-from anatomark.cli.planes import planes as command
+from anatomark.cli import app as cli
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -22,7 +21,9 @@ from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import write_landmarks
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.planes.geometry import find_planes
-from anatomark.tools.planes.planes import PlaneSet, cut_planes
+from anatomark.tools.planes.planes import planes
+from anatomark.tools.planes.schema import PlaneSet
+from points import named
 
 PLANES = """
 planes:
@@ -41,8 +42,6 @@ POINTS = {"a": (0, 0, 0), "b": (8, 1, 2), "c": (1, 7, 3), "beside": (3, 3, 2.5),
 
 
 def _run(*arguments: object) -> int:
-    if "planes" not in [c.callback.__name__ for c in cli.app.registered_commands if c.callback]:
-        cli.app.command()(command)
     with pytest.raises(SystemExit) as exit:
         cli.main([str(a) for a in arguments])
     return int(exit.value.code or 0)
@@ -110,8 +109,8 @@ def test_an_input_is_never_replaced(study: Path) -> None:
     (study / "one_slab.nii.gz").write_bytes((study / "one.nii.gz").read_bytes())
     (study / "one_slab.mrk.json").write_bytes((study / "one.mrk.json").read_bytes())
     before = (study / "one_slab.nii.gz").read_bytes()
-    with pytest.raises(InputError, match=r"one_slab\.nii\.gz: is one of the files to cut; choose another --out"):
-        cut_planes(
+    with pytest.raises(InputError, match=r"one_slab\.nii\.gz: is one of the files to cut; choose another `out`"):
+        planes(
             study / "planes.yaml", [study / "one.nii.gz", study / "one_slab.nii.gz"], study, landmarks=study,
             overwrite=True,
         )  # fmt: skip
@@ -121,23 +120,23 @@ def test_an_input_is_never_replaced(study: Path) -> None:
 def test_an_image_that_cannot_be_read_any_more_leaves_no_slices(study: Path) -> None:
     given: dict[str, Any] = {"landmarks": study, "overwrite": True}
     images, out = [study / "one.nii.gz", study / "two.nii.gz"], study / "out"
-    assert cut_planes(study / "planes.yaml", images, out, **given).slices == 2
+    assert planes(study / "planes.yaml", images, out, **given).slices == 2
     whole = images[0].read_bytes()
     images[0].write_bytes(whole[: len(whole) // 2])
-    result = cut_planes(study / "planes.yaml", images, out, **given)
+    result = planes(study / "planes.yaml", images, out, **given)
     assert len(result.failed) == 1 and not list(out.glob("one_*")) and not (out / "planes.json").exists()
 
 
 def test_huge_slices_and_a_bad_out_are_refused(study: Path) -> None:
     (study / "huge.yaml").write_text(PLANES.replace("[16, 12]", "100000"))
-    found = cut_planes(study / "huge.yaml", [study / "one.nii.gz"], study / "out", landmarks=study)
-    assert "would have 200000 x 200000 pixels; make size_mm smaller" in found.cases[0].missing["oblique"]
+    found = planes(study / "huge.yaml", [study / "one.nii.gz"], study / "out", landmarks=study)
+    assert "would have 200000 x 200000 pixels; make size_mm smaller" in found.rows[0]["planes"]["oblique"]["reason"]
     assert found.slices == 1
     for where in (study / "planes.yaml", study / "planes.yaml" / "deep"):
-        with pytest.raises(InputError, match=r"--out .*planes.yaml.* is a file; give a folder"):
-            cut_planes(study / "planes.yaml", [study / "one.nii.gz"], where, landmarks=study)
+        with pytest.raises(InputError, match=r"`out` .*planes.yaml.* is a file; give a folder"):
+            planes(study / "planes.yaml", [study / "one.nii.gz"], where, landmarks=study)
     with pytest.raises(InputError, match=r"is no UTF-8 text; DEFINITION is a YAML file"):
-        cut_planes(study / "one.nii.gz", [study / "one.nii.gz"], study / "other", landmarks=study)
+        planes(study / "one.nii.gz", [study / "one.nii.gz"], study / "other", landmarks=study)
 
 
 def test_what_cannot_be_is_refused_before_any_work(study: Path) -> None:
@@ -145,14 +144,14 @@ def test_what_cannot_be_is_refused_before_any_work(study: Path) -> None:
     slip.write_text(PLANES.replace("[a, b, c]", "[a, b, besides]"))
     marked: dict[str, Any] = {"landmarks": study / "one.mrk.json"}
     with pytest.raises(InputError, match=r"no case has a landmark 'besides' \(did you mean 'beside'"):
-        cut_planes(slip, [study / "one.nii.gz"], study / "out", **marked)
+        planes(slip, [study / "one.nii.gz"], study / "out", **marked)
     flat = study / "flat.png"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((9, 9), dtype=np.uint8)), str(flat))
-    write_landmarks(Landmarks.from_mapping({n: p[:2] for n, p in POINTS.items()}), study / "flat.csv", case="flat")
+    write_landmarks(named({n: p[:2] for n, p in POINTS.items()}), study / "flat.csv", case="flat")
     with pytest.raises(InputError, match="are 2D"):
-        cut_planes(study / "planes.yaml", [flat], study / "out", landmarks=study / "flat.csv", spacing=(1.0, 1.0))
+        planes(study / "planes.yaml", [flat], study / "out", landmarks=study / "flat.csv", spacing=(1.0, 1.0))
     with pytest.raises(InputError, match=r"no ready definition.*brain-afids"):
-        cut_planes("brain-afid", [study / "one.nii.gz"], study / "out", **marked)
+        planes("brain-afid", [study / "one.nii.gz"], study / "out", **marked)
     assert not (study / "out").exists()
 
 
@@ -168,7 +167,7 @@ def test_one_bad_image_does_not_stop_the_others(study: Path, capsys: pytest.Capt
 
 def test_evaluate_measures_planes(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = study / "found"
-    shifted = Landmarks.from_mapping({n: np.add(p, (0, 0, 2)) for n, p in POINTS.items()})
+    shifted = named({n: np.add(p, (0, 0, 2)) for n, p in POINTS.items()})
     for case in ("one", "two"):
         write_landmarks(shifted, found / f"{case}.mrk.json")
     out = study / "evaluation"
@@ -178,8 +177,8 @@ def test_evaluate_measures_planes(study: Path, capsys: pytest.CaptureFixture[str
     rows = {(r["case"], r["plane"]): r for r in csv.DictReader((out / "planes.csv").open(newline=""))}
     assert float(rows["one", "slab"]["offset_mm"]) == pytest.approx(2)
     assert rows["two", "oblique"]["state"] == "no truth" and rows["two", "oblique"]["angle_deg"] == ""
-    planes = read_definition(study / "planes.yaml", PlaneSet, "planes")
-    oblique = find_planes(planes, Landmarks.from_mapping(POINTS))["oblique"]
+    definition = read_definition(study / "planes.yaml", PlaneSet, "planes")
+    oblique = find_planes(definition, named(POINTS))["oblique"]
     assert not isinstance(oblique, str)
     assert float(rows["one", "oblique"]["offset_mm"]) == pytest.approx(2 * abs(oblique.normal[2]), rel=1e-4)
     table = json.loads((out / "summary.json").read_text())["tables"]["scan planes"]

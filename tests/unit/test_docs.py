@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from anatomark import methods
+from anatomark.cli.app import app
 from anatomark.model.align.aligner import AlignConfig
 from anatomark.model.config import RunConfig
 from anatomark.model.refine.refiner import RefineConfig
@@ -44,26 +46,34 @@ def _options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
 
 
-@pytest.mark.parametrize("page", RUN)
-def test_code_of_a_page_runs(page: str) -> None:
-    blocks = _blocks(ROOT / page)
-    assert blocks
-    assert all("assert " in block for block in blocks)
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+def test_code_of_pages_that_show_results_runs() -> None:
+    for page in RUN:
+        blocks = _blocks(ROOT / page)
+        assert blocks
+        assert all("assert " in block for block in blocks), page
+        names: dict[str, object] = {}
+        for block in blocks:
+            exec(compile(block, page, "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_code_of_every_page_is_python(page: Path) -> None:
-    for block in _blocks(page):
-        compile(block, str(page), "exec")
+def test_code_of_every_page_is_python() -> None:
+    assert any(_blocks(page) for page in PAGES)
+    for page in PAGES:
+        for block in _blocks(page):
+            compile(block, str(page), "exec")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_lead_to_files(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+@pytest.mark.xfail(strict=False, reason="the nouns come into anatomark one after the other")
+def test_pages_import_from_anatomark_alone() -> None:
+    inner = {_name(p): re.findall(r"^ *(?:from|import) (anatomark\.[\w.]+)", p.read_text("utf-8"), re.M) for p in PAGES}
+    assert {page: modules for page, modules in inner.items() if modules} == {}
+
+
+def test_links_lead_to_files() -> None:
+    missing = []
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        missing += [f"{_name(page)}: {k}" for k in links if "://" not in k and not (page.parent / k).exists()]
     assert missing == []
 
 
@@ -76,16 +86,15 @@ def test_the_readme_holds_the_two_commands() -> None:
     ]
 
 
-def test_every_command_has_a_section() -> None:
-    listed = _help()
-    for command in _documented():
-        assert re.search(rf"^\W*{command}\b", listed, flags=re.M), command
-
-
-@pytest.mark.parametrize("command", sorted(_documented()))
-def test_a_commands_options_are_documented_and_real(command: str) -> None:
-    table = "\n".join(re.findall(r"^\| *`(--[^`]*)`", _documented()[command], flags=re.M))
-    assert _options(table) == _options(_help(command))
+def test_the_reference_has_every_command_with_its_options() -> None:
+    documented = _documented()
+    assert set(documented) == set(typer.main.get_command(app).commands)
+    wrong = {}
+    for command, section in documented.items():
+        table = "\n".join(re.findall(r"^\| *`(--[^`]*)`", section, flags=re.M))
+        if differing := _options(table) ^ _options(_help(command)):
+            wrong[command] = differing
+    assert wrong == {}
 
 
 def _rows(page: str, heading: str = "") -> set[str]:
@@ -102,14 +111,14 @@ def test_every_setting_of_a_run_is_documented() -> None:
     assert set(RefineConfig.model_fields) == _rows("settings.md", "The refiner")
 
 
-# test modules put methods of their own into the table
-OURS = [m for m, presets in methods.TABLE.items() if presets["recommended"].startswith("anatomark.")]
-
-
-@pytest.mark.parametrize(
-    ("method", "preset"), [(m, p) for m in OURS for p in ("recommended", "paper") if p in methods.TABLE[m]]
-)
-def test_every_setting_and_preset_of_a_method_is_documented(method: str, preset: str) -> None:
-    assert set(methods.find(method, preset).Config.model_fields) == _rows("methods.md", f"{method}, {preset}")
+def test_every_setting_and_preset_of_a_method_is_documented() -> None:
     text = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8").split("## ")[0]
-    assert all(f"`{p}`" in text for p in methods.presets(method))
+    # test modules put methods of their own into the table
+    ours = [m for m, classes in methods.TABLE.items() if str(classes[0]).startswith("anatomark.")]
+    assert ours
+    for method in ours:
+        presets = methods.presets(method)
+        assert [p for p in presets if f"`{p}`" not in text] == [], method
+        for preset in {"recommended", "paper"} & set(presets):
+            fields = set(methods.find(method, preset).Config.model_fields)
+            assert fields == _rows("methods.md", f"{method}, {preset}"), (method, preset)

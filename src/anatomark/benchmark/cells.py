@@ -121,7 +121,7 @@ class _Plan:
             init = str(at["init"])  # else a zoo model's name
         config = None if how.given else self.config(where)
         key: dict[str, Any] = {
-            "cases": [[c.id, c.split, Path(str(c.image)).name, Path(str(c.landmarks or "")).name] for c in table.cases],
+            "cases": [[c.id, c.split, Path(str(c.path)).name, Path(str(c.source or "")).name] for c in table.cases],
             "split": split,
             "truth": entry.truth,
             "config": None if config is None else asked(config),
@@ -197,7 +197,7 @@ def contents(table: Manifest) -> dict[str, dict[str, str]]:
     """What the results on a manifest depend on beside its rows: by case a hash of the ``landmarks`` file and, where the
     manifest gives it, the ``spacing``. Of the cases with a split. Raises InputError where a file cannot be read."""
     used = [c for c in table.cases if c.split]
-    files = {c.id: split_observer(c.landmarks)[0] for c in used if c.landmarks is not None}
+    files = {c.id: split_observer(c.source)[0] for c in used if c.source is not None}
     try:
         hashes = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest()[:12] for f in dict.fromkeys(files.values())}
     except OSError as error:

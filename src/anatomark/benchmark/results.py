@@ -136,7 +136,7 @@ def _model(run: Path) -> dict[str, Any]:
     return {
         "train_seconds": sum(seconds) if seconds else None,
         "steps": sum(loaded.config.stage_steps.values()) or None,
-        "parameters": sum(p.numel() for p in loaded.method().parameters()),
+        "parameters": sum(p.numel() for p in loaded.build().parameters()),
         "course": tuple((s, mm) for s, mm in course if np.isfinite(mm)),
     }
 

@@ -1,128 +1,169 @@
-"""Images with their landmarks, as the commands that use landmarks are given them: files, predictions, manifests."""
+"""The one grammar of paths: manifests, images and folders of them, DICOM series, landmark files, predictions."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from anatomark.cases.manifest import SPLITS, Case, read_manifest
-from anatomark.core.image import Image
+from anatomark.cases.case import Case, in_plane
+from anatomark.cases.manifest import SPLITS, read_manifest
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError
+from anatomark.errors import InputError, listed
 from anatomark.io.atomic import read_json
-from anatomark.io.images import find_images, image_grid, read_image, squeeze_to_2d
+from anatomark.io.images import find_images, image_grid
 from anatomark.io.landmarks import in_mm, read_landmarks
 from anatomark.io.sheets import read_sheet
 from anatomark.io.tables import read_table
-from anatomark.model.model import image_stem
 
 PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
 ENDINGS = (*PREDICTION_ENDINGS, ".tsv")
+Where = str | os.PathLike[str]
+Spacing = tuple[float, ...] | float | None
 
 
-@dataclass(frozen=True)
-class Marked:
-    """A case: its name, its landmarks in world mm and where its image is (None where only landmarks were given)."""
+def find_images_as_cases(
+    paths: Sequence[Where], *, spacing: Spacing = None, split: str | None = None, need_landmarks: bool = False
+) -> list[Case]:
+    """The cases that ``paths`` name: manifests (.csv), images, folders of images, DICOM series.
 
-    case: str
-    landmarks: Landmarks
-    path: Path | None = None
-    spacing: tuple[float, ...] | None = None
+    ``spacing``: for those that say nothing of it. ``split``: these rows of manifests only. Raises InputError where
+    there is no image, and where two cases share a name.
+    """
+    if split is not None and split not in SPLITS:
+        raise InputError(f"`split` {split!r}: is not train, val or test")
+    cases: list[Case] = []
+    for path in map(Path, paths):
+        if path.suffix.lower() == ".csv":
+            manifest = read_manifest(path, need_landmarks=need_landmarks)
+            rows = manifest.split(split) if split else manifest.cases
+            cases += [replace(c, spacing=c.spacing if c.spacing is not None else _tuple(spacing)) for c in rows]
+        elif split is not None:
+            raise InputError(f"{path}: `split` {split} needs a manifest")
+        else:
+            cases += [Case(image_stem(file), file, spacing=_tuple(spacing)) for file in find_images([path])]
+    if not cases:
+        raise InputError("no image and no manifest was given")
+    _check_names(cases)
+    return cases
 
-    def image(self) -> Image:
-        """The image, 2D where the landmarks are 2D. Raises InputError where there is none or it does not fit them."""
-        if self.path is None:
-            raise InputError(f"case {self.case!r}: only landmarks were given, an image is needed")
-        image = read_image(self.path, self.spacing)
-        if image.ndim == 3 and image.grid.shape[0] == 1 and self.landmarks.ndim == 2:
-            image = squeeze_to_2d(image)
-        if image.ndim != self.landmarks.ndim:
-            raise InputError(f"{self.path}: is {image.ndim}D, but its landmarks are {self.landmarks.ndim}D")
-        return image
 
-
-def find_marked(
-    paths: Sequence[Path],
-    landmarks: Path | None = None,
-    *,
-    spacing: tuple[float, ...] | None = None,
-    split: str | None = None,
-) -> list[Marked]:
-    """The cases that ``paths`` name: a manifest (.csv), or images, or folders of images.
+def find_cases(
+    paths: Sequence[Where], landmarks: Where | None = None, *, spacing: Spacing = None, split: str | None = None
+) -> list[Case]:
+    """As :func:`find_images_as_cases`, with landmarks.
 
     ``landmarks``: a landmark file (for one image), or a folder of files named after case or image, such as ``predict``
-    writes; by default those of the manifest. ``split``: these rows of a manifest only. Raises InputError, for all
-    missing files at once, and where two cases share a name.
+    writes; by default those of the manifest. Raises InputError, for all missing files at once.
     """
-    found: list[tuple[str, Path, tuple[float, ...] | None, Case | None]] = []
-    if split is not None and split not in SPLITS:
-        raise InputError(f"--split {split!r}: is not train, val or test")
-    for path in paths:
-        if path.suffix.lower() == ".csv":
-            manifest = read_manifest(path, need_landmarks=landmarks is None)
-            chosen = manifest.split(split) if split else manifest.cases
-            found += [(c.id, c.image, c.spacing if c.spacing is not None else spacing, c) for c in chosen]
-        elif split is not None:
-            raise InputError(f"{path}: --split {split} needs a manifest")
-        else:
-            found += [(image_stem(file), file, spacing, None) for file in find_images([path])]
-    if not found:
-        raise InputError("no image and no manifest was given")
-    names = [name for name, *_ in found]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise InputError(f"two of the cases are called {twice!r}; rename one or take them apart")
-    if landmarks is None and any(case is None for *_, case in found):
-        raise InputError(f"{found[0][1]}: give its landmarks, --landmarks FILE, or the folder that predict wrote")
-    if landmarks is not None and landmarks.is_file() and len(found) > 1 and landmarks.suffix.lower() != ".csv":
-        raise InputError(f"{landmarks}: holds the landmarks of one image, but there are {len(found)}; give a folder")
-    missing = [name for name, path, *_ in found if landmarks is not None and not _file(landmarks, name, path)]
-    if missing:
-        raise InputError(f"{landmarks}: has no landmarks of {', '.join(missing[:8])} (such as {missing[0]}.mrk.json)")
-    return [Marked(name, _landmarks(landmarks, name, path, mm, case), path, mm) for name, path, mm, case in found]
+    cases = find_images_as_cases(paths, spacing=spacing, split=split, need_landmarks=landmarks is None)
+    if landmarks is None:
+        if bare := next((c for c in cases if c.source is None), None):
+            raise InputError(f"{bare.path}: give its landmarks, `landmarks` FILE, or the folder that predict wrote")
+        return cases
+    given = Path(landmarks)
+    if given.is_file() and len(cases) > 1 and given.suffix.lower() != ".csv":
+        raise InputError(f"{given}: holds the landmarks of one image, but there are {len(cases)}; give a folder")
+    files = {c.id: given if given.is_file() else landmark_file(given, stems_of(c)) for c in cases}
+    if missing := [c.id for c in cases if files[c.id] is None]:
+        raise InputError(f"{given}: has no landmarks of {listed(missing)} (such as {missing[0]}.mrk.json)")
+    return [_with_landmarks_of(c, files[c.id]) for c in cases]
 
 
 def find_landmarks(
-    paths: Sequence[Path],
-    *,
-    landmarks: Path | None = None,
-    split: str | None = None,
-    spacing: tuple[float, ...] | None = None,
-) -> list[Marked]:
-    """As :func:`find_marked`, and also landmark files, each a case named after it, tables, each of their cases one, and
+    paths: Sequence[Where], *, landmarks: Where | None = None, split: str | None = None, spacing: Spacing = None
+) -> list[Case]:
+    """As :func:`find_cases`, and also landmark files, each a case named after it, tables, each of their cases one, and
     folders of landmark files: for work that needs no image."""
-    out: list[Marked] = []
-    for path in paths:
-        alone: list[Marked] | None = None
+    cases: list[Case] = []
+    for path in map(Path, paths):
+        alone: list[Case] = []
         if landmarks is None and path.is_dir():
-            alone = [m for f in landmark_files(path) for m in _alone(f, spacing)] or None
+            alone = [case for file in landmark_files(path) for case in _alone(file, spacing)]
         elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
             alone = _alone(path, spacing)
-        if alone is None:
-            out += find_marked([path], landmarks, split=split, spacing=spacing)
-            continue
-        if split is not None:
-            raise InputError(f"{path}: --split {split} needs a manifest")
-        out += alone
-    if not out:
+        if alone and split is not None:
+            raise InputError(f"{path}: `split` {split} needs a manifest")
+        cases += alone or find_cases([path], landmarks, split=split, spacing=spacing)
+    if not cases:
         raise InputError("no landmarks were given")
-    names = [m.case for m in out]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise InputError(f"two of the cases are called {twice!r}; rename one or take them apart")
-    return out
+    _check_names(cases)
+    return cases
+
+
+def image_stem(path: Where) -> str:
+    """A file's name without its ending (``.nii.gz`` is one); a DICOM folder's name."""
+    path = Path(path)
+    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+
+
+def stems_of(case: Case) -> list[str]:
+    """The names that a case's files may have: the case's, then its image's."""
+    return list(dict.fromkeys([case.id, *([image_stem(case.path)] if case.path is not None else [])]))
 
 
 def landmark_files(folder: Path) -> list[Path]:
     """The landmark files in a folder, one for each stem, the one that holds covariances first."""
     stems = {_stem(f) for f in sorted(folder.iterdir()) if f.name.endswith(ENDINGS) and f.is_file()}
-    found = (landmark_file(folder, (stem,)) for stem in sorted(stems))
-    return [f for f in found if f is not None and not _is_manifest(f)]
+    files = (landmark_file(folder, (stem,)) for stem in sorted(stems))
+    return [f for f in files if f is not None and not _is_manifest(f)]
 
 
 def landmark_file(folder: Path, stems: Iterable[str]) -> Path | None:
     """The landmark file in a folder with the first of ``stems`` that has one."""
     files = (folder / f"{s}{e}" for s in stems for e in PREDICTION_ENDINGS)
     return next((f for f in files if f.is_file() and _holds_landmarks(f)), None)
+
+
+def read_landmarks_of(case: Case, file: Path) -> Landmarks:
+    """A case's landmarks in ``file``, which may be a table of many cases; 2D where the case's own are, or its image is.
+    Raises InputError."""
+    landmarks = read_landmarks(file, case=case.id if file.suffix.lower() == ".csv" else None, spacing=case.spacing)
+    if landmarks.ndim == 2:
+        return landmarks
+    flat = case.landmarks.ndim == 2 if case.has_landmarks else _is_flat(case)
+    return in_plane(landmarks) if flat else landmarks
+
+
+def _with_landmarks_of(case: Case, file: Path | None) -> Case:
+    assert file is not None
+    return replace(case, source=None, given=read_landmarks_of(replace(case, source=None), file))
+
+
+def _is_flat(case: Case) -> bool:
+    """Whether the image is 2D, or a single slice; also where it cannot be read, which is said when it is."""
+    assert case.path is not None
+    try:
+        grid = image_grid(case.path, case.spacing)
+    except InputError:
+        return True
+    return grid.ndim == 2 or grid.shape[0] == 1
+
+
+def _alone(path: Path, spacing: Spacing) -> list[Case]:
+    """A landmark file as a case of its own, a table as its cases."""
+    if path.name.endswith((".csv", ".tsv")):
+        table = read_table(path)
+        names = list(table.cases) if "" not in table.cases else [""]
+        return [Case(n or _stem(path), given=in_mm(table.pick(n or None), spacing, str(path))) for n in names]
+    landmarks = read_landmarks(path)
+    ours = landmark_file(path.parent, (_stem(path),))
+    # Slicer's files know no 2D points; ours beside them, where there is one, does
+    if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
+        landmarks = in_plane(landmarks)
+    return [Case(_stem(path), given=landmarks)]
+
+
+def _check_names(cases: Sequence[Case]) -> None:
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.id, case)
+        if other is not case:
+            pair = (
+                f"{other.path} and {case.path} would both be written as" if case.path else "two of the cases are called"
+            )
+            raise InputError(f"{pair} {case.id!r}; rename one or take them apart")
 
 
 def _holds_landmarks(path: Path) -> bool:
@@ -148,49 +189,7 @@ def _stem(path: Path) -> str:
     return name.removesuffix(next(e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)))
 
 
-def _alone(path: Path, spacing: tuple[float, ...] | None) -> list[Marked]:
-    """A landmark file as a case of its own, a table as its cases."""
-    if path.name.endswith((".csv", ".tsv")):
-        table = read_table(path)
-        cases = list(table.cases) if "" not in table.cases else [""]
-        return [Marked(c or _stem(path), in_mm(table.pick(c or None), spacing, str(path))) for c in cases]
-    found = read_landmarks(path)
-    ours = landmark_file(path.parent, (_stem(path),))
-    # Slicer's files know no 2D points; ours beside them, where there is one, does
-    if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
-        found = flat(found)
-    return [Marked(_stem(path), found)]
-
-
-def _file(landmarks: Path, name: str, image: Path) -> Path | None:
-    if landmarks.is_file():
-        return landmarks
-    return landmark_file(landmarks, dict.fromkeys((name, image_stem(image))))
-
-
-def _landmarks(
-    source: Path | None, name: str, image: Path, spacing: tuple[float, ...] | None, case: Case | None
-) -> Landmarks:
-    if source is None:
-        assert case is not None
-        return case.read_landmarks()
-    file = _file(source, name, image)
-    assert file is not None
-    found = read_landmarks(file, case=name if file.suffix.lower() == ".csv" else None, spacing=spacing)
-    return flat(found) if found.ndim == 3 and _is_flat(image, spacing) else found
-
-
-def _is_flat(image: Path, spacing: tuple[float, ...] | None) -> bool:
-    """Whether an image is 2D, or a single slice; also where it cannot be read, which is said when it is."""
-    try:
-        grid = image_grid(image, spacing)
-    except InputError:
-        return True
-    return grid.ndim == 2 or grid.shape[0] == 1
-
-
-def flat(landmarks: Landmarks) -> Landmarks:
-    """2D landmarks of a 3D Slicer file, which knows no 2D points: all z are 0."""
-    if landmarks.ndim == 3 and landmarks.defined.any() and not landmarks.points[landmarks.defined, 2].any():
-        return replace(landmarks, points=landmarks.points[:, :2], covariance=None)
-    return landmarks
+def _tuple(spacing: Spacing) -> tuple[float, ...] | None:
+    if spacing is None:
+        return None
+    return (float(spacing),) if isinstance(spacing, int | float) else tuple(spacing)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from anatomark.errors import InputError
+
 Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
+Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
@@ -26,17 +30,47 @@ From = Annotated[
 ]
 
 
+def spell_options(text: str) -> str:
+    """`` `name` ``, a parameter in the words of Python, as ``--name``."""
+    return re.sub(r"`([a-z]\w*)`", lambda m: f"--{m[1].replace('_', '-')}", text)
+
+
+def in_mm(spacing: str | None) -> tuple[float, ...] | None:
+    """What ``--spacing`` says. Raises InputError for anything but positive numbers."""
+    from anatomark.io.frames import parse_spacing
+
+    return None if spacing is None else parse_spacing(spacing, "--spacing")
+
+
 def reporter(as_json: bool) -> Any:
     """Progress goes to standard error; a program that reads JSON is left alone."""
     from anatomark.progress import Reporter
 
-    return Reporter(quiet=as_json)
+    return Reporter(quiet=as_json, spell=spell_options)
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
 
 
 def show(result: Any, as_json: bool) -> None:
     """A result that offers ``summary()`` (plain data) and ``lines()`` (text)."""
     if as_json:
-        typer.echo(json.dumps(result.summary(), indent=2))
+        print_json(result.summary())
         return
     for line in result.lines():
-        typer.echo(line)
+        typer.echo(spell_options(line))
+
+
+def of_it_alignment(seconds: float | None) -> str:
+    """What of the seconds before the alignment took, if anything was aligned."""
+    return "" if seconds is None else f", {seconds:.2f} s of it alignment"
+
+
+def show_cases(result: Any, as_json: bool, first: str) -> None:
+    """As :func:`show`. Raises InputError where cases ``failed``: how many, and of the ``first`` its case and reason."""
+    show(result, as_json)
+    if result.failed:
+        case, reason = result.failed[0]
+        count = f"{len(result.failed)} of {len(result.rows)} cases failed; the first: " if len(result.rows) > 1 else ""
+        raise InputError(count + first.format(case=case, reason=reason))

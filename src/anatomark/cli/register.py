@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import From, Json, Out, Overwrite, Spacing, Split, reporter, show
-from anatomark.errors import InputError
-
-
-class Kind(StrEnum):
-    """Families of transforms."""
-
-    RIGID = "rigid"
-    SIMILARITY = "similarity"
-    AFFINE = "affine"
-    TPS = "tps"
+from anatomark.cli.options import From, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show_cases
+from anatomark.tools.register.kind import Kind
 
 
 def register(
@@ -47,16 +37,11 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Register images by their landmarks: ITK transforms, resampled images, errors by leave-one-out."""
-    from anatomark.io.frames import parse_spacing
-    from anatomark.tools.register.register import Request, Sources
     from anatomark.tools.register.register import register as run
 
-    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
-    sources = Sources(fixed, tuple(moving), landmarks, fixed_image, moving_image, mm, split)
-    request = Request(str(kind), smooth_mm, field_mm, equal_weights, keep_all, pictures)
-    result = run(sources, out, request, overwrite=overwrite, report=reporter(as_json))
-    show(result, as_json)
-    if result.failed:
-        case, reason = result.failed[0]
-        count = f"{len(result.failed)} of {len(result.rows)} cases failed; the first: " if len(result.rows) > 1 else ""
-        raise InputError(f"{count}{case}: {reason}")
+    result = run(
+        fixed, moving, out, kind, smooth_mm=smooth_mm, field_mm=field_mm, equal_weights=equal_weights,
+        keep_all=keep_all, pictures=pictures, fixed_image=fixed_image, moving_image=moving_image, landmarks=landmarks,
+        split=split, spacing=in_mm(spacing), overwrite=overwrite, report=reporter(as_json),
+    )  # fmt: skip
+    show_cases(result, as_json, "{case}: {reason}")

@@ -61,7 +61,7 @@ def box_of_size(grid: Grid, centre: ArrayLike, size_mm: ArrayLike) -> Box:
     return Box(tuple(lower.tolist()), tuple((lower + shape).tolist()))
 
 
-def crop(image: Image, box: Box, fill: float = 0.0) -> Image:
+def cut_out(image: Image, box: Box, fill: float = 0.0) -> Image:
     """The voxels of ``box``, unchanged, in the image's dtype and at their world positions; beyond the image ``fill``.
 
     Raises ValueError where the dtype cannot hold ``fill``.

@@ -153,10 +153,3 @@ class Grid:
 
     def __hash__(self) -> int:
         return hash((self.shape, self.affine.tobytes()))
-
-    def close_to(self, other: Grid, atol_mm: float = 1e-4) -> bool:
-        """True where both have one shape and every corner agrees within ``atol_mm``."""
-        if self.shape != other.shape:
-            return False
-        corners = np.stack(np.meshgrid(*((0, n - 1) for n in self.shape), indexing="ij"), -1).reshape(-1, self.ndim)
-        return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= atol_mm)

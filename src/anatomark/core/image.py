@@ -41,3 +41,9 @@ class Image:
         step = max(1, int(np.ceil((np.prod(self.grid.shape) / most) ** (1 / self.ndim))))
         lattice = (slice(None), *(slice(step // 2 if n > step else 0, None, step) for n in self.grid.shape))
         return np.asarray(self.array[lattice], dtype=np.float32).ravel()
+
+
+def rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """``values`` as whole numbers of the integer type ``dtype``, kept within its range."""
+    limits = np.iinfo(dtype)
+    return np.asarray(np.clip(np.rint(values), limits.min, limits.max).astype(dtype))

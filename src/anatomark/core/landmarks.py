@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -85,6 +85,11 @@ class Landmarks:
         """(N,) True where the position is known."""
         return np.array([s is Status.DEFINED for s in self.status], dtype=bool)
 
+    @property
+    def absent(self) -> NDArray[np.bool_]:
+        """(N,) True where the landmark is known not to be in the image."""
+        return np.array([s is Status.ABSENT for s in self.status], dtype=bool)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -125,11 +130,6 @@ class Landmarks:
     def errors_to(self, truth: Landmarks) -> Array:
         """(N,) radial distance in mm to the truth's point of the same name; NaN where either is not defined."""
         return np.asarray(np.linalg.norm(self.points - truth.select(self.names).points, axis=1))
-
-    @classmethod
-    def from_mapping(cls, points: Mapping[str, ArrayLike]) -> Landmarks:
-        """Landmarks from ``{name: (x, y[, z])}`` in world mm."""
-        return cls(tuple(points), np.array([np.asarray(p, dtype=np.float64) for p in points.values()]))
 
 
 def common_names(landmarks: Iterable[Landmarks]) -> tuple[str, ...]:

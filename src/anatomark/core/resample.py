@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -200,9 +199,3 @@ def _aligned_cut(image: Image, grid: Grid, fill: float) -> NDArray[Any] | None:
         source.append(slice(lo, hi + 1) if s > 0 else slice(lo, hi - 1 if hi > 0 else None, -1))
     out[tuple(target)] = image.array[tuple(source)]
     return out
-
-
-def corners(grid: Grid) -> Array:
-    """(2**D, D) world positions of the image's outer corners (at -0.5 and n-0.5)."""
-    index = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in grid.shape))))
-    return grid.to_world(index)

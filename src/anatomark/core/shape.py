@@ -130,23 +130,6 @@ def rotation_from_vector(vector: ArrayLike) -> Array:
     return np.asarray(np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross)
 
 
-def vector_from_rotation(rotation: Array) -> Array:
-    """The inverse of :func:`rotation_from_vector`: (3,) or (1,) radians, angle at most pi."""
-    if len(rotation) == 2:
-        return np.array([np.arctan2(rotation[1, 0], rotation[0, 0])])
-    angle = np.radians(rotation_angle(rotation))
-    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-    if angle < 1e-7:
-        return np.asarray(skew / 2)
-    if np.pi - angle < 1e-4:
-        axis = np.sqrt(np.clip((np.diag(rotation) + 1) / 2, 0, None))
-        k = int(axis.argmax())
-        axis = np.where(np.arange(3) == k, axis, np.sign(rotation[k] + rotation[:, k]) * axis)
-        axis = axis if skew @ axis >= 0 else -axis
-        return np.asarray(angle * axis / np.linalg.norm(axis))
-    return np.asarray(angle / (2 * np.sin(angle)) * skew)
-
-
 def random_rotation(rng: np.random.Generator, ndim: int, most_degrees: float = 180.0) -> Array:
     """A random rotation (D, D): uniform over all rotations at 180 degrees, else an angle uniform up to the limit about
     a uniform axis."""

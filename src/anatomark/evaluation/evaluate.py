@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import anatomark
-from anatomark.cases.manifest import Case, Manifest, read_manifest
+from anatomark.cases.case import Case
+from anatomark.cases.manifest import Manifest, read_manifest
 from anatomark.core.landmarks import Landmarks, Status, common_names
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, listed, nearest
 from anatomark.evaluation.metrics import THRESHOLDS_MM, between_observers, compare, mean_shape_baselines
 from anatomark.evaluation.predictions import (
     Predictions,
     Predictor,
-    named_predictor,
     predict_cases,
     prediction_folder,
     read_predictions,
@@ -26,6 +24,7 @@ from anatomark.evaluation.predictions import (
 )
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.io.atomic import write_json, write_text
+from anatomark.io.sheets import write_csv
 from anatomark.io.tables import MEAN, mean_of
 from anatomark.model.predict import load
 from anatomark.model.run_folder import existing, remove_empty
@@ -52,7 +51,7 @@ class _Asked:
 
 def evaluate(
     model: Where | Predictor,
-    manifest_path: Where,
+    cases: Where,
     out: Where,
     *,
     split: str | None = None,
@@ -60,46 +59,48 @@ def evaluate(
     thresholds: Sequence[float] = THRESHOLDS_MM,
     planes: Where | None = None,
     overwrite: bool = False,
-    progress: Reporter | None = None,
+    report: Reporter | None = None,
+    **loading: Any,
 ) -> EvaluationResult:
-    """Measure ``model`` on a split of a manifest and write everything into the folder ``out``.
+    """Measure ``model`` on a split of the manifest ``cases`` and write everything into the folder ``out``.
 
-    ``model``: a run folder, the name of a zoo model, several of them or a folder of them (see ``load``), an object with
-    ``predict(image)``, or a folder of predictions named ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv).
-    ``split``: by default test, else val. ``truth``: which observer (``mean``: of all), by default what the manifest
-    names. ``thresholds`` in mm, for the SDR. ``planes``: a definition of scan planes, whose angle and offset errors are
-    measured too.
+    ``model``: a run folder, the name of a zoo model, several of them or a folder of them (loaded with ``device``,
+    ``threads``, ``tta`` as ``load`` takes them), an object with ``predict(image)``, or a folder of predictions named
+    ``<case or image stem>`` (.json, .mrk.json, .fcsv, .csv). ``split``: by default test, else val. ``truth``: which
+    observer (``mean``: of all), by default what the manifest names. ``thresholds`` in mm, for the SDR. ``planes``: a
+    definition of scan planes, whose angle and offset errors are measured too.
 
     Writes errors.csv, per_landmark.csv, per_case.csv, summary.json, report.html, with ``planes`` planes.csv and, for a
     model, predictions/. Raises InputError where ``out`` holds an evaluation already (without ``overwrite``), for an
     unknown observer or an empty split, and where predictions and truth share no case or no label.
     """
-    out, reporter = Path(out), progress or Reporter(quiet=True)
+    out, report = Path(out), report or Reporter(quiet=True)
+    folder, loading = prediction_folder(model), {k: v for k, v in loading.items() if v not in (None, 1)}
+    if folder is not None and loading:
+        raise InputError(f"{model}: is a folder of predictions; `device`, `threads` and `tta` are for a model")
     there = existing(out)
     try:
         _check(out, thresholds, overwrite)
-        return _evaluated(model, manifest_path, out, _Asked(split, truth, thresholds, planes), reporter)
+        used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
+        return _evaluated(folder or used, cases, out, _Asked(split, truth, thresholds, planes), report)
     except BaseException:
         remove_empty(out, there)
         raise
 
 
-def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, reporter: Reporter) -> EvaluationResult:
+def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, report: Reporter) -> EvaluationResult:
     manifest = read_manifest(manifest_path)
     split = asked.split or ("test" if manifest.has_split("test") else "val")
     cases = manifest.split(split)
     true = {case.id: read_truth(case, asked.truth) for case in cases}
     planes = _planes(asked.planes, true)
-    folder = prediction_folder(model)
-    if folder is not None:
-        name, made = folder.resolve().name, read_predictions(folder, cases, true)
-        expected: Sequence[str] = common_names(p for p in made.found.values() if p is not None)
-    else:
-        name, predictor = named_predictor(model)
-        made = predict_cases(predictor, cases, reporter)
-        expected = _names(predictor, made)
+    folder = model if isinstance(model, Path) else None
+    made = read_predictions(folder, cases) if folder is not None else predict_cases(model, cases, report)
+    name = folder.resolve().name if folder is not None else str(getattr(model, "name", type(model).__name__))
+    predicted = common_names(p for p in made.landmarks.values() if p is not None)
+    expected = predicted if folder is not None else tuple(getattr(model, "names", ())) or predicted
     names, notes = _scored(expected, true, manifest)
-    missing = [case for case, found in made.found.items() if found is None]
+    missing = [case for case, prediction in made.of.items() if prediction is None]
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(
@@ -109,12 +110,11 @@ def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, repor
     result = replace(result, model=name, split=split, thresholds=tuple(asked.thresholds), notes=notes)
     (out / PLANES).unlink(missing_ok=True)  # of an evaluation before
     if planes is not None:
-        rows = plane_rows(planes, true, made.found)
+        rows = plane_rows(planes, true, made.landmarks)
         result = replace(result, tables={"scan planes": plane_summary(rows)})
-        write_text(out / PLANES, _csv(rows))
+        write_csv(out / PLANES, rows, digits=6)
     if folder is None:
-        facts = {"model": str(getattr(predictor, "hash", "")), "model_name": name}
-        write_predictions(out / "predictions", facts, cases, made)
+        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, made)
     _write(result, out, cases, true, made)
     return result
 
@@ -129,30 +129,18 @@ def _planes(definition: Where | None, true: Mapping[str, Landmarks]) -> PlaneSet
     return planes
 
 
-def chosen_model(
-    model: Where | Predictor, device: str | None = None, threads: int | None = None, tta: int = 1
-) -> Where | Predictor:
-    """``model`` for :func:`evaluate`, loaded where a device, a number of threads or of views is given. Raises
-    InputError for a folder of predictions, which needs none of them."""
-    if device is None and threads is None and tta == 1:
-        return model
-    if prediction_folder(model) is not None:
-        raise InputError(f"{model}: is a folder of predictions; --device, --threads and --tta are for a model")
-    return load(os.fspath(model), device, threads, tta) if isinstance(model, str | os.PathLike) else model
-
-
 def read_truth(case: Case, observer: str | None = None) -> Landmarks:
     """The case's landmarks, of ``observer`` where given (``mean``: of all). Raises InputError for an unknown one."""
     if observer is None:
-        return case.read_landmarks()
-    marks = case.observers()
-    if observer in marks:
-        return marks[observer]
-    if observer == MEAN and len(marks) > 1:
-        return mean_of(marks)
-    known = [m for m in marks if m]
-    there = f"it has {', '.join(known)}" if known else "its landmark file names no observers"
-    raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, known)}; {there}")
+        return case.landmarks
+    marked = case.observers()
+    if observer in marked:
+        return marked[observer]
+    if observer == MEAN and len(marked) > 1:
+        return mean_of(marked)
+    named = [o for o in marked if o]
+    there = f"it has {', '.join(named)}" if named else "its landmark file names no observers"
+    raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, named)}; {there}")
 
 
 def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
@@ -160,16 +148,11 @@ def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
     if not thresholds or not all(0 < t < float("inf") for t in thresholds):
         raise InputError(f"thresholds {list(thresholds)}: give one or more positive distances in mm, such as 2 2.5 3 4")
     if (out / "summary.json").exists() and not overwrite:
-        raise InputError(f"{out}: holds an evaluation already; choose another folder or give --overwrite")
+        raise InputError(f"{out}: holds an evaluation already; choose another folder or give `overwrite`")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder: {error.strerror or error}") from error
-
-
-def _names(predictor: Predictor, made: Predictions) -> Sequence[str]:
-    own = getattr(predictor, "names", None)
-    return tuple(own) if own else common_names(p for p in made.found.values() if p is not None)
 
 
 def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -181,18 +164,15 @@ def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: M
     names, wanted = [n for n in there if n in set(expected)], set(there)
     if not names:
         raise InputError(
-            f"{manifest.path}: no label in common: predicted are {_some(expected)}, the truth has {_some(there)}"
+            f"{manifest.path}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has "
+            f"{listed(there, 5, quote=True)}"
         )
     notes = []
     if left := [n for n in there if n not in set(expected)]:
-        notes.append(f"Not scored, because no prediction names them: {_some(left, 12)}.")
+        notes.append(f"Not scored, because no prediction names them: {listed(left, 12, quote=True)}.")
     if left := [n for n in expected if n not in wanted]:
-        notes.append(f"Not scored, because the truth lacks them: {_some(left, 12)}.")
+        notes.append(f"Not scored, because the truth lacks them: {listed(left, 12, quote=True)}.")
     return names, notes
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _measured(
@@ -204,14 +184,14 @@ def _measured(
     truth: str | None,
 ) -> EvaluationResult:
     """Errors, and everything beside them, without the names of model and split."""
-    marks = {case.id: {o: m for o, m in case.observers().items() if o} for case in cases}
-    marks = {case: found for case, found in marks.items() if len(found) > 1}
+    marked = {case.id: {o: m for o, m in case.observers().items() if o} for case in cases}
+    marked = {case: by_observer for case, by_observer in marked.items() if len(by_observer) > 1}
     variant = truth or _variant(cases)
-    people = list(dict.fromkeys(o for found in marks.values() for o in found))
-    others = {o: {c: m[o] for c, m in marks.items() if o in m} for o in people if o != variant}
-    if marks and variant != MEAN:
-        others[MEAN] = {case: mean_of(found) for case, found in marks.items()}
-    train = [case.read_landmarks() for case in manifest.cases if case.split == "train"]
+    people = list(dict.fromkeys(o for by_observer in marked.values() for o in by_observer))
+    others = {o: {c: m[o] for c, m in marked.items() if o in m} for o in people if o != variant}
+    if marked and variant != MEAN:
+        others[MEAN] = {case: mean_of(by_observer) for case, by_observer in marked.items()}
+    train = [case.landmarks for case in manifest.cases if case.split == "train"]
     baselines = mean_shape_baselines(train, true) if train else {}
     described = {n: d for t in true.values() for n, d in zip(t.names, t.descriptions, strict=True) if d}
     return EvaluationResult(
@@ -219,22 +199,22 @@ def _measured(
         manifest=manifest.path.name,
         split="",
         truth=variant,
-        errors=compare(true, made.found, names),
+        errors=compare(true, made.landmarks, names),
         descriptions=described,
         baselines={label: compare(true, points, names) for label, points in baselines.items()},
-        observers=between_observers(marks, names),
-        against={other: compare(points, made.found, names) for other, points in others.items()},
-        seconds=made.seconds,
-        align_seconds=made.align_seconds,
+        observers=between_observers(marked, names),
+        against={other: compare(points, made.landmarks, names) for other, points in others.items()},
+        seconds=made.values("seconds"),
+        align_seconds=made.values("align_seconds"),
         peak_gb=made.peak_gb,
         flags=made.flags,
-        suspicion=made.suspicion,
+        suspicion=made.values("suspicion"),
     )
 
 
 def _variant(cases: Sequence[Case]) -> str:
     """The observer that the manifest's rows name after #, if they agree on one."""
-    chosen = {str(c.landmarks).rpartition("#")[2] if "#" in Path(str(c.landmarks)).name else "" for c in cases}
+    chosen = {c.observer or "" for c in cases}
     return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
 
 
@@ -247,24 +227,15 @@ def _write(
 
     tables = {"errors": result.error_rows(), "per_landmark": result.landmark_rows(), "per_case": result.case_rows()}
     for name, rows in tables.items():
-        write_text(out / f"{name}.csv", _csv(rows))
+        write_csv(out / f"{name}.csv", rows, digits=6)
     pictures = []
     for word, m in result.highlights():
         case = cases[m]
         try:
-            image = case.read_image()
+            image = case.image()
         except InputError:  # the case failed for this reason already, and the table says so
             continue
         shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
-        pictures.append(CasePicture(word, m, case_picture(image, made.found[case.id], true[case.id], shown), shown))
+        pictures.append(CasePicture(word, m, case_picture(image, made.landmarks[case.id], true[case.id], shown), shown))
     write_text(out / "report.html", render(result, pictures, version=anatomark.__version__))
     write_json(out / "summary.json", result.summary())
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()

@@ -12,6 +12,7 @@ from typing import Any
 
 from anatomark.errors import InputError
 
+Where = str | os.PathLike[str]  # of a file or folder
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
 
 
@@ -23,7 +24,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: Where) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffixes, so that a writer picks the same format); on success it is
     synced to disk and renamed to ``path``, on any failure it is removed and ``path`` stays as it was.
 
@@ -44,24 +45,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(path: Where, data: bytes) -> None:
     """Write ``data`` atomically. Raises InputError where the disk refuses."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: Where, text: str) -> None:
     """Write ``text`` as UTF-8 with newlines as they are, atomically. Raises InputError where the disk refuses."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(path: Where, obj: Any) -> None:
     """Write ``obj`` as indented strict JSON (no NaN), atomically. Raises ValueError on NaN, InputError where the disk
     refuses."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+def read_text(path: Where) -> str:
     """The text of a UTF-8 file (a byte order mark is dropped). Raises InputError where it is missing or no text."""
     path = Path(path)
     try:
@@ -76,7 +77,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: Where) -> Any:
     """The object in a JSON file. Raises InputError, naming the line, where it is no JSON."""
     try:
         return json.loads(read_text(path))

@@ -28,12 +28,18 @@ def agree(stated: str | None, given: str | None, what: str, where: str) -> str:
     """The one value that file (``stated``) and user (``given``) agree on. Raises InputError where neither says it, or
     where they contradict each other."""
     if stated and given and stated != given:
-        raise InputError(f"{where}: the file says {what} {stated}, but {given} was given; leave out --{what}")
+        raise InputError(f"{where}: the file says {what} {stated}, but {given} was given; leave out `{what}`")
     if not (stated or given):
         line = "add a first line such as '# frame=LPS unit=mm' (2D: '# frame=image unit=px'), or "
         table = where.lower().endswith((".csv", ".tsv"))
-        raise InputError(f"{where}: the {what} is not stated; {line if table else ''}give --{what}")
+        raise InputError(f"{where}: the {what} is not stated; {line if table else ''}give `{what}`")
     return str(stated or given)
+
+
+def agreed_frame(stated: str | None, given: str | None, where: str) -> str:
+    """The frame by :func:`agree`, and :func:`parse_frame` of both. Raises InputError."""
+    stated = None if stated is None else parse_frame(stated, where)
+    return agree(stated, parse_frame(given, where) if given else None, "frame", where)
 
 
 def swap_lps_ras(points: Array) -> Array:

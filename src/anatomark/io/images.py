@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.errors import InputError
-from anatomark.io.atomic import atomic_path
+from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.frames import spacing_for
 from anatomark.io.integrity import NOT_FINITE, check_file
 
@@ -32,7 +32,7 @@ _lock = threading.Lock()
 _silent = {"depth": 0, "stderr": -1}
 
 
-def read_image(path: str | os.PathLike[str], spacing: Sequence[float] | float | None = None) -> Image:
+def read_image(path: Where, spacing: Sequence[float] | float | None = None) -> Image:
     """Read an image file, or a folder that holds one DICOM series.
 
     Returns an Image of the file's dtype, array (C, z, y, x) or (C, row, column), on its grid: LPS mm in 3D; in 2D
@@ -57,7 +57,7 @@ def read_image(path: str | os.PathLike[str], spacing: Sequence[float] | float | 
     return image
 
 
-def image_grid(path: str | os.PathLike[str], spacing: Sequence[float] | float | None = None) -> Grid:
+def image_grid(path: Where, spacing: Sequence[float] | float | None = None) -> Grid:
     """The grid of an image, from its header only where it is a file. Arguments and errors as :func:`read_image`."""
     path = Path(path)
     if path.is_dir():
@@ -67,7 +67,7 @@ def image_grid(path: str | os.PathLike[str], spacing: Sequence[float] | float | 
     return _grid(path, reader, facts, spacing)
 
 
-def check_image(image: Image, path: str | os.PathLike[str]) -> None:
+def check_image(image: Image, path: Where) -> None:
     """Raise InputError where the image holds NaN or infinity, or one value only."""
     low, high = image.array.min(), image.array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -93,7 +93,7 @@ def squeeze_grid(grid: Grid) -> Grid:
     return Grid.from_axes(grid.shape[1:], [[0.0, columns], [rows, 0.0]], (0.0, 0.0))
 
 
-def write_image(image: Image, path: str | os.PathLike[str]) -> None:
+def write_image(image: Image, path: Where) -> None:
     """Write NIfTI, NRRD or MHA (with geometry), or a 2D picture (PNG, TIFF, JPEG, BMP: without), atomically.
 
     Raises InputError for an unknown ending, sheared axes, values the format cannot hold, or a disk that refuses.
@@ -114,7 +114,7 @@ def write_image(image: Image, path: str | os.PathLike[str]) -> None:
             raise InputError(f"{path}: cannot be written (is the disk full?): {reason}") from None
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find_images(paths: Iterable[Where]) -> list[Path]:
     """The images among files and folders, in order: a file as it is; a folder's image files by name; a folder with a
     DICOM series, given or lying directly in a given folder, as one image. Raises InputError where a path is missing,
     or a folder holds no image or several DICOM series."""
@@ -248,7 +248,7 @@ def _grid(path: Path, source: Any, facts: dict[str, Any], given: Sequence[float]
             spacing[: len(values)] = values
     elif not facts["believed"]:
         raise InputError(
-            f"{path}: has no spacing that can be believed; give mm per pixel with --spacing, or in the manifest's "
+            f"{path}: has no spacing that can be believed; give mm per pixel with `spacing`, or in the manifest's "
             "column spacing"
         )
     if facts["picture"]:

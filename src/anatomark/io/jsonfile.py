@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.io.atomic import read_json, write_json
-from anatomark.io.frames import agree, check_kind, check_position, check_status, parse_frame, swap_lps_ras
+from anatomark.io.atomic import Where, read_json, write_json
+from anatomark.io.frames import agree, agreed_frame, check_kind, check_position, check_status, swap_lps_ras
 
 
 def landmarks_to_dict(landmarks: Landmarks) -> dict[str, Any]:
@@ -38,22 +37,19 @@ def landmarks_to_dict(landmarks: Landmarks) -> dict[str, Any]:
     return {"frame": frame, "unit": "mm", "dimension": landmarks.ndim, "landmarks": entries}
 
 
-def write_json_landmarks(
-    landmarks: Landmarks, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None
-) -> None:
+def write_json_landmarks(landmarks: Landmarks, path: Where, extra: Mapping[str, Any] | None = None) -> None:
     """Write our JSON; ``extra`` are further top-level facts (model hash, case, ...), put first."""
     write_json(path, {"schema": 1, **(extra or landmarks.meta.get("json", {})), **landmarks_to_dict(landmarks)})
 
 
-def read_json_landmarks(path: str | os.PathLike[str], frame: str | None = None, unit: str | None = None) -> Landmarks:
+def read_json_landmarks(path: Where, frame: str | None = None, unit: str | None = None) -> Landmarks:
     """Read our JSON; positions as in :class:`Table` (``meta["unit"]`` tells mm from px); further top-level facts stay
     in ``meta["json"]``. Raises InputError."""
     document = read_json(path)
     entries = document.get("landmarks") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "label" in e for e in entries):
         raise InputError(f'{path}: has no list "landmarks" of {{"label": ..., "position": [...]}} entries')
-    stated = parse_frame(str(document["frame"]), str(path)) if "frame" in document else None
-    frame = agree(stated, parse_frame(frame, str(path)) if frame else None, "frame", str(path))
+    frame = agreed_frame(str(document["frame"]) if "frame" in document else None, frame, str(path))
     unit = agree(document.get("unit"), unit, "unit", str(path))
     ndim = 2 if frame == "image" else 3
     check_kind(frame, unit, ndim, str(path))

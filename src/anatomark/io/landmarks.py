@@ -10,13 +10,13 @@ from pathlib import Path
 from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
+from anatomark.io.atomic import Where
 from anatomark.io.frames import pixel_grid, pixels_to_mm
 from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
 from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
 from anatomark.io.tables import read_table, write_table
 
 FORMATS = (".mrk.json", ".fcsv", ".csv", ".tsv", ".json")
-Where = str | os.PathLike[str]
 
 
 def landmark_format(path: Where) -> str:
@@ -89,7 +89,7 @@ def in_mm(landmarks: Landmarks, spacing: Sequence[float] | float | Grid | None, 
     if landmarks.meta.get("unit") != "px":
         return landmarks
     if spacing is None:
-        raise InputError(f"{where}: positions are in px; give mm per pixel in the spacing column or with --spacing")
+        raise InputError(f"{where}: positions are in px; give mm per pixel in the spacing column or with `spacing`")
     grid = spacing if isinstance(spacing, Grid) else pixel_grid(spacing, where)
     return replace(pixels_to_mm(landmarks, grid), meta={**landmarks.meta, "unit": "mm"})
 
@@ -135,10 +135,7 @@ def write_landmarks(
         write_json_landmarks(landmarks, path, {"case": case} if case is not None else None)
     else:
         grid = spacing if isinstance(spacing, Grid) or spacing is None else pixel_grid(spacing)
-        name = case or ""
-        write_table(
-            {name: {"": landmarks}}, path, unit=unit, grids={name: grid} if grid and landmarks.ndim == 2 else None
-        )
+        write_table(landmarks, path, case=case or "", unit=unit, grid=grid if landmarks.ndim == 2 else None)
 
 
 def convert(

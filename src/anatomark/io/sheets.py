@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from anatomark.errors import InputError
-from anatomark.io.atomic import read_text
+from anatomark.io.atomic import Where, read_text, write_text
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sheet:
     rows: list[tuple[int, dict[str, str]]] = field(default_factory=list)
 
 
-def read_sheet(path: str | os.PathLike[str]) -> Sheet:
+def read_sheet(path: Where) -> Sheet:
     """Read a CSV (comma, or semicolon where the header has no comma) or TSV file. ``# key=value ...`` lines before the
     header give ``facts``; cells are stripped; empty rows are skipped. Raises InputError, naming the row."""
     path = Path(path)
@@ -56,6 +56,33 @@ def read_sheet(path: str | os.PathLike[str]) -> Sheet:
     if not sheet.rows:
         raise InputError(f"{path}: has a header but no rows")
     return sheet
+
+
+def write_csv(
+    path: Where,
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str] | None = None,
+    *,
+    digits: int | None = None,
+    head: str = "",
+) -> None:
+    """Write rows as CSV (TSV by suffix), atomically. Raises InputError where the disk refuses.
+
+    ``columns``: which, in what order; by default all that occur. A cell that a row lacks is blank. Floats are written
+    in full, or with so many significant ``digits``. ``head``: a comment line before the names of the columns.
+    """
+    rows = list(rows)
+    names = list(dict.fromkeys(key for row in rows for key in row)) if columns is None else columns
+    tab = Path(path).suffix.lower() == ".tsv"
+    out = io.StringIO(newline="")
+    out.write(head)
+    writer = csv.DictWriter(
+        out, names, restval="", extrasaction="ignore", delimiter="\t" if tab else ",", lineterminator="\n"
+    )
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, out.getvalue())
 
 
 def misspelt(columns: Sequence[str], known: Sequence[str]) -> list[str]:

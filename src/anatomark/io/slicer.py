@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import numpy as np
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
-from anatomark.io.atomic import read_json, read_text, write_json, write_text
-from anatomark.io.frames import agree, check_position, parse_frame, swap_lps_ras
+from anatomark.io.atomic import Where, read_json, read_text, write_json, write_text
+from anatomark.io.frames import agree, agreed_frame, check_position, swap_lps_ras
 
 SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -30,7 +29,7 @@ FCSV_COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock
 FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
 
 
-def read_mrk(path: str | os.PathLike[str], frame: str | None = None, unit: str | None = None) -> Landmarks:
+def read_mrk(path: Where, frame: str | None = None, unit: str | None = None) -> Landmarks:
     """Read a markups file. Frame and unit are the file's (``coordinateSystem``, ``coordinateUnits``; the format's unit
     is mm where it says none); ``frame`` and ``unit`` are for files that state none. The whole document stays in
     ``meta["mrk.json"]``. Files that we wrote for 2D come back 2D. Raises InputError."""
@@ -56,7 +55,7 @@ def read_mrk(path: str | os.PathLike[str], frame: str | None = None, unit: str |
     )
 
 
-def write_mrk(landmarks: Landmarks, path: str | os.PathLike[str]) -> None:
+def write_mrk(landmarks: Landmarks, path: Where) -> None:
     """Write a markups file (LPS, mm; 2D with z = 0 and a mark that says so).
 
     Landmarks that came from such a file keep its document: frame, unit, ids, display and unknown fields; a position
@@ -94,8 +93,7 @@ def _markup(document: Any, path: Any, frame: str | None, unit: str | None) -> tu
     if len(lists) != 1 or not isinstance(lists[0].get("controlPoints"), list):
         raise InputError(f"{path}: holds {len(lists)} markups lists; exactly one, with control points, is needed")
     markup = lists[0]
-    stated = parse_frame(markup["coordinateSystem"], str(path)) if markup.get("coordinateSystem") else None
-    frame = agree(stated, parse_frame(frame, str(path)) if frame else None, "frame", str(path))
+    frame = agreed_frame(markup.get("coordinateSystem") or None, frame, str(path))
     if frame == "image":
         raise InputError(f"{path}: frame image in a markups file; it must be LPS or RAS")
     units = markup.get("coordinateUnits")
@@ -177,7 +175,7 @@ class _Fcsv:
     lps: bool
 
 
-def read_fcsv(path: str | os.PathLike[str], frame: str | None = None) -> Landmarks:
+def read_fcsv(path: Where, frame: str | None = None) -> Landmarks:
     """Read an .fcsv: ``CoordinateSystem`` 0 or RAS, 1 or LPS (``frame`` is for files that state none), columns as the
     ``# columns`` line says. A 15th cell is the position's status (2 = defined). ``label`` is the name, ``desc`` the
     description; all cells are kept in ``meta["fcsv"]``. Raises InputError, naming the row."""
@@ -191,8 +189,7 @@ def read_fcsv(path: str | os.PathLike[str], frame: str | None = None) -> Landmar
     system = facts.get("coordinatesystem")
     if system is not None and system.upper() not in FCSV_FRAMES:
         raise InputError(f"{path}: CoordinateSystem = {system} is not known; it is 0 or RAS, 1 or LPS")
-    stated = FCSV_FRAMES[system.upper()] if system else None
-    frame = agree(stated, parse_frame(frame, str(path)) if frame else None, "frame", str(path))
+    frame = agreed_frame(FCSV_FRAMES[system.upper()] if system else None, frame, str(path))
     rows: dict[str, list[str]] = {}
     found = []
     for number, line in enumerate(lines, 1):
@@ -239,7 +236,7 @@ def _fcsv_row(cells: Sequence[str], columns: Sequence[str], where: str) -> tuple
     return label, check_position(point or [cells[at[a]] for a in "xyz"], 3, where), Status.DEFINED, text
 
 
-def write_fcsv(landmarks: Landmarks, path: str | os.PathLike[str]) -> None:
+def write_fcsv(landmarks: Landmarks, path: Where) -> None:
     """Write an .fcsv (LPS, mm; 2D with z = 0 and a comment that says so). Landmarks that came from an .fcsv keep its
     header, frame and cells; a position changes only where the point moved. Not defined: status cell 0."""
     old: _Fcsv = landmarks.meta.get("fcsv") or _Fcsv(

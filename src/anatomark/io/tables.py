@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,9 +13,9 @@ import numpy as np
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import write_text
-from anatomark.io.frames import agree, check_kind, check_status, mm_to_pixels, parse_frame, swap_lps_ras
-from anatomark.io.sheets import Sheet, misspelt, read_sheet
+from anatomark.io.atomic import Where
+from anatomark.io.frames import agree, agreed_frame, check_kind, check_status, mm_to_pixels, swap_lps_ras
+from anatomark.io.sheets import Sheet, misspelt, read_sheet, write_csv
 
 MEAN = "mean"
 TIDY = ("case", "label", "observer", "status", "description", "score", "radius90")
@@ -90,7 +87,7 @@ def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
     )  # fmt: skip
 
 
-def read_table(path: str | os.PathLike[str], frame: str | None = None, unit: str | None = None) -> Table:
+def read_table(path: Where, frame: str | None = None, unit: str | None = None) -> Table:
     """Read a CSV/TSV of landmarks: tidy ``case,label,x,y[,z][,observer][,status][,description]`` or wide
     ``case,<label>_x,<label>_y[,<label>_z][,observer]``; ``case`` may be missing where the file holds one case.
 
@@ -110,8 +107,7 @@ def read_table(path: str | os.PathLike[str], frame: str | None = None, unit: str
 def _read_table(path: Path, frame: str | None, unit: str | None, stamp: tuple[int, int]) -> Table:
     sheet = read_sheet(path)
     records, axes, own_unit = _tidy(sheet) if "label" in sheet.columns else _wide(sheet)
-    stated_frame = parse_frame(sheet.facts["frame"], str(path)) if "frame" in sheet.facts else None
-    frame = agree(stated_frame, parse_frame(frame, str(path)) if frame else None, "frame", str(path))
+    frame = agreed_frame(sheet.facts.get("frame"), frame, str(path))
     unit = agree(own_unit or sheet.facts.get("unit"), unit, "unit", str(path))
     check_kind(frame, unit, len(axes), str(path))
     groups: dict[str, dict[str, list[_Record]]] = {}
@@ -226,88 +222,32 @@ def _landmarks(group: Sequence[_Record], frame: str, path: Path, meta: dict[str,
 
 
 def write_table(
-    cases: Mapping[str, Mapping[str, Landmarks]],
-    path: str | os.PathLike[str],
-    *,
-    unit: str = "mm",
-    grids: Mapping[str, Grid] | None = None,
-    wide: bool = False,
+    landmarks: Landmarks, path: Where, *, case: str = "", unit: str = "mm", grid: Grid | None = None
 ) -> None:
-    """Write ``cases[case][observer]`` (landmarks in world mm; names ``""``: no such column) as CSV, or TSV by suffix.
+    """Write landmarks (world mm) as a tidy CSV, or TSV by suffix, with a column ``case`` where it is named.
 
-    3D: frame LPS, mm. 2D: frame image; ``grids`` (the 2D grid per case) is needed for ``unit="px"``, and in a tidy
-    table in mm adds the columns ``x_px, y_px``. Raises InputError on mixed dimensions or a missing grid.
+    3D: frame LPS, mm. 2D: frame image; ``grid``, that of the image, is needed for ``unit="px"``, and in mm adds the
+    columns ``x_px, y_px``. Raises InputError where it is missing.
     """
-    path = Path(path)
-    sets = [(case, o, one) for case, found in cases.items() for o, one in found.items()]
-    ndim = sets[0][2].ndim
-    if any(one.ndim != ndim for _, _, one in sets):
-        raise InputError(f"{path}: 2D and 3D landmarks do not go into one table")
-    frame = "LPS" if ndim == 3 else "image"
-    check_kind(frame, unit, ndim, str(path))
-    if unit == "px" and any(case not in (grids or {}) for case, _, _ in sets):
-        raise InputError(f"{path}: landmarks in px need the spacing; give --spacing, or write mm")
-    out = io.StringIO(newline="")
-    out.write(f"# frame={frame} unit={unit}\n")
-    writer = csv.writer(out, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
-    writer.writerows((_wide_rows if wide else _tidy_rows)(sets, unit, grids or {}))
-    write_text(path, out.getvalue())
+    frame, axes = ("LPS", "xyz") if landmarks.ndim == 3 else ("image", "xy")
+    check_kind(frame, unit, landmarks.ndim, str(path))
+    if unit == "px" and grid is None:
+        raise InputError(f"{path}: landmarks in px need the spacing; give `spacing`, or write mm")
+    places = {"": landmarks.points}
+    if grid is not None and landmarks.ndim == 2:
+        pixels = mm_to_pixels(landmarks.points, grid)
+        places = {"": pixels} if unit == "px" else {"_mm": landmarks.points, "_px": pixels}
+    cells: dict[str, Sequence[str]] = {"case": [case] * len(landmarks)} if case else {}
+    cells["label"] = landmarks.names
+    cells |= {f"{a}{u}": _numbers(points[:, i]) for u, points in places.items() for i, a in enumerate(axes)}
+    if not landmarks.defined.all():
+        cells["status"] = landmarks.status
+    if any(landmarks.descriptions):
+        cells["description"] = landmarks.descriptions
+    cells |= {k: _numbers(v) for k in ("score", "radius90") if (v := getattr(landmarks, k)) is not None}
+    rows = (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+    write_csv(path, rows, list(cells), head=f"# frame={frame} unit={unit}\n")
 
 
-Set = tuple[str, str, Landmarks]
-
-
-def _keys(sets: Sequence[Set]) -> dict[str, bool]:
-    return {"case": any(case for case, _, _ in sets), "observer": any(o for _, o, _ in sets)}
-
-
-def _numbers(point: Array) -> list[str]:
-    return [repr(float(v)) if np.isfinite(v) else "" for v in point]
-
-
-def _tidy_rows(sets: Sequence[Set], unit: str, grids: Mapping[str, Grid]) -> list[list[str]]:
-    every = [one for _, _, one in sets]
-    keys = _keys(sets)
-    axes = "xyz"[: every[0].ndim]
-    both = unit == "mm" and every[0].ndim == 2 and all(case in grids for case, _, _ in sets)
-    columns = [f"{a}_{u}" for u in ("mm", "px") for a in axes] if both else list(axes)
-    optional = {
-        "status": any(not one.defined.all() for one in every),
-        "description": any(any(one.descriptions) for one in every),
-        "score": any(one.score is not None for one in every),
-        "radius90": any(one.radius90 is not None for one in every),
-    }
-    head = [*(["case"] if keys["case"] else []), "label", *columns, *(["observer"] if keys["observer"] else [])]
-    rows = [head + [k for k, wanted in optional.items() if wanted]]
-    for case, observer, one in sets:
-        places = mm_to_pixels(one.points, grids[case]) if unit == "px" else one.points
-        if both:
-            places = np.hstack([places, mm_to_pixels(one.points, grids[case])])
-        for i, label in enumerate(one.names):
-            cells = {
-                "status": str(one.status[i]),
-                "description": one.descriptions[i],
-                "score": "" if one.score is None else _numbers(one.score[i : i + 1])[0],
-                "radius90": "" if one.radius90 is None else _numbers(one.radius90[i : i + 1])[0],
-            }
-            row = [*([case] if keys["case"] else []), label, *_numbers(places[i])]
-            row += [observer] if keys["observer"] else []
-            rows.append(row + [cells[k] for k, wanted in optional.items() if wanted])
-    return rows
-
-
-def _wide_rows(sets: Sequence[Set], unit: str, grids: Mapping[str, Grid]) -> list[list[str]]:
-    names = common_names(one for _, _, one in sets)
-    keys = [k for k, wanted in _keys(sets).items() if wanted]
-    axes = "xyz"[: sets[0][2].ndim]
-    rows = [[*keys, *(f"{n}_{a}" for n in names for a in axes)]]
-    for case, observer, one in sets:
-        one = one.select(names)
-        places = mm_to_pixels(one.points, grids[case]) if unit == "px" else one.points
-        cells = {"case": case, "observer": observer}
-        row = [cells[k] for k in keys]
-        for point, status in zip(places, one.status, strict=True):
-            absent = status is Status.ABSENT
-            row += ["absent", *[""] * (len(axes) - 1)] if absent else [n or "nan" for n in _numbers(point)]
-        rows.append(row)
-    return rows
+def _numbers(values: Array) -> list[str]:
+    return [repr(float(v)) if np.isfinite(v) else "" for v in values]

@@ -6,44 +6,21 @@ thin-plate spline ("Could not create an instance of ThinPlateSplineKernelTransfo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike
 
-from anatomark.core.grid import Array, Grid
+from anatomark.core.grid import Grid
 from anatomark.errors import InputError
-from anatomark.io.atomic import atomic_path
+from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.images import condensed, quiet
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
 
 
-def read_affine(path: str | os.PathLike[str]) -> Array:
-    """The (D+1, D+1) matrix, world mm (x, y[, z]) to world mm, of a linear ITK transform file (affine, rigid,
-    similarity, or a chain of them; as ITK resamples, it maps the fixed image's points to the moving image's).
-    Raises InputError where the file is missing, no transform, or not linear."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with quiet():
-            transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path}: is no readable ITK transform: {condensed(error)}") from None
-    if not transform.IsLinear():
-        raise InputError(f"{path}: holds a {transform.GetName()}, which is not linear; an affine is needed")
-    d = transform.GetDimension()
-    matrix = np.eye(d + 1)
-    matrix[:d, d] = transform.TransformPoint([0.0] * d)
-    for axis in range(d):
-        matrix[:d, axis] = np.array(transform.TransformPoint(np.eye(d)[axis].tolist())) - matrix[:d, d]
-    return matrix
-
-
-def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
+def write_affine(matrix: ArrayLike, path: Where) -> None:
     """Write a (D+1, D+1) world-to-world matrix, D = 2 or 3, as an ITK AffineTransform, atomically. Raises ValueError
     for another shape, InputError for an unknown ending or a disk that refuses."""
     path, values = Path(path), np.asarray(matrix, dtype=np.float64)
@@ -58,7 +35,7 @@ def write_affine(matrix: ArrayLike, path: str | os.PathLike[str]) -> None:
     _write(transform, path)
 
 
-def write_displacements(field: ArrayLike, grid: Grid, path: str | os.PathLike[str]) -> None:
+def write_displacements(field: ArrayLike, grid: Grid, path: Where) -> None:
     """Write displacements ``field`` (*grid.shape, D) float64, mm along x, y[, z], on ``grid`` as an ITK
     DisplacementFieldTransform (.h5), atomically. ITK interpolates linearly, and moves nothing outside the grid.
 

@@ -1,121 +1,194 @@
-"""What a run trains and uses as one: a method and, where asked for, the alignment before it and the refiner after it,
-as one Method."""
+"""What a run trains and uses as one: a method and, where asked for, the alignment before and the refiner after it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
+from torch import nn
 
+from anatomark.cases.case import Case
+from anatomark.core.alignment import Alignment
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
 from anatomark.core.shape import procrustes
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, StudyCase, TrainingCase
-from anatomark.model.align.aligner import AlignConfig, Aligner, Alignment
-from anatomark.model.config import RunConfig, method_of, refined
-from anatomark.model.refine.refiner import RefineConfig, Refiner
+from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
+from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
+from anatomark.model.config import RunConfig, checked, method_of, refined
+from anatomark.model.refine.refiner import RefineConfig, Refiner, RefinerFacts
+from anatomark.model.start import moved_weights
 
-REFINE = "refine"  # its stages' and working images' names begin with this
-ALIGN = "align"  # its facts in a plan; null where a composed model aligns nothing
-FRAME = "align.frame"  # among working images: one voxel whose grid is the alignment, template world -> image world
-KNOWN = "alignment"  # in an image's meta: the same, where it is known already
+METHOD, REFINE = "method", "refine"  # the parts; what their tensors' names begin with
 
 
-class ComposedConfig(MethodConfig):
-    """The method, its settings, and those of what stands before and after it."""
+@dataclass(frozen=True)
+class Plan:
+    """What a run knows of its training data: the facts of its method, and of what stands before and after it."""
 
-    model_config = {"arbitrary_types_allowed": True}
-    method: type[Method]
-    settings: Any
-    align: AlignConfig = AlignConfig()
-    refine: RefineConfig = RefineConfig()
-    refined: bool = True
+    method: Facts
+    align: AlignFacts | None = None
+    refine: RefinerFacts | None = None
 
+    @property
+    def names(self) -> list[str]:
+        return self.method.names
 
-def assembled(config: RunConfig) -> tuple[type[Method], MethodConfig]:
-    """The class and settings of what a run's config describes: the method alone, or with alignment or refiner."""
-    cls, settings = method_of(config)
-    after = refined(cls, config)
-    before = cls.aligned if config.align.enabled is None else config.align.enabled
-    if not after and not before:
-        return cls, settings
-    made = ComposedConfig(method=cls, settings=settings, align=config.align, refine=config.refine, refined=after)
-    return Composed, made
+    @property
+    def ndim(self) -> int:
+        return self.method.ndim
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is the method alone."""
+        return self.align is None and self.refine is None
 
-class Composed(Method):
-    """An alignment (or none), a method, then the refiner (or none). Tensors are named ``method.*`` and ``refine.*``.
-
-    The method and the refiner live in the template's world; images and landmarks go there and back.
-    """
-
-    Config = ComposedConfig
-
-    def __init__(self, config: ComposedConfig, plan: Plan):
-        super().__init__()
-        self.config, self.plan = config, plan
-        self.method = config.method(config.settings, plan)
-        self.refine = Refiner(config.refine, plan) if REFINE in plan.facts else None
-        facts = plan.facts.get(ALIGN)
-        self.aligner = Aligner(config.align, facts) if facts else None
-        self.begun = self.refine is not None and len(plan.facts[REFINE]["levels"]) > 0
+    def to_json(self) -> dict[str, Any]:
+        """``plan.json``: the shared fields, and under ``facts`` the method's own, ``align`` and ``refine``."""
+        shared = self.method.model_dump(mode="json", include=set(Facts.model_fields))
+        facts = self.method.own()
+        if not self.alone:
+            facts["align"] = None if self.align is None else self.align.model_dump(mode="json")
+        if self.refine is not None:
+            facts[REFINE] = self.refine.own()
+        return {**shared, "facts": facts}
 
     @classmethod
-    def prepare(cls, config: ComposedConfig, study: Study, old: Plan | None = None) -> Plan:
-        """The method's plan with the facts of alignment and refiner. Another run's plan ``old``, whose weights are to
-        be started from, lends its template, so that its frame is kept."""
-        facts, names = None, study.names
-        if _to_align(config, study):
-            lent = old.facts.get(ALIGN) if old is not None else None
-            names = tuple(old.names) if old is not None and lent else names
-            facts = lent or Aligner.prepare_facts(config.align, study)
-            study = _aligned_study(Aligner(config.align, facts), study, names)
-        plan = config.method.prepare(config.settings, study)
-        plan = plan.model_copy(update={"facts": {**plan.facts, ALIGN: facts}})
-        return with_refiner(plan, study) if config.refined else plan
+    def from_json(cls, data: Any, method: type[Method], where: str) -> Plan:
+        """The inverse of :meth:`to_json`, for a run of ``method``. Raises InputError that names ``where``."""
+        shared = dict(data) if isinstance(data, Mapping) else {}
+        own = dict(shared.pop("facts", None) or {})
+        align, refine = own.pop("align", None), own.pop(REFINE, None)
+        return cls(
+            checked(method.Facts, {**shared, **own}, where),
+            None if align is None else checked(AlignFacts, align, f"{where}: facts.align"),
+            None if refine is None else checked(RefinerFacts, {**shared, **refine}, f"{where}: facts.refine"),
+        )
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Weights of another run, with or without a refiner."""
-        out = {}
-        for name in ("method", REFINE):
-            part = part_of(name, state, old) if getattr(self, name) is not None else {}
-            adapt = getattr(getattr(self, name), "adapt_state", None)
-            out.update({f"{name}.{k}": v for k, v in (adapt(part, old) if adapt and part else part).items()})
-        return out
+
+@dataclass(frozen=True)
+class Composition:
+    """The classes and settings of what a run's config describes; ``refined``: whether the refiner follows."""
+
+    method: type[Method]
+    settings: MethodConfig
+    align: AlignConfig
+    refine: RefineConfig
+    refined: bool
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Composition:
+        """Raises InputError for an unknown method, preset or setting."""
+        method, settings = method_of(config)
+        return cls(method, settings, config.align, config.refine, refined(method, config))
+
+    def prepare(self, study: Study, old: Plan | None = None) -> Plan:
+        """All that depends on the data. Another run's plan ``old``, whose weights are to be started from, lends its
+        template and its frames. With ``refine.only`` its method stays as it is. Raises InputError."""
+        align = None
+        if self.refine.only:
+            assert old is not None
+            align = old.align
+        elif self._aligns(study):
+            align = (old.align if old is not None else None) or Aligner.prepare(self.align, study)
+        if align is not None:
+            names = old.names if old is not None and old.align is align else list(study.names)
+            study = _aligned(Aligner(self.align, align), study, names)
+        if self.refine.only and old is not None:
+            facts = old.method
+        else:
+            facts = self.method.prepare(self.settings, study)
+            if not facts.descriptions:
+                facts = facts.model_copy(update={"descriptions": list(study.cases[0].landmarks.descriptions)})
+        after = None
+        if self.refined:
+            after = Refiner.prepare(self.refine, replace(study, names=tuple(facts.names), known=facts))
+        if old is not None and isinstance(old.method, self.method.Facts):
+            facts = self.method.adapted(facts, old.method)
+        if after is not None and old is not None and old.refine is not None:
+            after = Refiner.adapted(after, old.refine)
+        return Plan(facts, align, after)
+
+    def _aligns(self, study: Study) -> bool:
+        """As the config says, else where the method's author wants it and the images are 3D: projections of a head that
+        nods are no transforms of each other."""
+        wanted = self.align.enabled
+        return (self.method.aligned and study.cases[0].landmarks.ndim == 3) if wanted is None else wanted
+
+    def build(self, plan: Plan) -> Composed:
+        """The module with its first weights."""
+        return Composed(self, plan)
+
+
+class Located(NamedTuple):
+    """What :meth:`Composed.find` says, and where the image lies in the template's world, if there is one."""
+
+    landmarks: Landmarks
+    alignment: Alignment | None
+
+
+class Composed(nn.Module):
+    """An alignment (or none), a method, then the refiner (or none). Tensors are named ``method.*`` and ``refine.*``.
+
+    Method and refiner live in the template's world, where there is one; images and landmarks go there and back.
+    """
+
+    def __init__(self, parts: Composition, plan: Plan):
+        super().__init__()
+        self.parts, self.align_facts = parts, plan.align
+        self.method = parts.method(parts.settings, plan.method)
+        self.refine = None if plan.refine is None else Refiner(parts.refine, plan.refine)
+        self.aligner = None if plan.align is None else Aligner(parts.align, plan.align)
+        self.refines = plan.refine is not None and len(plan.refine.levels) > 0  # whether the refiner is trained yet
+
+    @property
+    def plan(self) -> Plan:
+        """As it is now: training settles some of it."""
+        return Plan(self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts)
+
+    # ------------------------------------------------------------------ training
 
     def stages(self) -> list[Stage]:
-        """The method's, then the refiner's."""
-        first = [] if self.config.refine.only else _prefixed("method", self.method.stages())
-        return [*first, *(_prefixed(REFINE, self.refine.stages()) if self.refine is not None else [])]
+        """The method's, then the refiner's; every name once."""
+        first = [] if self.parts.refine.only else self.method.stages()
+        out = [_of_part(s, METHOD, s.name) for s in first]
+        for stage, name in zip(self.refine.stages() if self.refine else (), self._refiner_names(), strict=True):
+            out.append(_of_part(stage, REFINE, name))
+        return out
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+    def _refiner_names(self) -> list[str]:
+        """Of its stages; changed where the method has a stage of such a name."""
+        taken = {s.name for s in self.method.stages()}
+        own = [s.name for s in self.refine.stages()] if self.refine is not None else []
+        return [n if n not in taken else f"{REFINE}.{n}" for n in own]
+
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
         """While the method is trained the refiner is left out of :meth:`locate`."""
-        self.begun = self._part(stage) is self.refine
+        self.refines = stage.part == REFINE
         self._part(stage).begin(stage, evidence)
 
-    def working_images(self, image: Image) -> dict[str, Image]:
-        """Of both, as far as they are trained, in the template's world, and the way there."""
+    def working_images(self, image: Image) -> tuple[dict[str, Image], Alignment | None]:
+        """Of both parts, as far as they are trained, in the template's world; and where the image lies in it."""
+        alignment = self.alignment(image)
+        image = image if alignment is None else alignment.moved(image)
         out = {}
-        alignment = self._alignment(image)
-        if alignment is not None:
-            image = alignment.moved(image)
-            out[FRAME] = _as_image(alignment)
-        if not self.config.refine.only:
-            out.update(self.method.working_images(self._for_method(image, alignment)))
-        return out if self.refine is None else {**out, **self.refine.working_images(image)}
+        if not self.parts.refine.only:
+            out.update(_named(METHOD, self.method.working_images(self._for_method(image, alignment))))
+        if self.refine is not None:
+            out.update(_named(REFINE, self.refine.working_images(image)))
+        return out, alignment
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Of the stage's part."""
-        return self._part(stage).examples(_in_template(case), stage, rng)
+        return self._part(stage).examples(_for_part(case, stage.part), stage, rng)
 
-    def collect(self, cases: Any, stage: Stage, rng: np.random.Generator) -> Any:
+    def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
         """Of the stage's part."""
-        return self._part(stage).collect(_InTemplate(cases), stage, rng)
+        return self._part(stage).collect(_ForPart(cases, stage.part), stage, rng)
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Of the stage's part."""
@@ -129,114 +202,108 @@ class Composed(Method):
         """Of both."""
         return [*self.method.notes(), *(self.refine.notes() if self.refine is not None else [])]
 
-    def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """The method's landmarks in the aligned image, refined and brought back. ``meta["align_seconds"]``: what the
-        alignment took."""
-        alignment = self._alignment(image)
-        if alignment is None:
-            first = self.method.locate(image, start)
-            return self.refine.locate(image, first) if self.refine is not None and self.begun else first
-        moved = alignment.moved(image)
-        start = None if start is None else alignment.to_template(start)
-        found = self.method.locate(self._for_method(moved, alignment), start)
-        if self.refine is not None and self.begun:
-            found = self.refine.locate(moved, found)
-        found = alignment.from_template(found)
-        return replace(found, meta={**found.meta, "align_seconds": alignment.seconds})
+    def start_from(self, weights: Mapping[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
+        """Another run's weights as this one's state can take them: landmarks at their places, what does not fit left
+        out."""
+        own, out = self.state_dict(), {}
+        for name, part in ((METHOD, self.method), (REFINE, self.refine)):
+            if part is None:
+                continue
+            rules: Mapping[str, int | PerLandmark | None] = part.per_landmark()
+            theirs = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+            moved = moved_weights(theirs, rules, part.facts.names, old.names, part.state_dict())
+            out.update({f"{name}.{k}": v for k, v in moved.items()})
+        return {k: v for k, v in out.items() if k in own and own[k].shape == v.shape}
 
-    def before_levels(self, image: Image) -> dict[str, Landmarks]:
-        """What each of the refiner's stages starts from, by the stage's name: evidence to size its sub-images by."""
+    # ------------------------------------------------------------------ use
+
+    def locate(self, image: Image) -> Landmarks:
+        """Landmarks of an image in its world, mm."""
+        return self.find(image).landmarks
+
+    def find(self, image: Image, alignment: Alignment | None = None) -> Located:
+        """The method's landmarks in the aligned image, refined and brought back; ``alignment``: if it is known."""
+        alignment = self.alignment(image) if alignment is None else alignment
+        moved = image if alignment is None else alignment.moved(image)
+        landmarks = self.method.locate(self._for_method(moved, alignment))
+        if self.refine is not None and self.refines:
+            landmarks = self.refine.locate(moved, landmarks)
+        return Located(landmarks if alignment is None else alignment.from_template(landmarks), alignment)
+
+    def before_stages(self, image: Image) -> dict[str, Landmarks]:
+        """What the stages that ask for evidence start from, by the stage's name, in the image's world."""
         if self.refine is None:
             return {}
-        found = {}
-        levels = self.refine.stages()
-        alignment = self._alignment(image)
-        if alignment is not None:
-            image = alignment.moved(image)
-        first = self.method.locate(self._for_method(image, alignment))
-        for k, stage in enumerate(levels):
-            self.refine.use_levels(k)
-            there = self.refine.locate(image, first)
-            found[stage.name] = there if alignment is None else alignment.from_template(there)
-        self.refine.use_levels(len(levels))
-        return found
+        alignment = self.alignment(image)
+        moved = image if alignment is None else alignment.moved(image)
+        first = self.method.locate(self._for_method(moved, alignment))
+        before = self.refine.before_stages(moved, first)
+        named = {n: before[s.name] for s, n in zip(self.refine.stages(), self._refiner_names(), strict=True)}
+        return named if alignment is None else {n: alignment.from_template(b) for n, b in named.items()}
 
-    def frame(self, image: Image) -> Image | None:
-        """The alignment of an image as working images hold it, to be computed once; None where nothing is aligned."""
-        alignment = self._alignment(image)
-        return None if alignment is None else _as_image(alignment)
-
-    def _alignment(self, image: Image) -> Alignment | None:
-        if self.aligner is None:
-            return None
-        known = image.meta.get(KNOWN)
-        return self.aligner.align(image) if known is None else Alignment(known, float("nan"), 0.0)
+    def alignment(self, image: Image) -> Alignment | None:
+        """Where an image lies in the template's world; None where nothing is aligned."""
+        return None if self.aligner is None else self.aligner.align(image)
 
     def _for_method(self, image: Image, alignment: Alignment | None) -> Image:
         """An aligned image as the method can read it: upright on the template's axes where it goes by voxels."""
-        if alignment is None or not self.config.method.axis_bound:
+        if alignment is None or not self.parts.method.axis_bound:
             return image
         return resample(image, upright(image.grid), fill=float(image.subsample().min()))
 
     def _part(self, stage: Stage) -> Method:
-        if self.refine is not None and stage.name.startswith(REFINE):
-            return self.refine
-        return self.method
+        if stage.part == METHOD:
+            return self.method
+        assert self.refine is not None
+        return self.refine
 
 
 @dataclass(frozen=True)
-class _InTemplate(Sequence[TrainingCase]):
-    """Training cases with their landmarks in the template's world, where there is one."""
+class _ForPart(Sequence[Case]):
+    """Training cases as a part sees them, opened when they are asked for."""
 
-    cases: Sequence[TrainingCase]
+    cases: Sequence[Case]
+    part: str
 
     def __len__(self) -> int:
         return len(self.cases)
 
     @overload
-    def __getitem__(self, i: int) -> TrainingCase: ...
+    def __getitem__(self, i: int) -> Case: ...
     @overload
-    def __getitem__(self, i: slice) -> Sequence[TrainingCase]: ...
-    def __getitem__(self, i: int | slice) -> TrainingCase | Sequence[TrainingCase]:
-        return _InTemplate(self.cases[i]) if isinstance(i, slice) else _in_template(self.cases[i])
+    def __getitem__(self, i: slice) -> Sequence[Case]: ...
+    def __getitem__(self, i: int | slice) -> Case | Sequence[Case]:
+        return _ForPart(self.cases[i], self.part) if isinstance(i, slice) else _for_part(self.cases[i], self.part)
 
 
-def _as_image(alignment: Alignment) -> Image:
-    """One voxel whose grid is the alignment, so that it can be kept among working images."""
-    d = len(alignment.affine) - 1
-    return Image(np.zeros((1,) * (d + 1), np.float32), Grid((1,) * d, alignment.affine))
+def _for_part(case: Case, part: str) -> Case:
+    """The case in the template's world, with the working images of one part, named as the part names them."""
+    names = ((key, key.partition("/")) for key in case.images)
+    own = {name: case.images[key] for key, (of, _, name) in names if of == part}
+    return replace(case.in_template(), images=own)
 
 
-def _in_template(case: TrainingCase) -> TrainingCase:
-    if FRAME not in case.images:
-        return case
-    alignment = Alignment(case.images[FRAME].grid.affine, float("nan"), 0.0)
-    return replace(case, landmarks=alignment.to_template(case.landmarks))
+def _named(part: str, images: Mapping[str, Image]) -> dict[str, Image]:
+    return {f"{part}/{name}": image for name, image in images.items()}
 
 
-def _to_align(config: ComposedConfig, study: Study) -> bool:
-    """As the config says, else where the method's author wants it and the images are 3D: projections of a head that
-    nods are no transforms of each other."""
-    wanted = config.align.enabled
-    return (config.method.aligned and study.cases[0].landmarks.ndim == 3) if wanted is None else wanted
+def _of_part(stage: Stage, part: str, name: str) -> Stage:
+    return replace(stage, part=part, name=name, modules=tuple(f"{part}.{m}" for m in stage.modules) or (part,))
 
 
-def _aligned_study(aligner: Aligner, study: Study, names: Sequence[str]) -> Study:
+def _aligned(aligner: Aligner, study: Study, names: Sequence[str]) -> Study:
     """The cases in the template's world, as their landmarks say where it lies; by the image where these do not.
     ``names``: of the landmarks of the template's mean shape."""
 
-    def moved(case: StudyCase) -> StudyCase:
-        own = case.landmarks.select(names).points
-        mean = aligner.mean_shape
+    def moved(case: Case) -> Case:
+        own, mean = case.landmarks.select(names).points, aligner.mean_shape
         shared = (np.isfinite(own) & np.isfinite(mean)).all(1) if len(mean) == len(own) else np.zeros(len(own), bool)
         if shared.sum() < own.shape[1]:
-            alignment = aligner.align(case.image())
-        else:
-            pose = procrustes(mean, own, scale=aligner.config.kind != "rigid")
-            affine = np.eye(own.shape[1] + 1)
-            affine[:-1, :-1], affine[:-1, -1] = pose.rotation * pose.scale, pose.translation
-            alignment = Alignment(affine, float("nan"), 0.0)
-        return StudyCase(case.id, alignment.to_template(case.landmarks), lambda: alignment.moved(case.image()))
+            return case.in_template(aligner.align(case.image()))
+        pose = procrustes(mean, own, scale=aligner.config.kind != "rigid")
+        affine = np.eye(own.shape[1] + 1)
+        affine[:-1, :-1], affine[:-1, -1] = pose.rotation * pose.scale, pose.translation
+        return case.in_template(Alignment(affine))
 
     return replace(study, cases=[moved(c) for c in study.cases], aligned=True)
 
@@ -250,56 +317,3 @@ def upright(grid: Grid) -> Grid:
     low, size = corners.min(0), np.ptp(corners, axis=0)
     shape = np.maximum(1, np.ceil(size / spacing - 1e-6)).astype(int)
     return Grid.from_axes(shape[::-1].tolist(), np.diag(spacing)[:, ::-1], low + spacing / 2)
-
-
-def with_frame(method: Method, image: Image) -> dict[str, Image]:
-    """An image to keep, and the alignment of it, if the method has one, which need then not be found again."""
-    frame = method.frame(image) if isinstance(method, Composed) else None
-    return {"image": image} if frame is None else {"image": image, FRAME: frame}
-
-
-def framed(images: Mapping[str, Image]) -> Image:
-    """The image of :func:`with_frame`, which knows its alignment."""
-    image = images["image"]
-    return image if FRAME not in images else replace(image, meta={**image.meta, KNOWN: images[FRAME].grid.affine})
-
-
-def with_refiner(plan: Plan, study: Study, old: Plan | None = None) -> Plan:
-    """``plan`` with what the refiner keeps of the training data, in the frame of the refiner of ``old``, if any."""
-    facts = Refiner.prepare_facts(study, plan.facts)
-    plan = plan.model_copy(update={"facts": {**plan.facts, REFINE: facts}})
-    return plan if old is None else _refiner_adapted(plan, old)
-
-
-def adapted_plan(cls: type[Method], settings: MethodConfig, plan: Plan, old: Plan) -> Plan:
-    """``plan`` in the frames of another run's, whose weights it is to start from; see ``Method.adapt_plan``."""
-    own = settings.method if isinstance(settings, ComposedConfig) else cls
-    adapt = getattr(own, "adapt_plan", None)
-    return _refiner_adapted(adapt(plan, old) if adapt else plan, old)
-
-
-def _refiner_adapted(plan: Plan, old: Plan) -> Plan:
-    """``plan`` with its refiner, if it has one, in the frame of the other plan's refiner."""
-    if REFINE not in plan.facts:
-        return plan
-    facts = Refiner.adapt_facts(plan.facts[REFINE], plan.names, old)
-    return plan.model_copy(update={"facts": {**plan.facts, REFINE: facts}})
-
-
-def part_of(name: str, state: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
-    """The tensors of the ``method`` or of the refiner (``refine``) in a run's state, named as these name them."""
-    if REFINE not in plan.facts and ALIGN not in plan.facts:  # all are the method's
-        return dict(state) if name == "method" else {}
-    return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-
-
-def cache_facts(config: RunConfig, plan: Plan) -> list[Any]:
-    """What working images depend on, plain. The refiner's levels, sized as the training goes on, are no part of it."""
-    plain = plan.model_dump(mode="json")
-    if REFINE in plain["facts"]:
-        plain["facts"][REFINE].pop("levels")
-    return [config.method.model_dump(mode="json"), config.refine.only, plain]
-
-
-def _prefixed(name: str, stages: list[Stage]) -> list[Stage]:
-    return [replace(s, modules=tuple(f"{name}.{m}" for m in s.modules) or (name,)) for s in stages]

@@ -20,7 +20,7 @@ from anatomark.model.refine.refiner import RefineConfig
 M = TypeVar("M", bound=BaseModel)
 
 
-AUTO = "auto"  # the method that ``engine/auto.py`` replaces by one that suits the data
+AUTO = "auto"  # the method that ``training/auto.py`` replaces by one that suits the data
 FIRST = "pin"  # the method of presets and settings that name none
 
 
@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
     stage_steps: dict[str, int] = Field(default_factory=dict)
     validate_every: dict[str, int] = Field(default_factory=dict)
-    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with --init 0.2, not to unlearn
+    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with `init` 0.2, not to unlearn
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
@@ -147,12 +147,17 @@ def write_config(path: str | os.PathLike[str], config: RunConfig) -> None:
     write_text(Path(path), text)
 
 
-def make_config(path: str | os.PathLike[str] | None = None, assignments: Sequence[str] = (), **given: Any) -> RunConfig:
-    """A config from a file (or the defaults), ``key.path=value`` assignments, and values ``given`` by name.
+def make_config(
+    base: RunConfig | str | os.PathLike[str] | None = None, assignments: Sequence[str] = (), **given: Any
+) -> RunConfig:
+    """A config from another one, or a file of it (or the defaults), ``key.path=value`` assignments, and values
+    ``given`` by name.
 
     ``given``: top-level keys, and ``method`` / ``preset``; None means not given. Raises InputError.
     """
-    data = read_yaml(path) if path is not None else {}
+    path = None if isinstance(base, RunConfig) else base
+    data = base.model_dump(mode="json", exclude_unset=True) if isinstance(base, RunConfig) else {}
+    data = read_yaml(path) if path is not None else data
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected keys and values, found {type(data).__name__}")
     where = str(path) if path is not None else "options"
@@ -170,18 +175,18 @@ def make_config(path: str | os.PathLike[str] | None = None, assignments: Sequenc
     data.update(wanted)
     for text in assignments:
         _assign(data, text)
-        where = f"--set {text}" if path is None else where
+        where = f"`set` {text}" if path is None else where
     return checked(RunConfig, data, where)
 
 
 def _assign(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {text}: expected key=value, such as method.patch_mm=50")
+        raise InputError(f"`set` {text}: expected key=value, such as method.patch_mm=50")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise InputError(f"--set {text}: {value!r} is not a plain YAML value") from None
+        raise InputError(f"`set` {text}: {value!r} is not a plain YAML value") from None
     *path, last = key.strip().split(".")
     place: Any = data
     for step in path:
@@ -191,9 +196,9 @@ def _assign(data: dict[str, Any], text: str) -> None:
             place[step] = {} if place.get(step) is None else place[step]
             place = place[step]
         else:
-            raise InputError(f"--set {text}: {step!r} is not a key here")
+            raise InputError(f"`set` {text}: {step!r} is not a key here")
     if not isinstance(place, dict):
-        raise InputError(f"--set {text}: {'.'.join(path)} holds a value, not keys")
+        raise InputError(f"`set` {text}: {'.'.join(path)} holds a value, not keys")
     place[last] = parsed
 
 

@@ -18,12 +18,11 @@ from safetensors.torch import save as save_tensors
 import anatomark
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
-from anatomark.methods.base import Method, Plan
-from anatomark.model.compose import ALIGN, REFINE, assembled
-from anatomark.model.confidence.learn import Trust, read_trust
-from anatomark.model.config import RunConfig, checked, read_config
+from anatomark.model.compose import METHOD, Composed, Composition, Plan
+from anatomark.model.confidence.review import Review, read_review
+from anatomark.model.config import RunConfig, method_of, read_config
 
-CHECKPOINT = "last.ckpt"
+CHECKPOINT, CHECKPOINT_VERSION = "last.ckpt", 2
 WEIGHTS = "weights.safetensors"
 HOLDS = f"a run folder holds config.yaml, plan.json and {WEIGHTS}"
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -36,9 +35,9 @@ class Run:
     folder: Path
     config: RunConfig
     plan: Plan
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]  # named as those of ``Composed``
     calibration: dict[str, Any]
-    trust: Trust | None
+    review: Review | None
     hash: str
 
     @property
@@ -50,16 +49,15 @@ class Run:
             return " ".join(read_text(note).split("\n\n")[0].split())
         return self.config.license if self.config.license != RunConfig().license else ""
 
-    def method(self) -> Method:
-        """The method with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""
-        cls, settings = assembled(self.config)
+    def build(self) -> Composed:
+        """The model with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""
         try:
-            method = cls(settings, self.plan)
-            method.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in self.weights.items()})
+            composed = Composition.of(self.config).build(self.plan)
+            composed.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in self.weights.items()})
         except (RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise InputError(f"{self.folder}: {WEIGHTS} does not fit config.yaml and plan.json: {reason}") from None
-        return method.eval().requires_grad_(False)
+        return composed.eval().requires_grad_(False)
 
 
 def zoo_folder() -> Path:
@@ -97,12 +95,13 @@ def load_run(model: str | os.PathLike[str]) -> Run:
         if strange:
             raise InputError(f"{folder}: {strange[0]} may run code when it is loaded and is not read; {HOLDS}")
         unfinished = (folder / "config.yaml").exists()
-        remedy = "its training is not finished, go on with fit --resume" if unfinished else HOLDS
+        remedy = "its training is not finished, go on with fit `resume`" if unfinished else HOLDS
         raise InputError(f"{folder}: has no {WEIGHTS}; {remedy}")
     for name in ("config.yaml", "plan.json"):
         if not (folder / name).exists():
             raise InputError(f"{folder}: has no {name}; {HOLDS}")
-    config, plan = read_config(folder / "config.yaml"), read_plan(folder)
+    config = read_config(folder / "config.yaml")
+    plan = read_plan(folder, config)
     data = _bytes(folder / WEIGHTS)
     try:
         weights = load_tensors(data)
@@ -112,8 +111,11 @@ def load_run(model: str | os.PathLike[str]) -> Run:
     calibration = read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
     if not isinstance(calibration, dict):
         raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
-    trust, usual = read_trust(folder, plan.names, calibration)
-    return Run(folder, config, plan, weights, calibration, trust, _hash(data + usual, config, plan, calibration))
+    review, reference = read_review(folder, plan.names, calibration)
+    key = _hash(data + reference, config, plan, calibration)
+    # a method alone is stored under its own names
+    weights = {f"{METHOD}.{k}": v for k, v in weights.items()} if plan.alone else weights
+    return Run(folder, config, plan, weights, calibration, review, key)
 
 
 def existing(folder: Path) -> Path:
@@ -129,9 +131,10 @@ def remove_empty(folder: Path, until: Path) -> None:
         folder = folder.parent
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path, config: RunConfig) -> Plan:
     """``plan.json`` of a run folder. Raises InputError."""
-    return checked(Plan, read_json(folder / "plan.json"), str(folder / "plan.json"))
+    path = folder / "plan.json"
+    return Plan.from_json(read_json(path), method_of(config)[0], str(path))
 
 
 def _bytes(path: Path) -> bytes:
@@ -147,17 +150,18 @@ def _pickled(data: bytes) -> bool:
 
 def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any]) -> str:
     settings = [config.method.model_dump(mode="json"), config.precision]
-    settings += [config.refine.model_dump(mode="json")] if REFINE in plan.facts else []
-    settings += [config.align.model_dump(mode="json")] if plan.facts.get(ALIGN) else []
-    said = [*settings, plan.model_dump(mode="json"), calibration]
-    return hashlib.sha256(data + json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    settings += [config.refine.model_dump(mode="json")] if plan.refine is not None else []
+    settings += [config.align.model_dump(mode="json")] if plan.align is not None else []
+    text = json.dumps([*settings, plan.to_json(), calibration], sort_keys=True)
+    return hashlib.sha256(data + text.encode()).hexdigest()[:16]
 
 
-def write_weights(folder: Path, method: Method, *, half: bool = False) -> None:
+def write_weights(folder: Path, composed: Composed, *, half: bool = False) -> None:
     """Write ``weights.safetensors``: float32, or half precision. Raises InputError where the disk refuses."""
     wanted = torch.float16 if half else torch.float32
+    state = composed.method.state_dict() if composed.plan.alone else composed.state_dict()
     tensors = {}
-    for name, value in method.state_dict().items():
+    for name, value in state.items():
         value = value.detach().cpu()
         tensors[name] = (value.to(wanted) if value.dtype == torch.float32 else value).clone().contiguous()
     write_bytes(folder / WEIGHTS, save_tensors(tensors))
@@ -180,6 +184,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: is no checkpoint of this program ({reason}); remove it to start anew") from None
-    if data.get("version") != 1:
-        raise InputError(f"{path}: is a checkpoint of version {data.get('version')!r}; this program reads version 1")
+    if data.get("version") != CHECKPOINT_VERSION:
+        raise InputError(
+            f"{path}: is a checkpoint of version {data.get('version')!r}, this program reads version "
+            f"{CHECKPOINT_VERSION}; finish the run with the version that began it, or choose another `out`"
+        )
     return data

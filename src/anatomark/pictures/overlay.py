@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError
-from anatomark.model.confidence.review import absent_names, shortened
+from anatomark.errors import InputError, listed
 from anatomark.pictures.labels import place_labels
 
 TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
@@ -125,14 +124,21 @@ def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, na
     return png(figure)
 
 
-def overlay(image: Image, predicted: Landmarks, truth: Landmarks | None, path: str | os.PathLike[str]) -> None:
-    """Write a PNG of predicted landmarks, labelled, with 90 % circles where known; ``truth`` beside them if given.
+def overlay(
+    image: Image,
+    predicted: Landmarks,
+    truth: Landmarks | None,
+    path: str | os.PathLike[str],
+    flags: Sequence[str] = (),
+) -> None:
+    """Write a PNG of predicted landmarks, labelled, with 90 % circles where known; ``truth`` beside them if given;
+    ``flags``, why the case should be reviewed, below.
 
     2D: the whole image. 3D: a contact sheet, axial, coronal and sagittal slices through each landmark. Raises
     InputError where the file cannot be written.
     """
-    view = _View(image)
-    data = png(_sheet_3d(view, predicted, truth) if image.ndim == 3 else _whole_2d(view, predicted, truth), dpi=110)
+    draw = _sheet_3d if image.ndim == 3 else _whole_2d
+    data = png(draw(_View(image), predicted, truth, review_text(flags)), dpi=110)
     path = Path(path)
     draft = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -158,15 +164,14 @@ def caption(name: str, description: str = "") -> str:
 
 def absent_text(found: Landmarks, most: int = 8) -> str:
     """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
-    gone = absent_names(found)
-    return f"absent: {shortened(gone, most)}" if gone else ""
+    names = [n for n, absent in zip(found.names, found.absent, strict=True) if absent]
+    return f"absent: {listed(names, most)}" if names else ""
 
 
-def review_text(found: Landmarks, most: int = 3) -> str:
+def review_text(flags: Sequence[str], most: int = 3) -> str:
     """``REVIEW: why; why``; empty where the case is not flagged."""
-    why = list(found.meta.get("flags") or ())
-    more = f"; {len(why) - most} more" if len(why) > most else ""
-    return f"REVIEW: {'; '.join(why[:most])}{more}" if why else ""
+    more = f"; {len(flags) - most} more" if len(flags) > most else ""
+    return f"REVIEW: {'; '.join(flags[:most])}{more}" if flags else ""
 
 
 def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
@@ -282,7 +287,7 @@ def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[s
     return figure
 
 
-def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
+def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
     size = view.grid.extent_mm
     figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
     ax = figure.add_axes((0, 0, 1, 1))
@@ -303,17 +308,19 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
         )  # fmt: skip
     if text := absent_text(found):
         figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True, snap=False)
-    if text := review_text(found):
-        figure.text(0.01, 0.99, text, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True, snap=False)
+    if review:
+        figure.text(
+            0.01, 0.99, review, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True, snap=False
+        )
     return figure
 
 
-def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None) -> Figure:
+def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
     names = [n for n, known in zip(found.names, found.defined, strict=True) if known]
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
-    notes = [(text, c) for text, c in ((absent_text(found), INK), (review_text(found), WARNING)) if text]
+    notes = [(text, c) for text, c in ((absent_text(found), INK), (review, WARNING)) if text]
     width, height = blocks * block - gap, rows * (side + head) + head * len(notes)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
     for i, name in enumerate(names):

@@ -4,127 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from anatomark.cases.find import Marked, find_marked
+from anatomark.cases.case import Case
+from anatomark.cases.find import find_cases
 from anatomark.cases.manifest import read_manifest
-from anatomark.core.box import Box, box_around, box_of_size
-from anatomark.core.box import crop as cut_out
-from anatomark.core.grid import Array
-from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.box import Box, box_around, box_of_size, cut_out
+from anatomark.core.grid import Array, Grid
 from anatomark.errors import InputError, nearest
+from anatomark.io.atomic import Where
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import split_observer, write_landmarks
 from anatomark.progress import Reporter
-from anatomark.tools.outputs import check_files, check_folder, remove, write_record
+from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case
 
-RECORD = "crops.json"
 MARGIN_MM, MOST_MM = 10.0, 100_000
 MOST_VOXELS = 100_000_000  # of a crop that is larger than its image
 ENDINGS = {2: (".mha", ".csv"), 3: (".nii.gz", ".mrk.json")}  # of image and landmarks
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is cut out: the box of the landmarks ``points`` (None: all) with ``margin_mm`` (None: 10) on every side, or
-    one of ``size_mm`` (x, y[, z]) around their centroid; cut at the image's border, or continued with the value
-    ``pad``.
+class Region:
+    """What is cut out, as :func:`crop` has it. Raises InputError for numbers that make no box."""
 
-    Raises InputError for numbers that make no box.
-    """
-
+    points: tuple[str, ...] | None = None
     margin_mm: float | None = None
     size_mm: tuple[float, ...] | None = None
-    points: tuple[str, ...] | None = None
     pad: float | None = None
 
     def __post_init__(self) -> None:
         if self.margin_mm is not None and self.size_mm is not None:
-            raise InputError("--margin-mm and --size-mm both say how large the box is; give one of them")
+            raise InputError("`margin_mm` and `size_mm` both say how large the box is; give one of them")
         if self.margin_mm is not None and not 0 <= self.margin_mm <= MOST_MM:
-            raise InputError(f"--margin-mm {self.margin_mm:g}: is a number of mm from 0 on, at most {MOST_MM}")
+            raise InputError(f"`margin_mm` {self.margin_mm:g}: is a number of mm from 0 on, at most {MOST_MM}")
         if self.size_mm is not None and not all(0 < s <= MOST_MM for s in self.size_mm):
             text = ",".join(f"{s:g}" for s in self.size_mm)
-            raise InputError(f"--size-mm {text}: needs numbers above 0, at most {MOST_MM}")
+            raise InputError(f"`size_mm` {text}: needs numbers above 0, at most {MOST_MM}")
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Raises InputError where no case has one of the points, or the size has not a case's dimension."""
+        known = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
+        if wrong := [p for p in self.points or () if p not in known]:
+            raise InputError(f"`points` {wrong[0]}: no case has this landmark{nearest(wrong[0], known)}")
+        if self.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(self.size_mm)]):
+            d, count = odd[0].landmarks.ndim, len(self.size_mm)
+            needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"
+            raise InputError(f"`size_mm`: case {odd[0].case!r} is {d}D and needs {needed}")
+
+    def box(self, grid: Grid, points: Array) -> Box:
+        """The box for points (N, D), world mm, in an image's grid; it may reach beyond."""
+        if self.size_mm is None:
+            return box_around(grid, points, MARGIN_MM if self.margin_mm is None else self.margin_mm)
+        return box_of_size(grid, points.mean(0), self.size_mm)
 
 
 @dataclass(frozen=True)
-class Crops:
-    """What :func:`crop` left behind in ``out``: a row of plain data for each case, ``state`` written or failed."""
+class CropResult(CaseResults):
+    """What :func:`crop` wrote; the rows are those of ``crops.json``."""
 
-    out: Path
-    rows: tuple[dict[str, Any], ...]
+    record, done, undone = "crops.json", "cropped", "not cropped"
 
-    @property
-    def failed(self) -> list[tuple[str, str]]:
-        """Cases that could not be cropped, and why."""
-        return [(r["case"], r["reason"]) for r in self.rows if r["state"] == "failed"]
-
-    def summary(self) -> dict[str, Any]:
-        """Plain JSON."""
+    def summary(self) -> Row:
         return {"out": str(self.out), "cases": list(self.rows)}
 
-    def lines(self) -> list[str]:
-        """The same as text."""
-        out = []
-        for r in self.rows:
-            if r["state"] == "failed":
-                if len(self.rows) > 1:  # else it is the error that the command ends with
-                    out.append(f"{r['case']}: not cropped: {r['reason']}")
-                continue
-            size = " x ".join(str(u - v) for v, u in zip(r["lower"][::-1], r["upper"][::-1], strict=True))
-            of = " x ".join(map(str, r["original"]["shape"][::-1]))
-            skipped = f"; without {', '.join(r['skipped'])}" if r["skipped"] else ""
-            out.append(f"{r['case']}: {size} of {of} voxels: {r['files'][0]}{skipped}")
-        written = len(self.rows) - len(self.failed)
-        return [*out, f"{written} of {len(self.rows)} cropped" + (f": {self.out / RECORD}" if written else "")]
+    def document(self) -> Row:
+        return {"schema": 1, "frame": "LPS mm (2D: image mm)", "cases": list(self.rows)}
+
+    def case_lines(self, row: Row) -> list[str]:
+        size = " x ".join(str(u - v) for v, u in zip(row["lower"][::-1], row["upper"][::-1], strict=True))
+        of = " x ".join(map(str, row["original"]["shape"][::-1]))
+        skipped = f"; without {', '.join(row['skipped'])}" if row["skipped"] else ""
+        return [f"{row['case']}: {size} of {of} voxels: {row['files'][0]}{skipped}"]
 
 
 def crop(
-    paths: Sequence[Path],
-    out: Path,
-    request: Request,
+    paths: Sequence[Where],
+    out: Where,
     *,
-    landmarks: Path | None = None,
-    spacing: tuple[float, ...] | None = None,
+    points: Sequence[str] | None = None,
+    margin_mm: float | None = None,
+    size_mm: Sequence[float] | None = None,
+    pad: float | None = None,
+    landmarks: Where | None = None,
     split: str | None = None,
+    spacing: tuple[float, ...] | None = None,
     overwrite: bool = False,
     report: Reporter | None = None,
-) -> Crops:
-    """Cut a region of interest out of each image (a manifest's, or ``paths`` with ``landmarks``) into ``out``.
+) -> CropResult:
+    """Cut a region of interest around landmarks out of images, into the folder ``out``.
+
+    ``paths``, ``landmarks``, ``split``, ``spacing``: which images and landmarks, as for ``planes``. The region is the
+    box of the landmarks ``points`` (None: all) with ``margin_mm`` (None: 10) on every side, or one of ``size_mm``
+    (x, y[, z]) around their centroid; it is cut at the image's border, or continued with the value ``pad``.
 
     ``<case>.nii.gz`` (2D: ``.mha``): the image's own voxels, dtype, spacing and direction kept, each at the world
     position that it had; ``<case>.mrk.json`` (2D: ``.csv``): all its landmarks, world mm unchanged; ``crops.json``: the
-    box in the original's indices, world corners, the original's grid. ``core.crop.paste`` puts a segmentation back.
-    A case without any of the chosen landmarks fails with its reason, and the others go on. Raises InputError for bad
-    requests, and where results are there already.
+    box in the original's indices, world corners, the original's grid. ``paste`` of :mod:`anatomark.core.box` puts a
+    segmentation back. A case without any of the chosen landmarks fails with its reason, and the others go on. Raises
+    InputError for bad requests, and where results are there already (without ``overwrite``).
     """
-    report = report or Reporter()
+    size = None if size_mm is None else tuple(size_mm)
+    region = Region(None if points is None else tuple(points), margin_mm, size, pad)
+    out, given, source = Path(out), [Path(p) for p in paths], Path(landmarks) if landmarks else None
     check_folder(out)
-    cases = find_marked(paths, landmarks, spacing=spacing, split=split)
-    _check(cases, request)
-    taken = [out / RECORD, *(f for c in cases for f in _files(out, c.case))]
-    check_files(taken, _sources(paths, landmarks, cases), "crop", overwrite)
-    rows = []
-    with report.bar("crop", len(cases)) as bar:
-        for k, case in enumerate(cases):
-            try:
-                rows.append(_one(case, out, request))
-            except InputError as error:
-                remove(_files(out, case.case))
-                rows.append({"case": case.case, "image": str(case.path), "state": "failed", "reason": str(error)})
-            bar.update(k + 1, case.case)
-    result = Crops(out, tuple(rows))
-    record = {"schema": 1, "frame": "LPS mm (2D: image mm)", "cases": rows}
-    write_record(out / RECORD, record, len(result.failed) < len(rows))
+    cases = find_cases(given, source, spacing=spacing, split=split)
+    region.check(cases)
+    files = partial(_files, out)
+    taken = [out / CropResult.record, *(f for c in cases for f in files(c.id))]
+    check_files(taken, _sources(given, source, cases), "crop", overwrite)
+    rows = each_case("crop", cases, lambda case: _cut(case, out, region), files, report or Reporter())
+    result = CropResult(out, rows)
+    result.write_record(len(result.failed) < len(rows))
     return result
 
 
-def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Marked]) -> Iterator[Path]:
+def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Case]) -> Iterator[Path]:
     """Every file that is read; a folder of landmarks counts with all that lies in it."""
     yield from (c.path for c in cases if c.path is not None)
     tables = [path for path in paths if path.suffix.lower() == ".csv"]
@@ -132,56 +129,7 @@ def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Mark
     if landmarks is not None:
         yield from landmarks.iterdir() if landmarks.is_dir() else (split_observer(landmarks)[0],)
     else:
-        yield from (split_observer(c.landmarks)[0] for t in tables for c in read_manifest(t).cases if c.landmarks)
-
-
-def _check(cases: Sequence[Marked], request: Request) -> None:
-    known = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
-    if wrong := [p for p in request.points or () if p not in known]:
-        raise InputError(f"--points {wrong[0]}: no case has this landmark{nearest(wrong[0], known)}")
-    if request.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(request.size_mm)]):
-        d, count = odd[0].landmarks.ndim, len(request.size_mm)
-        needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"
-        raise InputError(f"--size-mm: case {odd[0].case!r} is {d}D and needs {needed}")
-
-
-def _one(case: Marked, out: Path, request: Request) -> dict[str, Any]:
-    marks = case.landmarks
-    wanted = marks if request.points is None else marks.select(request.points)
-    points = wanted.points[wanted.defined]
-    skipped = [n for n, known in zip(wanted.names, wanted.defined, strict=True) if not known]
-    if not len(marks):
-        raise InputError(f"case {case.case!r}: its file holds no landmarks")
-    if not len(points):
-        raise InputError(f"case {case.case!r}: none of the {len(wanted)} landmarks to crop around is defined")
-    image = case.image()
-    try:
-        asked = _box(image, points, request)
-        inside = asked.within(image.grid)
-        box = inside if request.pad is None else asked
-        shape = np.subtract(box.upper, box.lower)
-        if shape.prod(dtype=float) > max(MOST_VOXELS, image.array[0].size):
-            size = " x ".join(map(str, shape[::-1]))
-            raise ValueError(f"makes a crop of {size} voxels, larger than the image; make it smaller")
-        part = cut_out(image, box, request.pad or 0.0)
-    except ValueError as error:
-        raise InputError(f"case {case.case!r}: {case.path}: {error}") from None
-    files = _write(part, marks, out, case.case)
-    grid = image.grid
-    return {
-        "case": case.case, "image": str(case.path), "state": "written", "files": [str(f) for f in files],
-        "lower": list(box.lower), "upper": list(box.upper), "pad": request.pad,
-        "cut_at_border": box != asked,
-        "world_corners": box.corners(grid).tolist(),
-        "original": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
-        "around": [n for n in wanted.names if n not in skipped], "skipped": skipped,
-    }  # fmt: skip
-
-
-def _box(image: Image, points: Array, request: Request) -> Box:
-    if request.size_mm is None:
-        return box_around(image.grid, points, MARGIN_MM if request.margin_mm is None else request.margin_mm)
-    return box_of_size(image.grid, points.mean(0), request.size_mm)
+        yield from (split_observer(c.source)[0] for t in tables for c in read_manifest(t).cases if c.source)
 
 
 def _files(out: Path, case: str) -> list[Path]:
@@ -189,8 +137,35 @@ def _files(out: Path, case: str) -> list[Path]:
     return [out / f"{case}{ending}" for endings in ENDINGS.values() for ending in endings]
 
 
-def _write(part: Image, marks: Landmarks, out: Path, name: str) -> tuple[Path, Path]:
-    files = tuple(out / f"{name}{ending}" for ending in ENDINGS[part.ndim])
+def _cut(case: Case, out: Path, region: Region) -> Row:
+    landmarks = case.landmarks
+    wanted = landmarks if region.points is None else landmarks.select(region.points)
+    points = wanted.points[wanted.defined]
+    skipped = [n for n, defined in zip(wanted.names, wanted.defined, strict=True) if not defined]
+    if not len(landmarks):
+        raise InputError(f"case {case.id!r}: its file holds no landmarks")
+    if not len(points):
+        raise InputError(f"case {case.id!r}: none of the {len(wanted)} landmarks to crop around is defined")
+    image = case.image()
+    try:
+        asked = region.box(image.grid, points)
+        inside = asked.within(image.grid)
+        box = inside if region.pad is None else asked
+        shape = np.subtract(box.upper, box.lower)
+        if shape.prod(dtype=float) > max(MOST_VOXELS, image.array[0].size):
+            size = " x ".join(map(str, shape[::-1]))
+            raise ValueError(f"makes a crop of {size} voxels, larger than the image; make it smaller")
+        part = cut_out(image, box, region.pad or 0.0)
+    except ValueError as error:
+        raise InputError(f"case {case.id!r}: {case.path}: {error}") from None
+    files = [out / f"{case.id}{ending}" for ending in ENDINGS[part.ndim]]
     write_image(part, files[0])
-    write_landmarks(marks, files[1], spacing=part.grid if part.ndim == 2 else None)
-    return files[0], files[1]
+    write_landmarks(landmarks, files[1], spacing=part.grid if part.ndim == 2 else None)
+    return {
+        "files": [str(f) for f in files],
+        "lower": list(box.lower), "upper": list(box.upper), "pad": region.pad,
+        "cut_at_border": box != asked,
+        "world_corners": box.corners(image.grid).tolist(),
+        "original": {"shape": list(image.grid.shape), "affine": image.grid.affine.tolist()},
+        "around": [n for n in wanted.names if n not in skipped], "skipped": skipped,
+    }  # fmt: skip

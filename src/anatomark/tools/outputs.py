@@ -1,23 +1,101 @@
-"""The folder that a command writes the results of many cases into."""
+"""What tools share that go through cases: the folder they write into, the loop, the record of what was done."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from anatomark.cases.case import Case
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
+from anatomark.progress import Reporter
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseResults:
+    """What a tool left behind in ``out``: for each case a row of plain data with its name ``case`` and its ``state``,
+    written or failed, then with the ``reason``."""
+
+    out: Path
+    rows: Sequence[Row]
+    record: ClassVar[str]  # the name of the file that says what was done
+    done: ClassVar[str]  # what became of a case that did not fail, "cropped"
+    undone: ClassVar[str]  # and of one that did
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """Cases that failed, and why."""
+        return [(row["case"], row["reason"]) for row in self.rows if row["state"] == "failed"]
+
+    def summary(self) -> Row:
+        """Plain JSON."""
+        raise NotImplementedError
+
+    def document(self) -> Row:
+        """What the record holds."""
+        return self.summary()
+
+    def case_lines(self, row: Row) -> list[str]:
+        """What is said of a case that did not fail."""
+        raise NotImplementedError
+
+    def total(self) -> str:
+        """The last line."""
+        written = len(self.rows) - len(self.failed)
+        return f"{written} of {len(self.rows)} {self.done}" + (f": {self.out / self.record}" if written else "")
+
+    def lines(self) -> list[str]:
+        """The summary as text. The failure of a single case is left to the error that the command ends with."""
+        out = []
+        for row in self.rows:
+            if row["state"] != "failed":
+                out += self.case_lines(row)
+            elif len(self.rows) > 1:
+                out.append(f"{row['case']}: {self.undone}: {row['reason']}")
+        return [*out, self.total()]
+
+    def write_record(self, anything: bool) -> None:
+        """Write the record, last; of a run that left nothing else there is none, not even one from before."""
+        if anything:
+            write_json(self.out / self.record, self.document())
+        else:
+            remove([self.out / self.record])
+
+
+def each_case(
+    work: str,
+    cases: Sequence[Case],
+    one: Callable[[Case], Row],
+    files: Callable[[str], list[Path]],
+    report: Reporter,
+) -> list[Row]:
+    """The rows of :class:`CaseResults`: what ``one`` says of each case. Where it raises InputError the case has failed,
+    its ``files`` (by its name) are removed, and the others go on."""
+    rows = []
+    with report.bar(work, len(cases)) as bar:
+        for k, case in enumerate(cases):
+            row: Row = {"case": case.id, "image": str(case.path)}
+            try:
+                rows.append({**row, "state": "written", **one(case)})
+            except InputError as error:
+                remove(files(case.id))
+                rows.append({**row, "state": "failed", "reason": str(error)})
+            bar.update(k + 1, case.id)
+    return rows
 
 
 def check_folder(out: Path) -> None:
     """Raises InputError, before any work, where ``out`` is no folder, or cannot be written into or made."""
     there = next((p for p in (out, *out.absolute().parents) if p.exists()), Path())
     if not there.is_dir():
-        raise InputError(f"--out {out}: {'' if there == out else f'{there} '}is a file; give a folder")
+        raise InputError(f"`out` {out}: {'' if there == out else f'{there} '}is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: cannot be written into; choose another --out")
+        raise InputError(f"`out` {out}: cannot be written into; choose another `out`")
 
 
 def check_files(files: Iterable[Path], sources: Iterable[Path], work: str, overwrite: bool) -> None:
@@ -25,21 +103,13 @@ def check_files(files: Iterable[Path], sources: Iterable[Path], work: str, overw
     ``sources`` of the ``work``, a word such as "crop": these are never replaced."""
     there = [f for f in files if f.exists()]
     if there and not overwrite:
-        raise InputError(f"{there[0]}: exists already; add --overwrite or choose another --out")
+        raise InputError(f"{there[0]}: exists already; add `overwrite` or choose another `out`")
     kept = {source.resolve() for source in sources}
     if own := next((f for f in there if f.resolve() in kept), None):
-        raise InputError(f"{own}: is one of the files to {work}; choose another --out")
+        raise InputError(f"{own}: is one of the files to {work}; choose another `out`")
 
 
 def remove(files: Iterable[Path]) -> None:
     """Remove those that are there: of a run before, which would contradict this one, or of a case that failed."""
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def write_record(path: Path, record: Any, written: bool) -> None:
-    """Write what a run did, last; of one that has ``written`` nothing there is no record, not even one from before."""
-    if written:
-        write_json(path, record)
-    else:
-        remove([path])

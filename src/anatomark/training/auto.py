@@ -1,21 +1,22 @@
-"""``--method auto``: method, refiner and settings chosen from what the data look like and the time there is.
+"""The method ``auto``: method, refiner and settings chosen from what the data look like and the time there is.
 
 Every rule rests on figures of ``docs/benchmarks.md``; none knows the name of a data set. What the user set stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
-from anatomark.cases.division import HELD_OUT_FROM, Division, Source
+from anatomark import methods
+from anatomark.cases.division import HELD_OUT_FROM, Division
 from anatomark.cases.look.fingerprint import Fingerprint, two_observers
 from anatomark.core.shape import mean_shape, rotation_angle
-from anatomark.io.images import image_grid
+from anatomark.methods.base import Task
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
@@ -29,47 +30,30 @@ HEADERS = 8  # images whose spacing is read
 SAME_FRAME_DEG = 30.0  # beyond this an observer's habits have no fixed direction in the world
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the rules look at. ``cases`` to learn from, those held out among them; ``turned_deg``: the most turned case
-    against the mean shape; ``radius_mm`` of the mean shape; ``voxel_mm``: the finest spacing, median over cases;
-    ``observed``: whether a named observer and at least one other marked every case."""
+def task_of_fingerprint(fingerprint: Fingerprint, landmarks: int | None = None) -> Task:
+    """From what ``plan`` saw; ``landmarks``: how many of them are to be learned."""
+    facts = fingerprint.facts
+    poses, voxel = facts["poses"], min(facts["images"]["spacing_mm"]["median"])
+    count = len(fingerprint.names) if landmarks is None else landmarks
+    turned, radius = poses["rotation_deg"]["max"], poses["radius_mm"]
+    cases = facts["cases"]["train"]
+    return Task(facts["dimension"], count, cases, turned, radius, voxel, facts["observers"]["named"] == cases)
 
-    ndim: int
-    landmarks: int
-    cases: int
-    turned_deg: float
-    radius_mm: float
-    voxel_mm: float
-    observed: bool = False
 
-    @classmethod
-    def of_fingerprint(cls, found: Fingerprint, landmarks: int | None = None) -> Facts:
-        """From what ``plan`` saw; ``landmarks``: how many of them are to be learned."""
-        facts = found.facts
-        poses, voxel = facts["poses"], min(facts["images"]["spacing_mm"]["median"])
-        count = len(found.names) if landmarks is None else landmarks
-        turned, radius = poses["rotation_deg"]["max"], poses["radius_mm"]
-        cases = facts["cases"]["train"]
-        return cls(facts["dimension"], count, cases, turned, radius, voxel, facts["observers"]["named"] == cases)
-
-    @classmethod
-    def of_division(cls, division: Division) -> Facts:
-        """From the cases of a run. Reads their headers, no image."""
-        own = division.val if division.how == "held out" else ()
-        cases: Sequence[Source] = (*division.train, *own)
-        ndim = cases[0].landmarks.ndim
-        shapes = [s.landmarks.points for s in cases if s.landmarks.defined.sum() >= ndim]
-        turned = radius = 0.0  # fewer points fix no pose
-        if shapes:
-            mean, poses = mean_shape(np.stack(shapes))
-            turned = max(rotation_angle(p.rotation) for p in poses)
-            radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
-        at = np.unique(np.linspace(0, len(cases) - 1, min(HEADERS, len(cases))).astype(int))
-        grids = [image_grid(cases[i].case.image, cases[i].case.spacing) for i in at]
-        voxel = float(np.median([g.spacing[-ndim:].min() for g in grids]))
-        observed = all(two_observers(s.case) for s in division.train)
-        return cls(ndim, len(division.names), len(cases), float(turned), radius, voxel, observed)
+def task_of_division(division: Division) -> Task:
+    """From the cases of a run. Reads their headers, no image."""
+    cases = (*division.train, *(division.val if division.how == "held out" else ()))
+    ndim = cases[0].landmarks.ndim
+    shapes = [c.landmarks.points for c in cases if c.landmarks.defined.sum() >= ndim]
+    turned = radius = 0.0  # fewer points fix no pose
+    if shapes:
+        mean, poses = mean_shape(np.stack(shapes))
+        turned = max(rotation_angle(p.rotation) for p in poses)
+        radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
+    at = np.unique(np.linspace(0, len(cases) - 1, min(HEADERS, len(cases))).astype(int))
+    voxel = float(np.median([cases[i].header.spacing[-ndim:].min() for i in at]))
+    observed = all(two_observers(c) for c in division.train)
+    return Task(ndim, len(division.names), len(cases), float(turned), radius, voxel, observed)
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,7 @@ class Choice:
 
 
 def choose(
-    found: Facts,
+    task: Task,
     minutes: float | None,
     steps: int | None = None,
     *,
@@ -105,71 +89,60 @@ def choose(
     align: bool | None = None,
     models: int = 1,
 ) -> Choice:
-    """Method, refiner and settings for ``found`` and a time budget: ``minutes``, else training ``steps`` in all, else a
+    """Method, refiner and settings for a task and a time budget: ``minutes``, else training ``steps`` in all, else a
     usual time, which is then chosen too. ``refine``, ``align``: what the user said of refiner and alignment, if
     anything; ``models``: among how many the minutes are shared."""
     rows: list[tuple[str, Any, str]] = []
     if minutes is None and steps is None:
-        minutes, why = usual_minutes(found.cases, found.ndim)
+        minutes, why = usual_minutes(task.cases, task.ndim)
         rows.append(("minutes", minutes, why))
     time = minutes / models if minutes is not None else (steps or 0) / STEPS_A_MINUTE
     spent = f"{time:g} minutes" if minutes is not None else f"{steps} steps, {time:.0f} minutes on one core"
     spent += " for each model" * (models > 1)
-    after, whether = _refined(found, time, spent)
+    after, whether = _refined(task, time, spent)
     refined = after if refine is None else refine
-    name, why = _method(found, spent, refined, align)
+    name, why = methods.suitable(replace(task, time=spent, refined=refined, align=align))
     rows.insert(0, ("method.name", name, why))
-    rows.append(("align.enabled", *_alignment(found, name)))
+    rows.append(("align.enabled", *_alignment(task, name)))
     rows.append(("refine.enabled", after, whether))
     if refined:
-        rows += _refiner(found)
+        rows += _refiner(task)
     # one more than a validation case needs, so that offsets between observers can be learned from the rest
-    if found.observed and found.cases > HELD_OUT_FROM and found.turned_deg <= SAME_FRAME_DEG:
+    if task.observed and task.cases > HELD_OUT_FROM and task.turned_deg <= SAME_FRAME_DEG:
         rows.append(("observers", "combined", "every case has several observers, and their mean errs less than one"))
     return Choice(tuple(rows))
 
 
-def _method(found: Facts, spent: str, refined: bool, align: bool | None) -> tuple[str, str]:
-    told = f"{found.landmarks} landmarks in {found.ndim}D, {_cases(found.cases)}, {spent}: "
-    if found.landmarks > MANY:
-        return "t2dl", f"{found.landmarks} landmarks, and its cost hardly grows with their number"
-    if found.ndim == 3 and found.landmarks > found.ndim and align is not False:  # fewer fix no pose to align by
-        return "t2dl", f"{told}an alignment finds the pose without being taught"
-    if found.ndim == 2 and refined and found.turned_deg <= ANY_POSE_DEG:
-        return "global_to_local", f"{told}the best with the refiner on images held out of training"
-    return "pin", f"{told}the quickest to learn, and it seeks the pose itself"
-
-
-def _alignment(found: Facts, name: str) -> tuple[bool, str]:
-    if name == "t2dl" and found.ndim == 3:
+def _alignment(task: Task, name: str) -> tuple[bool, str]:
+    if methods.find(name).aligned and task.ndim == 3:
         return True, "it reads images in the template's pose"
-    if found.ndim == 2:
+    if task.ndim == 2:
         return False, "projections that nod are no transforms of each other"
     return False, "the method seeks the pose itself"
 
 
-def _refined(found: Facts, time: float, spent: str) -> tuple[bool, str]:
-    if found.landmarks > MANY:
-        return False, f"it would train {found.landmarks} networks"
+def _refined(task: Task, time: float, spent: str) -> tuple[bool, str]:
+    if task.landmarks > MANY:
+        return False, f"it would train {task.landmarks} networks"
     if time < REFINED_FROM:
         return False, f"{spent} are better spent on the method alone"
     return True, "it lowered the error in all that was measured, by up to 36 %"
 
 
-def _refiner(found: Facts) -> Iterator[tuple[str, Any, str]]:
-    if found.radius_mm <= 0:  # fewer landmarks than span the image
+def _refiner(task: Task) -> Iterator[tuple[str, Any, str]]:
+    if task.radius_mm <= 0:  # fewer landmarks than span the image
         return
-    px = 64 if found.ndim == 2 else 32
-    reach = px / 2 * max(0.75 * found.voxel_mm, found.radius_mm / 350) / found.radius_mm
+    px = 64 if task.ndim == 2 else 32
+    reach = px / 2 * max(0.75 * task.voxel_mm, task.radius_mm / 350) / task.radius_mm
     if reach >= ONE_LEVEL:
         yield "refine.levels", 1, f"sub-images as fine as the voxels reach {reach:.0%} of the anatomy's radius already"
     else:
         yield "refine.levels", 2, f"sub-images as fine as they get reach only {reach:.0%} of the anatomy's radius"
     for fewer, width in WIDTHS:
-        if found.cases < fewer:
-            yield "refine.width", width, f"{_cases(found.cases)} teach narrow networks only"
+        if task.cases < fewer:
+            yield "refine.width", width, f"{_cases(task.cases)} teach narrow networks only"
             break
-    if found.ndim == 3 and 152 // found.landmarks < REFINED_AT_ONCE and found.landmarks <= MANY:
+    if task.ndim == 3 and 152 // task.landmarks < REFINED_AT_ONCE and task.landmarks <= MANY:
         yield "refine.batch", REFINED_AT_ONCE, "as in what was measured in 3D"
 
 
@@ -188,7 +161,7 @@ def settled(config: RunConfig, division: Division, models: int = 1) -> RunConfig
     assert config.method.name == AUTO
     steps = config.steps or sum(config.stage_steps.values()) or None
     said = {"refine": config.refine.enabled, "align": config.align.enabled}
-    choice = choose(Facts.of_division(division), config.minutes, steps, **said, models=models)
+    choice = choose(task_of_division(division), config.minutes, steps, **said, models=models)
     rows = tuple(row for row in choice.rows if row[0] == "method.name" or not _given(config, row[0]))
     return applied(config, Choice(rows))
 
@@ -198,10 +171,10 @@ def aligned_in_any_pose(config: RunConfig, division: Division) -> RunConfig:
     it, and the user says nothing of it: few minutes do not teach that search. Presets of papers stay as they are."""
     if config.align.enabled is not None or config.method.preset != "recommended":
         return config
-    found = Facts.of_division(division)
-    if found.ndim < 3 or found.landmarks <= found.ndim or found.turned_deg <= ANY_POSE_DEG:
+    task = task_of_division(division)
+    if task.ndim < 3 or task.landmarks <= task.ndim or task.turned_deg <= ANY_POSE_DEG:
         return config
-    turned = f"cases are turned by up to {found.turned_deg:.0f} degrees"
+    turned = f"cases are turned by up to {task.turned_deg:.0f} degrees"
     why = f"align.enabled = true: {turned}, and an alignment finds the pose without being taught"
     align = config.align.model_copy(update={"enabled": True})
     return config.model_copy(update={"align": align, "reasons": [*config.reasons, why]})

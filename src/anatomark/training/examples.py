@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from anatomark.cases.store import CaseStore
-from anatomark.methods.base import Batch, Method, Stage, TrainingCase
+from anatomark.cases.case import Case
+from anatomark.methods.base import Batch, Stage
+from anatomark.model.compose import Composed
+from anatomark.model.config import RunConfig
 
-
-class StoredCases(Sequence[TrainingCase]):
-    """The cases of a store as a sequence whose items are opened when they are asked for."""
-
-    def __init__(self, store: CaseStore):
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    @overload
-    def __getitem__(self, i: int) -> TrainingCase: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[TrainingCase]: ...
-    def __getitem__(self, i: int | slice) -> TrainingCase | Sequence[TrainingCase]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        k = i % len(self)
-        return TrainingCase(self.store.ids[k], self.store.images(k), self.store.landmarks[k])
-
-    def __iter__(self) -> Iterator[TrainingCase]:
-        return (self[i] for i in range(len(self)))
+M = TypeVar("M", bound=nn.Module)
 
 
 class Examples(Dataset[Batch]):
     """Example i of a stage: its case from a seeded shuffle of the cases for each round, made with
     ``rng(seed, stage, i)``; so it is the same whatever the number of workers."""
 
-    def __init__(self, method: Method, stage: Stage, number: int, store: CaseStore, seed: int):
+    def __init__(self, method: Composed, stage: Stage, number: int, cases: Sequence[Case], seed: int):
         self.method, self.stage, self.number = weightless(method), stage, number
-        self.cases, self.seed = StoredCases(store), seed
+        self.cases, self.seed = cases, seed
 
     def __getitem__(self, i: int) -> Batch:
         turn, at = divmod(i, len(self.cases))
@@ -79,7 +59,7 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def weightless(method: Method) -> Method:
+def weightless(method: M) -> M:
     """A copy of a method for data workers: its own facts and CPU copies of its buffers, but empty parameters."""
     memo: dict[int, Any] = {}
     for p in method.parameters():
@@ -87,3 +67,11 @@ def weightless(method: Method) -> Method:
     for b in method.buffers():
         memo[id(b)] = b.detach().to("cpu", copy=True)
     return copy.deepcopy(method, memo)
+
+
+def worker_count(config: RunConfig) -> int:
+    """Data workers: as configured, else some where a GPU trains and none where the CPU does."""
+    if config.workers is not None:
+        return config.workers
+    cores = os.cpu_count() or 1
+    return min(8, cores - 1) if torch.cuda.is_available() and config.device != "cpu" else 0

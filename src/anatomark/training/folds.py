@@ -5,29 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anatomark.cases.division import Division, Source, divided
+from anatomark.cases.division import Division, divided
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
-from anatomark.model.compose import Composed
-from anatomark.model.confidence.presence import CASES, Trials, case_trials, described_presence, frozen_threshold
+from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.config import RunConfig, read_config
+from anatomark.model.residuals import Residuals, residuals_in
 from anatomark.model.run_folder import Run, existing, load_run, remove_empty
 from anatomark.progress import Reporter
-from anatomark.training.validate import Residuals
 
 
 def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
     """``folds`` lists of case numbers, seeded, of sizes that differ by at most one. Raises InputError."""
     if folds < 2:
-        raise InputError(f"--folds {folds}: give 2 or more")
+        raise InputError(f"`folds` {folds}: give 2 or more")
     if folds > count:
-        raise InputError(f"--folds {folds}: there are only {count} training cases; give at most {count}")
+        raise InputError(f"`folds` {folds}: there are only {count} training cases; give at most {count}")
     order = np.random.default_rng([seed, 22]).permutation(count)
     return [sorted(order[k::folds].tolist()) for k in range(folds)]
 
@@ -60,7 +59,8 @@ def cross_validate(
     for k, part in enumerate(parts):
         report.say(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}")
         rest = [c for i, c in enumerate(cases) if i not in part]
-        inner = divided(rest, division.val if fixed else (), division.names, config)
+        held = division.val if fixed else ()
+        inner = divided(rest, held, division.names, val_fraction=config.val_fraction, seed=config.seed)
         folder = run / "folds" / str(k + 1)
         if not (folder / "weights.safetensors").exists():
             own = config.model_copy(update={"cache": str(cache)}, deep=True)
@@ -75,18 +75,14 @@ def cross_validate(
             steps = read_config(folder / "config.yaml")
             update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
             config = config.model_copy(update=update, deep=True)
-        results.append((k + 1, _predict(folder, [cases[i] for i in part], config.seed, -(-CASES // folds))))
+        composed, own_cases = load_run(folder).build(), [cases[i] for i in part]
+        cropped = range(-(-CASES // folds))
+        results.append((k + 1, residuals_in(composed, own_cases, cropped=cropped, seed=config.seed, before=True)))
     if config.cache is None:
         shutil.rmtree(cache, ignore_errors=True)
-    pooled = Residuals(
-        tuple(c for _, r in results for c in r.cases),
-        tuple(p for _, r in results for p in r.predictions),
-        tuple(t for _, r in results for t in r.truths),
-        sum((r.trials for _, r in results if r.trials is not None), Trials()),
-        _merged([r.before for _, r in results]),
-    )
+    pooled = Residuals.pooled([r for _, r in results])
     _write(run / "folds", pooled, results, division.names)
-    report.say(f"out-of-fold: {summary(pooled)}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
+    report.say(f"out-of-fold: {pooled.summary()}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
     report.say(described_presence(frozen_threshold(pooled.trials)))
     return pooled, config
 
@@ -94,43 +90,6 @@ def cross_validate(
 def _settled(folder: Path, config: RunConfig) -> RunConfig:
     """The settings of a fold that was begun already, else ``config``."""
     return read_config(folder / "config.yaml") if (folder / "config.yaml").exists() else config
-
-
-def _predict(folder: Path, sources: Sequence[Source], seed: int, crops: int) -> Residuals:
-    """Predictions in the images, and in one crop of each of the first ``crops``."""
-    method = load_run(folder).method()
-    predictions, trials = [], Trials()
-    before: dict[str, dict[str, Any]] = {}
-    for i, s in enumerate(sources):
-        image = s.image()
-        predictions.append(method.locate(image))
-        for stage, found in method.before_levels(image).items() if isinstance(method, Composed) else ():
-            known = before.setdefault(stage, {"how": "out-of-fold", "predictions": {}, "truth": {}})
-            known["predictions"][s.id], known["truth"][s.id] = found, s.landmarks
-        locate = method.locate if i < crops else None
-        trials += case_trials(locate, s.id, image, s.landmarks, predictions[-1], seed)
-    ids, truths = tuple(s.id for s in sources), tuple(s.landmarks for s in sources)
-    return Residuals(ids, tuple(predictions), truths, trials, before)
-
-
-def _merged(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The folds' evidence as one, stage by stage."""
-    out: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        for stage, evidence in part.items():
-            known = out.setdefault(stage, {"how": evidence["how"], "predictions": {}, "truth": {}})
-            for key in ("predictions", "truth"):
-                known[key].update(evidence[key])
-    return out
-
-
-def summary(residuals: Residuals) -> str:
-    """Pooled errors in one line."""
-    e = residuals.errors[np.isfinite(residuals.errors)]
-    if not len(e):
-        return f"nothing located, {residuals.missed} missed"
-    figures = f"mean {e.mean():.3f} mm, median {np.median(e):.3f}, 95th percentile {np.percentile(e, 95):.3f}"
-    return f"{figures} ({len(e)} landmarks, {residuals.missed} missed)"
 
 
 def _rows(results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> Iterator[dict[str, object]]:

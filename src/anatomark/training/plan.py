@@ -17,9 +17,10 @@ from rich.text import Text
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import Fingerprint, fingerprint
 from anatomark.cases.manifest import read_manifest
+from anatomark.errors import listed
 from anatomark.io.atomic import write_json
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged, write_config
-from anatomark.training.auto import ANY_POSE_DEG, Choice, Facts, applied, choose, usual_minutes
+from anatomark.training.auto import ANY_POSE_DEG, Choice, applied, choose, task_of_fingerprint, usual_minutes
 
 SCHEMA = 1
 ROWS_SHOWN = 60  # landmarks in the printed table; the report holds all
@@ -56,7 +57,7 @@ def plan(
     frame: str | None = None,
     unit: str | None = None,
 ) -> Planned:
-    """Fingerprint of the training cases, suspect annotations, and a config for ``fit --config``, each choice with its
+    """Fingerprint of the training cases, suspect annotations, and a config for ``fit``, each choice with its
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
@@ -98,7 +99,7 @@ def _method(found: Fingerprint, method: str, preset: str, minutes: float | None,
     time, why = usual_minutes(count, facts["dimension"]) if minutes is None else (minutes, "as asked")
     last = ("minutes", time, why)
     if method == AUTO:
-        return Choice((*choose(Facts.of_fingerprint(found, len(landmarks) if landmarks else None), time).rows, last))
+        return Choice((*choose(task_of_fingerprint(found, len(landmarks) if landmarks else None), time).rows, last))
     turned = facts["poses"]["rotation_deg"]["max"]
     if count < 2:
         pose = "with one training case the spread of poses is unknown"
@@ -137,8 +138,8 @@ def _wanted(found: Fingerprint) -> tuple[list[str] | None, str]:
     if not never and not extra:
         return None, f"all {len(rows)} landmarks of the first training case"
     kept = [row["name"] for row in rows if row["defined"]]
-    parts = [f"never marked: {_some(never)}"] if never else []
-    parts += [f"not in the first training case: {_some(extra)}"] if extra else []
+    parts = [f"never marked: {listed(never)}"] if never else []
+    parts += [f"not in the first training case: {listed(extra)}"] if extra else []
     return kept, "; ".join(parts) + "; these are left out"
 
 
@@ -148,7 +149,7 @@ def _why_validation(cases: Mapping[str, int]) -> str:
     if cases["train"] < HELD_OUT_FROM:
         return "too few cases to spare one: validated on augmented copies, so no independent validation"
     held = max(1, round(0.2 * cases["train"]))
-    return f"{held} of {cases['train']} training cases are held out; --folds K would use all of them"
+    return f"{held} of {cases['train']} training cases are held out; `folds` K would use all of them"
 
 
 def _cache(megabytes: float) -> tuple[int, str]:
@@ -170,10 +171,10 @@ def _cautions(found: Fingerprint) -> Iterator[str]:
         yield f"the landmarks span about {span:.3g} mm: check spacing and unit"
     outside = [f"{r['name']} ({r['outside']})" for r in rows if r["outside"]]
     if outside:
-        yield f"landmarks outside their image, with the number of cases: {_some(outside)}"
+        yield f"landmarks outside their image, with the number of cases: {listed(outside)}"
     few = [f"{r['name']} ({r['defined']})" for r in rows if 0 < r["defined"] < 0.5 * facts["cases"]["train"]]
     if few:
-        yield f"landmarks marked in fewer than half of the cases: {_some(few)}"
+        yield f"landmarks marked in fewer than half of the cases: {listed(few)}"
     if images["anisotropy"] > 3:
         yield f"voxels are up to {images['anisotropy']:.1f} times longer than wide; expect larger errors that way"
     low, high = images["spacing_mm"]["min"], images["spacing_mm"]["max"]
@@ -199,9 +200,9 @@ def render(facts: Mapping[str, Any]) -> RenderableType:
     parts += [table, Text()]
     if facts["files"]:
         parts.append(Text("written: " + ", ".join(facts["files"])))
-        parts.append(Text(f"next: anatomark fit {facts['manifest']} --config {facts['files'][0]} --out RUN"))
+        parts.append(Text(f"next: anatomark fit {facts['manifest']} `config` {facts['files'][0]} `out` RUN"))
     else:
-        parts.append(Text("--out DIR writes config.yaml and plan_report.json"))
+        parts.append(Text("`out` DIR writes config.yaml and plan_report.json"))
     return Group(*parts)
 
 
@@ -277,7 +278,3 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " x ".join(f"{v:.4g}" for v in values)
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

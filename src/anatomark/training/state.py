@@ -14,9 +14,10 @@ import torch
 
 from anatomark.cases.store import CaseStore
 from anatomark.io.atomic import write_json, write_text
-from anatomark.methods.base import Method, Stage
+from anatomark.methods.base import Evidence, Stage
+from anatomark.model.compose import Composed
 from anatomark.model.config import RunConfig, write_config
-from anatomark.model.run_folder import read_checkpoint, write_checkpoint
+from anatomark.model.run_folder import CHECKPOINT_VERSION, read_checkpoint, write_checkpoint
 from anatomark.progress import Reporter
 from anatomark.training.optimise import make_optimizer, rate_factor
 from anatomark.training.validate import Validation, from_plain, to_plain
@@ -28,9 +29,8 @@ class State:
 
     run: Path
     config: RunConfig
-    method: Method
-    fabric: Any
-    wrapped: Any
+    method: Composed
+    device: torch.device
     stages: list[Stage]
     store: CaseStore
     validation: Validation
@@ -41,9 +41,9 @@ class State:
     ema: dict[str, torch.Tensor] | None = None
     best: dict[str, torch.Tensor] | None = None
     best_mm: float = float("inf")
-    found: dict[str, Any] = field(default_factory=dict)  # evidence that the best weights gave
-    evidence: dict[str, Any] = field(default_factory=dict)
-    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
+    best_evidence: Evidence = field(default_factory=Evidence)  # that the best weights gave
+    evidence: Evidence = field(default_factory=Evidence)
+    before: Mapping[str, Evidence] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
     rows: list[dict[str, Any]] = field(default_factory=list)
     spent: float = 0.0  # seconds of the sittings before this one
     started: float = field(default_factory=time.monotonic)
@@ -65,7 +65,7 @@ def write_setup(state: State) -> None:
     if state.config.minutes is None:
         state.config.stage_steps.update({s.name: s.steps for s in state.stages})
     write_config(state.run / "config.yaml", state.config)
-    write_json(state.run / "plan.json", state.method.plan.model_dump(mode="json"))
+    write_json(state.run / "plan.json", state.method.plan.to_json())
 
 
 def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
@@ -91,7 +91,7 @@ def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
 def save(state: State) -> None:
     """Write ``last.ckpt``."""
     data = {
-        "version": 1,
+        "version": CHECKPOINT_VERSION,
         "stage": state.at,
         "step": state.step,
         "model": state.method.state_dict(),
@@ -100,7 +100,7 @@ def save(state: State) -> None:
         "best": state.best,
         "best_mm": state.best_mm,
         "evidence": to_plain(state.evidence),
-        "found": to_plain(state.found),
+        "best_evidence": to_plain(state.best_evidence),
         "seconds": state.seconds,
         "rows": state.rows,
     }
@@ -113,15 +113,11 @@ def restore(state: State) -> None:
     data = read_checkpoint(state.run)
     state.at, state.step, state.rows = data["stage"], data["step"], data["rows"]
     state.method.load_state_dict(data["model"])
-    device = state.fabric.device
     for name in ("ema", "best"):
         kept = data[name]
-        setattr(state, name, None if kept is None else {k: v.to(device) for k, v in kept.items()})
-    state.best_mm, state.evidence, state.found = (
-        data["best_mm"],
-        from_plain(data["evidence"]),
-        from_plain(data["found"]),
-    )
+        setattr(state, name, None if kept is None else {k: v.to(state.device) for k, v in kept.items()})
+    state.best_mm = data["best_mm"]
+    state.evidence, state.best_evidence = from_plain(data["evidence"]), from_plain(data["best_evidence"])
     state.spent = data["seconds"]
     if data["optimizer"] is not None:
         state.optimizer = make_optimizer(state.method, state.stage)

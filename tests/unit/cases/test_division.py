@@ -10,9 +10,7 @@ import SimpleITK as sitk
 
 from anatomark.cases.division import combined_truth, read_division
 from anatomark.errors import InputError
-from anatomark.model.config import make_config
 
-CONFIG = make_config(method="pin", assignments=["observers=combined"])
 SLIP = 4.0
 
 
@@ -32,7 +30,7 @@ def study(folder: Path, observer: str = "#senior", alone: str = "") -> Path:
 
 
 def test_training_cases_average_both_and_validation_cases_keep_the_named_one(tmp_path: Path) -> None:
-    named = read_division(study(tmp_path), CONFIG)
+    named = read_division(study(tmp_path))
     made = combined_truth(named)
     moved = [m.landmarks.points - n.landmarks.points for m, n in zip(made.train, named.train, strict=True)]
     np.testing.assert_allclose(moved[0], [[SLIP / 2, 0], [SLIP / 2, 0]], atol=1e-9)
@@ -50,7 +48,7 @@ def test_training_cases_average_both_and_validation_cases_keep_the_named_one(tmp
 def test_cases_without_two_observers_or_a_named_one_are_refused(
     tmp_path: Path, observer: str, alone: str, words: list[str]
 ) -> None:
-    division = read_division(study(tmp_path, observer, alone), CONFIG)
+    division = read_division(study(tmp_path, observer, alone))
     with pytest.raises(InputError) as error:
         combined_truth(division)
     message = str(error.value)
@@ -64,4 +62,4 @@ def test_a_file_without_observers_is_refused(tmp_path: Path) -> None:
     ]
     (tmp_path / "marks.csv").write_text("\n".join(["# frame=image unit=mm", *plain]) + "\n")
     with pytest.raises(InputError, match=r"case 'k0'.*two or more observers.*found: none"):
-        combined_truth(read_division(manifest, CONFIG))
+        combined_truth(read_division(manifest))

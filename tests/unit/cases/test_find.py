@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anatomark.cases.find import find_landmarks, find_marked
+from anatomark.cases.find import find_cases, find_landmarks
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
@@ -33,7 +33,7 @@ def test_a_folder_that_predict_wrote_in_any_format(tmp_path: Path, ending: str) 
         write_json_landmarks(MARKS, tmp_path / f"{stem}.json", {})
     (tmp_path / "summary.json").write_text('{"no": "landmarks"}')
     found = find_landmarks([tmp_path])
-    assert [m.case for m in found] == ["one", "two"]
+    assert [m.id for m in found] == ["one", "two"]
     assert found[0].landmarks.covariance is not None  # of the JSON beside it
 
 
@@ -48,14 +48,14 @@ def test_points_in_the_plane_z_0_of_a_volume_stay_3d(tmp_path: Path) -> None:
     image = volume(tmp_path / "scan.nii.gz")
     flat = Landmarks(("a",), np.array([[3.0, 4, 0]]))
     write_landmarks(flat, tmp_path / "scan.mrk.json")
-    marked = find_marked([image], tmp_path / "scan.mrk.json")[0]
+    marked = find_cases([image], tmp_path / "scan.mrk.json")[0]
     assert marked.landmarks.ndim == marked.image().ndim == 3
 
 
 def test_slicers_2d_points_belong_to_a_single_slice(tmp_path: Path) -> None:
     image = volume(tmp_path / "slice.nii.gz", (1, 9, 10))
     write_landmarks(Landmarks(("a",), np.array([[3.0, 4, 0]])), tmp_path / "slice.mrk.json")
-    marked = find_marked([image], tmp_path / "slice.mrk.json")[0]
+    marked = find_cases([image], tmp_path / "slice.mrk.json")[0]
     assert marked.landmarks.ndim == marked.image().ndim == 2
 
 
@@ -64,9 +64,9 @@ def test_what_is_missing_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "found").mkdir()
     write_landmarks(MARKS, tmp_path / "found" / "y.mrk.json")
     with pytest.raises(InputError, match=r"no landmarks of x, z"):
-        find_marked(images, tmp_path / "found")
+        find_cases(images, tmp_path / "found")
     with pytest.raises(InputError, match="give its landmarks"):
-        find_marked(images)
+        find_cases(images)
 
 
 def test_a_sidecar_of_another_program_is_no_landmark_file(tmp_path: Path) -> None:
@@ -74,16 +74,16 @@ def test_a_sidecar_of_another_program_is_no_landmark_file(tmp_path: Path) -> Non
     write_landmarks(MARKS, tmp_path / "one.mrk.json")
     (tmp_path / "one.json").write_text('{"EchoTime": 0.03}')
     (tmp_path / "dataset_description.json").write_text('{"Name": "mine"}')
-    assert find_marked([image], tmp_path)[0].landmarks.names == MARKS.names
-    assert [m.case for m in find_landmarks([tmp_path])] == ["one"]
+    assert find_cases([image], tmp_path)[0].landmarks.names == MARKS.names
+    assert [m.id for m in find_landmarks([tmp_path])] == ["one"]
 
 
 def test_tables_of_landmarks_without_images(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("# frame=LPS unit=mm\ncase,label,x,y,z\np,a,1,2,3\nq,a,4,5,6\n")
     found = find_landmarks([tmp_path / "table.csv"])
-    assert [(m.case, m.landmarks["a"].tolist()) for m in found] == [("p", [1, 2, 3]), ("q", [4, 5, 6])]
+    assert [(m.id, m.landmarks["a"].tolist()) for m in found] == [("p", [1, 2, 3]), ("q", [4, 5, 6])]
     write_landmarks(MARKS, tmp_path / "alone.csv", case="alone")
-    assert "alone" in [m.case for m in find_landmarks([tmp_path / "alone.csv"])]
+    assert "alone" in [m.id for m in find_landmarks([tmp_path / "alone.csv"])]
 
 
 def test_points_of_slicer_in_the_plane_z_0_stay_3d_without_an_image(tmp_path: Path) -> None:

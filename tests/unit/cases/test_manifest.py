@@ -52,8 +52,8 @@ def test_3d(folder):
     manifest = read_manifest(write(folder, text))
     assert [(c.id, c.split, c.row) for c in manifest.cases] == [("a", "train", 2), ("b", "val", 3), ("c", "", 4)]
     (case,) = manifest.split("train")
-    assert case.read_image().grid.shape == (4, 5, 6)
-    np.testing.assert_array_equal(case.read_landmarks(["2", "9"]).points, [[-4, -5, 6], [np.nan] * 3])
+    assert case.image().grid.shape == (4, 5, 6)
+    np.testing.assert_array_equal(case.landmarks.select(["2", "9"]).points, [[-4, -5, 6], [np.nan] * 3])
     assert list(case.observers()) == [""]
     assert manifest.has_split("val") and not manifest.has_split("test")
     with pytest.raises(InputError, match=r"no case has split 'test' \(it holds 1 train, 1 val, 1 unused\)"):
@@ -68,9 +68,9 @@ def test_no_split_column_is_all_train(folder):
 def test_2d_in_px_with_observers(folder):
     text = "case,image,landmarks,spacing\n" + "".join(f"{c},{c}.png,px.csv#s,0.1;0.2\n" for c in "abc")
     case = read_manifest(write(folder, text)).cases[1]
-    image = case.read_image()
+    image = case.image()
     assert image.grid.spacing.tolist() == [0.2, 0.1]
-    np.testing.assert_allclose(case.read_landmarks()["N"], [0.1, 0.4])
+    np.testing.assert_allclose(case.landmarks["N"], [0.1, 0.4])
     both = case.observers(["N"])
     assert list(both) == ["s", "j"]
     np.testing.assert_allclose(both["j"]["N"], [0.2, 0.4])
@@ -79,24 +79,24 @@ def test_2d_in_px_with_observers(folder):
 
 def test_flat_volume_with_2d_landmarks_is_2d(folder):
     case = read_manifest(write(folder, "case,image,landmarks\nf,flat.nii.gz,flat.csv\n")).cases[0]
-    image = case.read_image()
+    image = case.image()
     assert image.ndim == 2
-    np.testing.assert_allclose(case.read_landmarks()["S"], image.grid.to_world([4, 2]))
+    np.testing.assert_allclose(case.landmarks["S"], image.grid.to_world([4, 2]))
     case = read_manifest(write(folder, "case,image,landmarks\nf,flat.nii.gz,a.fcsv\n")).cases[0]
-    assert case.read_image().ndim == 3
+    assert case.image().ndim == 3
 
 
 def test_slicers_points_in_the_plane_of_a_picture(folder):
     (folder / "p.fcsv").write_text("# CoordinateSystem = 1\n# columns = label,x,y,z\n1,1,2,0\n")
     case = read_manifest(write(folder, "case,image,landmarks,spacing\na,a.png,p.fcsv,0.1\n")).cases[0]
-    np.testing.assert_array_equal(case.read_landmarks().points, [[1, 2]])
+    np.testing.assert_array_equal(case.landmarks.points, [[1, 2]])
 
 
 def test_for_predicting_landmarks_may_be_missing(folder):
     manifest = read_manifest(write(folder, "case,image\na,a.nii.gz\n"), need_landmarks=False)
-    assert manifest.cases[0].landmarks is None
+    assert manifest.cases[0].source is None
     with pytest.raises(InputError, match=r"case 'a' \(row 2\) has no landmarks"):
-        manifest.cases[0].read_landmarks()
+        _ = manifest.cases[0].landmarks
 
 
 def test_frame_is_passed_on(folder):
@@ -105,7 +105,7 @@ def test_frame_is_passed_on(folder):
     with pytest.raises(ManyInputErrors, match="frame is not stated"):
         read_manifest(path)
     case = read_manifest(path, frame="RAS", unit="mm").cases[0]
-    np.testing.assert_array_equal(case.read_landmarks()["S"], [-1, -2, 3])
+    np.testing.assert_array_equal(case.landmarks["S"], [-1, -2, 3])
 
 
 def test_every_problem_at_once(folder):

@@ -1,4 +1,4 @@
-"""Images on disk: what comes back, in how much memory, and augmented copies."""
+"""Images on disk: what comes back, and in how much memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 import tiny
-from anatomark.cases.store import CaseStore, augmented_copy, fingerprint_of, open_images, save_images
+from anatomark.cases.case import Case
+from anatomark.cases.store import CaseStore, fingerprint_of, open_images, save_images
+from anatomark.core.alignment import Alignment
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
@@ -26,7 +28,8 @@ def test_images_come_back_as_they_were_and_shared_ones_are_stored_once(tmp_path:
     other = Image(np.random.default_rng(0).normal(size=(2, 5, 6, 7)), Grid((5, 6, 7), np.eye(4)), {"path": "x"})
     save_images(tmp_path / "k", {"a": image, "b": other, "c": image})
     assert len(list((tmp_path / "k").glob("*.npy"))) == 2
-    again = open_images(tmp_path / "k")
+    again, alignment = open_images(tmp_path / "k")
+    assert alignment is None
     for name, one in {"a": image, "b": other, "c": image}.items():
         np.testing.assert_array_equal(again[name].array, one.array)
         assert again[name].array.dtype == one.array.dtype
@@ -34,17 +37,17 @@ def test_images_come_back_as_they_were_and_shared_ones_are_stored_once(tmp_path:
     assert again["a"].array is again["c"].array
     assert again["b"].meta == {"path": "x"}
     again["a"].array[:] = 0  # stays in memory
-    np.testing.assert_array_equal(open_images(tmp_path / "k")["a"].array, image.array)
+    np.testing.assert_array_equal(open_images(tmp_path / "k")[0]["a"].array, image.array)
 
 
 def test_a_case_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = CaseStore(tmp_path / "cache")
 
-    def broken() -> dict[str, Image]:
+    def broken() -> tuple[dict[str, Image], None]:
         raise InputError("no such image")
 
     with pytest.raises(InputError):
-        store.add("x", "k", MARKS, broken)
+        store.add(Case("x", given=MARKS), "k", broken)
     assert len(store) == 0
     assert not (tmp_path / "cache").exists()
     (tmp_path / "file").touch()
@@ -56,7 +59,7 @@ def test_a_cached_case_is_not_made_again(tmp_path: Path) -> None:
     image, marks = tiny.blobs(0)
     made = []
     for _ in range(2):
-        CaseStore(tmp_path).add("x", "k", marks, lambda: made.append(1) or {"image": image})
+        CaseStore(tmp_path).add(Case("x", given=marks), "k", lambda: made.append(1) or ({"image": image}, None))
     assert len(made) == 1
 
 
@@ -65,14 +68,14 @@ def test_memory_stays_bounded_whatever_the_number_of_cases(tmp_path: Path) -> No
     grid = Grid((128, 128, 128), np.eye(4))  # 8 MB each as float32
     for i in range(40):
         array = np.full((1, *grid.shape), i, np.float32)
-        store.add(str(i), f"k{i}", MARKS, lambda a=array: {"image": Image(a, grid)})
+        store.add(Case(str(i), given=MARKS), f"k{i}", lambda a=array: ({"image": Image(a, grid)}, None))
     del array
     gc.collect()
     process = psutil.Process(os.getpid())
     before, peak = process.memory_info().rss, 0
     for turn in range(2):
         for i in range(40):
-            assert store.images(i)["image"].array.sum(dtype=np.float64) == i * 128**3, turn
+            assert store[i].images["image"].array.sum(dtype=np.float64) == i * 128**3, turn
             peak = max(peak, process.memory_info().rss)
     assert (peak - before) / 2**20 < 60  # 320 MB in all
 
@@ -80,11 +83,14 @@ def test_memory_stays_bounded_whatever_the_number_of_cases(tmp_path: Path) -> No
 def test_a_store_pickles_without_its_mappings(tmp_path: Path) -> None:
     image, marks = tiny.blobs(0)
     store = CaseStore(tmp_path)
-    store.add("x", "k", marks, lambda: {"image": image})
-    store.images(0)
+    store.add(Case("x", given=marks), "k", lambda: ({"image": image}, Alignment(2 * np.eye(4))))
+    _ = store[0]
     data = pickle.dumps(store)
     assert len(data) < 5000
-    np.testing.assert_array_equal(pickle.loads(data).images(0)["image"].array, image.array)
+    again = pickle.loads(data)[0]
+    np.testing.assert_array_equal(again.images["image"].array, image.array)
+    np.testing.assert_array_equal(again.alignment.affine, 2 * np.eye(4))
+    assert again.id == "x" and again.landmarks.names == marks.names
 
 
 def test_keys_follow_file_and_settings(tmp_path: Path) -> None:
@@ -94,26 +100,3 @@ def test_keys_follow_file_and_settings(tmp_path: Path) -> None:
     assert first == fingerprint_of(path, {"x": 1}) != fingerprint_of(path, {"x": 2})
     os.utime(path, ns=(1, 1))
     assert first != fingerprint_of(path, {"x": 1})
-
-
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_landmarks_of_an_augmented_copy_stay_on_their_structures(ndim: int) -> None:
-    grid = Grid.from_axes((40,) * ndim, np.diag([1.5, 1.2, 1.0][:ndim])[:, ::-1], np.arange(ndim) * 10.0)
-    points = grid.to_world(np.array([[12, 14, 20], [28, 12, 18], [20, 28, 25]])[:, :ndim])
-    world = grid.points()
-    array = np.stack([np.exp(-((world - p) ** 2).sum(-1) / 8) for p in points]).astype(np.float32)
-    marks = Landmarks(("a", "b", "c"), points)
-    copy, moved = augmented_copy(Image(array, grid), marks, np.random.default_rng(3))
-    where = copy.grid.points()
-    for channel, point in zip(copy.array, moved.points, strict=True):
-        centre = (where * channel[..., None]).reshape(-1, ndim).sum(0) / channel.sum()
-        assert np.linalg.norm(centre - point) < 0.3
-    assert np.linalg.norm(moved.points - marks.points, axis=1).max() > 0.5
-    assert copy.grid.shape == grid.shape
-
-
-def test_an_unknown_landmark_stays_unknown_in_a_copy() -> None:
-    image, marks = tiny.blobs(1)
-    partial = Landmarks(marks.names, np.where(np.arange(3)[:, None] == 1, np.nan, marks.points))
-    _, moved = augmented_copy(image, partial, np.random.default_rng(0))
-    assert moved.defined.tolist() == [True, False, True]

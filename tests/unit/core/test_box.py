@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anatomark.core.box import Box, box_around, box_of_size, crop, paste
+from anatomark.core.box import Box, box_around, box_of_size, cut_out, paste
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import random_rotation
@@ -29,7 +29,7 @@ def test_voxels_keep_value_dtype_and_place_and_go_back(case, margin, padded):
     points = image.grid.to_world(rng.uniform(0, 1, (3, d)) * (np.array(image.grid.shape) - 1))
     asked = box_around(image.grid, points, margin)
     box = asked if padded else asked.within(image.grid)
-    part = crop(image, box, fill=-7)
+    part = cut_out(image, box, fill=-7)
     assert part.array.dtype == np.int16
     whole = image.grid.to_index(part.grid.points())
     np.testing.assert_allclose(whole, np.round(whole), atol=1e-6)
@@ -86,7 +86,7 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="outside the image"):
         Box((7, 0), (9, 2)).within(grid)
     with pytest.raises(ValueError, match="uint8 cannot hold the value -1000"):
-        crop(image, Box((0, 0), (2, 2)), fill=-1000)
+        cut_out(image, Box((0, 0), (2, 2)), fill=-1000)
     with pytest.raises(ValueError, match="other axes or spacing"):
         paste(Image(np.zeros((1, 3, 3), np.uint8), Grid.centred((3, 3), grid.axes / 2, (4, 4))), grid)
     with pytest.raises(ValueError, match="between those"):
@@ -97,7 +97,7 @@ def test_float32_headers_do_not_stop_a_paste():
     grid = Grid.from_axes((40, 50, 60), np.eye(3)[:, ::-1] * 0.1410013, (123.4567, -87.654321, 55.5555))
     image = Image(np.arange(40 * 50 * 60, dtype=np.int32).reshape(1, 40, 50, 60), grid)
     box = Box((3, 4, 5), (30, 40, 55))
-    part = crop(image, box)
+    part = cut_out(image, box)
     rough = Image(part.array, Grid(part.grid.shape, part.grid.affine.astype(np.float32)))
     back = paste(rough, grid, fill=-1)
     np.testing.assert_array_equal(back.array[0, 3:30, 4:40, 5:55], part.array[0])

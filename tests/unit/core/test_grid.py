@@ -12,9 +12,9 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anatomark.core.box import Box
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.resample import corners
 from anatomark.core.shape import random_rotation
 from anatomark.io.images import read_image
 
@@ -51,7 +51,7 @@ def test_an_isotropic_grid_covers_the_image(grid: Grid, ratio: float) -> None:
     iso = grid.isotropic(spacing)
     np.testing.assert_allclose(iso.spacing, spacing)
     np.testing.assert_allclose(iso.axes / iso.spacing, grid.axes / grid.spacing, atol=1e-12)
-    index = iso.to_index(corners(grid))
+    index = iso.to_index(Box((0,) * grid.ndim, grid.shape).corners(grid))
     assert (index >= -0.5 - 1e-5).all() and (index <= np.asarray(iso.shape) - 0.5 + 1e-5).all()
     # the first border stays in place, and no whole voxel lies beyond the last
     np.testing.assert_allclose(iso.to_world([-0.5] * grid.ndim), grid.to_world([-0.5] * grid.ndim), atol=1e-8)
@@ -69,7 +69,7 @@ def test_canonical_keeps_every_voxel_in_its_place(grid: Grid, seed: int) -> None
     np.testing.assert_allclose(turned.grid.to_world(there), grid.to_world(index), atol=1e-6)
     np.testing.assert_array_equal(turned.array[(slice(None), *there.T)], image.array[(slice(None), *index.T)])
     again = turned.grid.canonical()
-    assert again.shape == turned.grid.shape and again.close_to(turned.grid, 1e-6)
+    assert again.shape == turned.grid.shape and np.allclose(again.affine, turned.grid.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
@@ -141,8 +141,5 @@ def test_a_microscopes_spacing_is_not_singular() -> None:
 def test_grids_are_values() -> None:
     a, b = (Grid.from_axes((3, 4), np.eye(2), (1, 2)) for _ in range(2))
     assert a == b and hash(a) == hash(b) and a != Grid.from_axes((3, 4), np.eye(2), (1, 3))
-    assert a.close_to(Grid.from_axes((3, 4), np.eye(2), (1, 2.00005))) and not a.close_to(
-        Grid.from_axes((3, 4), np.eye(2), (1, 2.001))
-    )
     with pytest.raises(ValueError):
         a.affine[0, 0] = 2

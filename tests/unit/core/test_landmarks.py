@@ -20,6 +20,8 @@ def test_status_follows_from_the_points() -> None:
 
 def test_a_point_that_is_not_defined_has_no_position() -> None:
     marks = Landmarks(("a", "b", "c"), np.ones((3, 3)), ("absent", "unannotated", "defined"))
+    assert marks.absent.tolist() == [True, False, False]
+    assert marks.defined.tolist() == [False, False, True]
     assert marks.status == (Status.ABSENT, Status.UNANNOTATED, Status.DEFINED)
     assert np.isnan(marks.points[:2]).all() and marks["c"].tolist() == [1, 1, 1]
 
@@ -94,8 +96,8 @@ def test_the_callers_array_is_not_shared() -> None:
     assert marks["a"].tolist() == [0, 0]
 
 
-def test_from_mapping_with_points_and_common_names() -> None:
-    one = Landmarks.from_mapping({"b": (1, 2), "a": (3, 4)})
+def test_with_points_and_common_names() -> None:
+    one = Landmarks(("b", "a"), [(1, 2), (3, 4)])
     assert one.names == ("b", "a") and one.with_points([[0, 0], [1, 1]])["a"].tolist() == [1, 1]
-    two = Landmarks.from_mapping({"c": (1, 2), "a": (3, 4)})
+    two = Landmarks(("c", "a"), [(1, 2), (3, 4)])
     assert common_names([one, two]) == ("b", "a", "c")

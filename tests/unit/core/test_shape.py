@@ -18,7 +18,6 @@ from anatomark.core.shape import (
     random_rotation,
     rotation_angle,
     rotation_from_vector,
-    vector_from_rotation,
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -103,20 +102,21 @@ def test_mean_shape_undoes_poses_also_with_missing_points(d: int) -> None:
 
 @given(SEEDS, DIMENSIONS, st.sampled_from((1e-9, 1e-5, 0.3, 2.0, 3.0, np.pi - 1e-3, np.pi - 1e-5, np.pi - 1e-8)))
 @settings(max_examples=80, deadline=None)
-def test_rotation_vectors_round_trip(seed: int, d: int, angle: float) -> None:
+def test_rotation_vectors_turn_about_their_axis(seed: int, d: int, angle: float) -> None:
     axis = np.random.default_rng(seed).normal(size=1 if d == 2 else 3)
     vector = axis / np.linalg.norm(axis) * angle
     rotation = rotation_from_vector(vector)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(d), atol=1e-12)
-    np.testing.assert_allclose(rotation_from_vector(vector_from_rotation(rotation)), rotation, atol=1e-7)
-    np.testing.assert_allclose(vector_from_rotation(rotation), vector, atol=1e-6 if angle < 3.1 else 1e-3)
+    np.testing.assert_allclose(rotation_from_vector(-vector), rotation.T, atol=1e-12)
+    if d == 3:
+        np.testing.assert_allclose(rotation @ axis, axis, atol=1e-12)
     assert rotation_angle(rotation) == pytest.approx(np.degrees(angle), abs=1e-5)
 
 
 @pytest.mark.parametrize("axis", np.eye(3))
-def test_half_turns_round_trip(axis: np.ndarray) -> None:
+def test_half_turns(axis: np.ndarray) -> None:
     half = 2 * np.outer(axis, axis) - np.eye(3)
-    np.testing.assert_allclose(rotation_from_vector(vector_from_rotation(half)), half, atol=1e-9)
+    np.testing.assert_allclose(rotation_from_vector(np.pi * axis), half, atol=1e-9)
 
 
 def test_random_rotations_keep_to_their_limit_and_mean_rotation_is_central() -> None:

@@ -128,7 +128,7 @@ def break_markup(key, value):
     [
         (lambda d: d.pop("markups"), "not a 3D Slicer markups file"),
         (lambda d: d["markups"].append(d["markups"][0]), "2 markups lists"),
-        (lambda d: d["markups"][0].pop("coordinateSystem"), "frame is not stated; give --frame"),
+        (lambda d: d["markups"][0].pop("coordinateSystem"), "frame is not stated; give `frame`"),
         (break_markup("coordinateSystem", "IJK"), "frame 'IJK' is not known"),
         (break_markup("coordinateUnits", "inch"), "unit 'inch' is not known"),
         (break_markup("position", [1, 2]), r"'AC': position \[1, 2\] is not 3 numbers"),

@@ -103,7 +103,7 @@ def table() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for cls in (Fixed, Wanting, Bound):
-        methods.TABLE[cls.__name__.lower()] = {"recommended": f"{__name__}:{cls.__name__}"}
+        methods.add(cls.__name__.lower(), cls)
     yield
     for cls in (Fixed, Wanting, Bound):
         del methods.TABLE[cls.__name__.lower()]

@@ -20,6 +20,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.methods.base import Stage
 from anatomark.model.config import RunConfig, make_config, read_config
+from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter, clock
 from anatomark.training import budget, loop
@@ -28,7 +29,7 @@ from anatomark.training.finish import calibration
 from anatomark.training.fit import fit
 from anatomark.training.folds import split_folds
 from anatomark.training.optimise import rate_factor
-from anatomark.training.validate import Residuals, from_plain, to_plain
+from anatomark.training.validate import from_plain, to_plain
 
 tiny.register()
 QUIET = Reporter(quiet=True)

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from anatomark.cases.case import Case
+from anatomark.cases.division import spread
 from anatomark.cases.look.suspects import Suspect, disagreements, suspects
-from anatomark.cases.manifest import SPLITS, Case, Manifest
+from anatomark.cases.manifest import SPLITS, Manifest
 from anatomark.core.grid import Array, Grid
-from anatomark.core.image import Image
 from anatomark.core.intensity import guess_modality
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import mean_shape, rotation_angle
 from anatomark.errors import InputError
-from anatomark.io.images import image_grid, squeeze_grid, squeeze_to_2d
 from anatomark.io.landmarks import landmark_format, split_observer
 
 MODALITY_CASES = 3  # images that are read in full; of all others only the header
@@ -52,13 +52,13 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
     Raises InputError for files that cannot be read or do not fit together.
     """
     cases = manifest.split("train")
-    landmarks = [case.read_landmarks() for case in cases]
+    landmarks = [case.landmarks for case in cases]
     ndim = landmarks[0].ndim
     for case, one in zip(cases, landmarks, strict=True):
         if one.ndim != ndim:
             raise InputError(f"case {case.id!r}, row {case.row}: {one.ndim}D landmarks; the first case's are {ndim}D")
     names = landmarks[0].names
-    grids = [_grid(case, ndim) for case in cases]
+    grids = [case.grid(ndim) for case in cases]
     ids = [case.id for case in cases]
     shapes = np.stack([one.select(names).points for one in landmarks])
     verdict = suspects(ids, [one.select(names) for one in landmarks], grids)
@@ -68,9 +68,9 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
     facts = {
         "cases": {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS},
         "dimension": ndim,
-        "image_formats": dict(Counter(_suffix(case.image) for case in cases)),
-        "landmark_formats": dict(Counter(landmark_format(split_observer(c.landmarks or "")[0]) for c in cases)),
-        "modality": guess_modality([_image(case, ndim) for case in _spread(cases, MODALITY_CASES)]),
+        "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
+        "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),
+        "modality": guess_modality([cases[i].image() for i in spread(len(cases), MODALITY_CASES)]),
         "images": _image_facts(grids),
         "poses": _pose_facts(ids, clean),
         "landmarks": _landmark_rows(names, landmarks, shapes, clean, grids, verdict.residual_mm),
@@ -86,9 +86,8 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
 
 def two_observers(case: Case) -> bool:
     """Whether a case's row names one of several observers who marked it. Raises InputError."""
-    named = split_observer(case.landmarks or "")[1]
-    marks = case.observers() if named else {}
-    return named in marks and len(marks) > 1
+    marked = case.observers() if case.observer else {}
+    return case.observer in marked and len(marked) > 1
 
 
 def orientation(grid: Grid) -> str:
@@ -104,25 +103,8 @@ def orientation(grid: Grid) -> str:
     return f"{text} oblique" if lean > OBLIQUE_DEG else text
 
 
-def _grid(case: Case, ndim: int) -> Grid:
-    grid = image_grid(case.image, case.spacing)
-    grid = squeeze_grid(grid) if grid.ndim == 3 and ndim == 2 else grid
-    if grid.ndim != ndim:
-        raise InputError(f"case {case.id!r}, row {case.row}: {case.image} is {grid.ndim}D, its landmarks are {ndim}D")
-    return grid
-
-
-def _image(case: Case, ndim: int) -> Image:
-    image = case.read_image()
-    return squeeze_to_2d(image) if image.ndim == 3 and ndim == 2 else image
-
-
-def _spread(cases: Sequence[Case], count: int) -> list[Case]:
-    at = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int))
-    return [cases[i] for i in at]
-
-
-def _suffix(path: Path) -> str:
+def _suffix(path: Path | None) -> str:
+    assert path is not None
     if path.is_dir():
         return "DICOM folder"
     ends = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]

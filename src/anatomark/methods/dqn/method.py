@@ -18,22 +18,23 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
-from anatomark.core.intensity import bounds, normalise
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.base import Batch, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.dqn.memory import Played, drawn
 from anatomark.methods.dqn.moves import TRAIL, Flags, Numbers, Walk, directions, reward
 from anatomark.methods.dqn.net import QNet, last_side
-from anatomark.methods.kit.anatomy import Anatomy, block_for, start_centre
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
-from anatomark.methods.kit.frame import start_facts
+from anatomark.methods.kit.frame import guessed_points, start_facts, start_point
+from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import read_block
 
+PATCH_PX, VOXELS = {2: 31, 3: 15}, {2: 120, 3: 60}  # where the settings leave them open
 AGENTS = 24  # in a played case
 PLAYED_FIRST, PLAY_EVERY = 4, 5  # cases before a round's first batch; batches from one played case to the next
 SHIFT = 0.1  # radii: of shifts of the mean shape in training, at least, where nothing aligns
@@ -88,26 +89,33 @@ PAPER = {
 }  # fmt: skip
 
 
+class DQNFacts(AnatomyFacts):
+    """``spacing_mm``: the finest voxel of the agents."""
+
+    spacing_mm: float
+
+
 class DQN(Method):
     """Deep Q-learning agents; see the module."""
 
     Config = DQNConfig
+    Facts = DQNFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}, "paper": PAPER}
     aligned: ClassVar[bool] = True
 
-    def __init__(self, config: DQNConfig, plan: Plan):
+    def __init__(self, config: DQNConfig, facts: DQNFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names, self.ndim = tuple(plan.names), plan.ndim
-        self.mean: Array = np.asarray(plan.facts["mean_shape"])
-        self.radius = float(plan.facts["radius_mm"])
-        self.px = config.patch_px or (31 if self.ndim == 2 else 15)
-        self.steps_mm: Array = float(plan.facts["spacing_mm"]) * np.asarray(config.scales, dtype=np.float64)
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+        self.mean: Array = np.asarray(facts.mean_shape)
+        self.radius = facts.radius_mm
+        self.px = config.patch_px or PATCH_PX[self.ndim]
+        self.steps_mm: Array = facts.spacing_mm * np.asarray(config.scales, dtype=np.float64)
         self.net, self.target = self._network(), self._network()
         self.target.load_state_dict(self.net.state_dict())
         self.learned: torch.Tensor
         self.register_buffer("learned", torch.zeros((), dtype=torch.int64))  # steps, for exploration and target
-        self._warps = PooledWarps(self.ndim, self.radius, float(plan.facts["warp_mm"]))
+        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
 
     def _network(self) -> QNet:
         c = self.config
@@ -119,43 +127,25 @@ class DQN(Method):
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: DQNConfig, study: Study) -> Plan:
+    def prepare(cls, config: DQNConfig, study: Study) -> DQNFacts:
         """Mean shape, where it lies in an image, and the finest voxel. Raises InputError for patches that are too
         small for the layers."""
         anatomy = Anatomy.of(study.cases, study.names, study.intensity, warp_mm=config.warp_mm)
         d = anatomy.mean.shape[1]
-        px = config.patch_px or (31 if d == 2 else 15)
+        px = config.patch_px or PATCH_PX[d]
         if last_side(px, len(config.layers), config.pooled) < 1:
             raise InputError(f"method.patch_px {px} is too small for {len(config.layers)} layers; set more, or fewer")
-        voxels = config.voxels or (120 if d == 2 else 60)
-        facts = start_facts(anatomy, study.cases, study.names, config.shift, SHIFT, aligned=study.aligned)
-        facts["spacing_mm"] = max(anatomy.spacing, anatomy.radius / voxels)
-        return Plan(
-            names=list(study.names),
-            ndim=d,
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts=facts,
-        )
+        spacing = max(anatomy.spacing, anatomy.radius / (config.voxels or VOXELS[d]))
+        return DQNFacts(**start_facts(anatomy, study, config.shift, SHIFT), spacing_mm=spacing)
 
     @classmethod
-    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
-        """``plan`` with another model's finest voxel, so that its weights mean the same."""
-        if plan.ndim != old.ndim or "spacing_mm" not in old.facts:
-            return plan
-        return plan.model_copy(update={"facts": {**plan.facts, "spacing_mm": old.facts["spacing_mm"]}})
+    def adapted(cls, facts: DQNFacts, old: DQNFacts) -> DQNFacts:
+        """``facts`` with another model's finest voxel, so that its weights mean the same."""
+        return facts if facts.ndim != old.ndim else facts.model_copy(update={"spacing_mm": old.spacing_mm})
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights: each landmark takes the heads of its name, a new one the mean of all. It explores
-        from the beginning."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        out = {k: v for k, v in state.items() if k != "learned"}
-        for key, value in out.items():
-            if key.split(".")[-1].startswith(("first", "last")) and len(value) % len(old.names) == 0:
-                own = value.unflatten(0, (-1, len(old.names)))
-                picked = torch.stack([own[:, r] if r >= 0 else own.mean(1) for r in rows], 1)
-                out[key] = picked.flatten(0, 1)
-        return out
+    def per_landmark(self) -> Mapping[str, Any]:
+        """The heads, at each scale one for each landmark. Exploration begins anew."""
+        return {"*.first*": PerLandmark(order="inner"), "*.last*": PerLandmark(order="inner"), "learned": None}
 
     def stages(self) -> list[Stage]:
         """One."""
@@ -164,19 +154,14 @@ class DQN(Method):
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``scale0`` ...: block means towards the spacing of each scale's patches, coarse to fine."""
-        low, high = bounds(image, self.plan.intensity)
-        rule = {"kind": "window", "low": low, "high": high}
-        blocks = [block_for(image, s) for s in self.steps_mm]
-        return {f"scale{k}": normalise(block_mean(image, block), rule) for k, block in enumerate(blocks)}
+        parts = Parts(image, self.facts.intensity)
+        return {f"scale{k}": parts.whole(spacing) for k, spacing in enumerate(self.steps_mm)}
 
     # ------------------------------------------------------------------ training
 
-    def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
+    def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches from a replay memory that this call fills, case by case, with what the agents do under the current
         weights; so it holds nothing that a resumed training would miss."""
-        return self._collected(cases, stage, rng)
-
-    def _collected(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         memory: list[Played] = []
         order: list[int] = []
         for k in count():
@@ -192,16 +177,17 @@ class DQN(Method):
     def _exploring(self, stage: Stage) -> float:
         """The share of random moves now."""
         c = self.config
-        gone = min(1.0, int(self.learned) / max(1.0, c.explore_share * stage.steps))
-        return 1 - gone * (1 - c.explore)
+        fallen = min(1.0, int(self.learned) / max(1.0, c.explore_share * stage.steps))
+        return 1 - fallen * (1 - c.explore)
 
-    def _play(self, case: TrainingCase, rng: np.random.Generator, exploring: float) -> Played:
+    def _play(self, case: Case, rng: np.random.Generator, exploring: float) -> Played:
         """One episode of some agents in a random view of a case."""
         c = self.config
         images = case.images
         way, truths, pose = self._view(case, rng)
-        known = np.flatnonzero(np.isfinite(truths).all(1))
-        landmark = rng.choice(known, AGENTS, replace=len(known) < AGENTS) if len(known) else known
+        landmark = np.flatnonzero(np.isfinite(truths).all(1))
+        if len(landmark):
+            landmark = rng.choice(landmark, AGENTS, replace=len(landmark) < AGENTS)
         scale = rng.integers(len(c.scales), size=len(landmark))
         step, truth, head = self.steps_mm[scale], truths[landmark], self._head(landmark, scale)
         at = self._starts(rng, images["scale0"].grid, pose, truth, landmark, scale)
@@ -228,7 +214,7 @@ class DQN(Method):
         whole, real = torch.from_numpy(table[:, :4].astype(np.int64)), torch.from_numpy(table[:, 4:]).float()
         return Played(torch.stack(frames), *whole.unbind(1), *real.unbind(1))
 
-    def _view(self, case: TrainingCase, rng: np.random.Generator) -> tuple[PointMap | None, Array, Pose]:
+    def _view(self, case: Case, rng: np.random.Generator) -> tuple[PointMap | None, Array, Pose]:
         """A random warp and turn of a case: from the view's world to the image's, the landmarks in it, their pose."""
         truth = case.landmarks.points
         pose = procrustes(self.mean, truth)
@@ -246,7 +232,7 @@ class DQN(Method):
         """(M, D) half of the coarsest where the mean shape puts them, a quarter anywhere in the image (who has gone
         astray must know the way back), all others about the truth."""
         c, d = self.config, self.ndim
-        shift = rng.uniform(-1, 1, d) * float(self.plan.facts["start_shift_mm"])
+        shift = rng.uniform(-1, 1, d) * self.facts.start_shift_mm
         mean = pose.translation + shift + self.mean[landmark]
         mean = mean + rng.normal(0, c.starts_apart * self.radius, truth.shape)
         anywhere = image.to_world(rng.uniform(-0.5, np.asarray(image.shape) - 0.5, truth.shape))
@@ -297,15 +283,9 @@ class DQN(Method):
     def _first_points(self, coarse: Image, start: Landmarks | None) -> Array:
         """(N, D) the mean shape upright where an anatomy lies; or the first guess, the mean shape for what it lacks."""
         if start is not None:
-            guess = start.select(self.names).points
-            known = np.asarray(np.isfinite(guess).all(1))
-            if not known.any():
-                raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
-            return np.where(known[:, None], guess, procrustes(self.mean, guess).apply(self.mean))
-        centre = self.plan.facts.get("centre_mm")
-        if centre is None:
-            centre = start_centre(coarse) + np.asarray(self.plan.facts["start_offset_mm"])
-        return self.mean + np.asarray(centre)
+            guess = guessed_points(self.names, start)
+            return np.where(np.isfinite(guess), guess, procrustes(self.mean, guess).apply(self.mean))
+        return self.mean + start_point(self.facts, coarse)
 
     def _walked(self, images: Mapping[str, Image], at: Array, landmark: Numbers) -> Array:
         """(M, D) where agents end."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, plain_precision
 
 
 class QNet(nn.Module):
@@ -38,12 +37,12 @@ class QNet(nn.Module):
         side = last_side(px, len(layers), pooled)
         if side < 1:
             raise ValueError(f"patches of {px} cannot be halved {len(layers) - 1} times")
-        conv, pool = (nn.Conv2d, nn.MaxPool2d) if ndim == 2 else (nn.Conv3d, nn.MaxPool3d)
+        pool = nn.MaxPool2d if ndim == 2 else nn.MaxPool3d
         trunk: list[nn.Module] = []
         before = patches
         for i, (maps, kernel) in enumerate(layers):
             how: dict[str, Any] = {"padding": "same"} if pooled else {"padding": (kernel - 1) // 2, "stride": 2}
-            trunk += [conv(before, maps, kernel, **how), nn.ReLU(inplace=True)]
+            trunk += [conv(ndim)(before, maps, kernel, **how), nn.ReLU(inplace=True)]
             trunk += [pool(2)] if pooled and i + 1 < len(layers) else []
             before = maps
         self.ndim, self.moves = ndim, 2 * ndim
@@ -56,11 +55,9 @@ class QNet(nn.Module):
 
     def forward(self, frames: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Q (B, 2 D) float32 of patches (B, patches, px, ..., px), each by the head of its number (B,)."""
-        # gradients of 3D convolutions in bf16 are garbage now and then on the CPU
-        unsafe = torch.is_grad_enabled() and self.ndim == 3 and frames.device.type == "cpu"
         if self.ndim == 2:  # max-pooling is three times as fast
             frames = frames.contiguous(memory_format=torch.channels_last)
-        with nullcontext() if unsafe else conv_precision(frames.device):
+        with plain_precision(frames, torch.is_grad_enabled()):
             x = self.trunk(frames)
         x = F.relu(self.shared(x.float().flatten(1)))[:, None]
         x = F.relu(torch.baddbmm(_of(self.first_bias, head), x, _of(self.first, head)))

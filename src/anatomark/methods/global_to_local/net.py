@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.global_to_local.votes import displacement, log_displacement
+from anatomark.methods.kit.layers import conv, norm, plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck
 
 
-class Votes(NamedTuple):
+class BlockVotes(NamedTuple):
     """What a block says. ``points`` (B, N, D): the landmarks directly, in cells from the block's centre, along the
     model's axes x, y[, z]. Cells: ``logits`` (B, N, K + 1): which of them holds the landmark, the last one: none of
     them; ``correction`` (B, N, K, D): added to the log displacement from the cell's centre to the landmark's direct
@@ -27,7 +27,7 @@ class Votes(NamedTuple):
 
 
 class CoarseNet(nn.Module):
-    """Blocks (B, 1, px, ..., px), px a multiple of 16, to :class:`Votes` of K = (px / 4)^D cells in array order.
+    """Blocks (B, 1, px, ..., px), px a multiple of 16, to :class:`BlockVotes` of K = (px / 4)^D cells in array order.
 
     Residual blocks down to a bottleneck that sees the whole block; what it knows of all landmarks (points, and a
     vector of context) is added to every cell on the way up, so that a cell has to learn only what it sees better.
@@ -39,35 +39,32 @@ class CoarseNet(nn.Module):
         super().__init__()
         if px % _DEEPEST:
             raise ValueError(f"a block of {px} voxels a side; expected a multiple of {_DEEPEST}")
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
         w, n, d = width, landmarks, ndim
         self.ndim, self.landmarks, self.cells = d, n, px // STRIDE
-        self.stem = nn.Sequential(conv(1, w, 3, stride=2, padding=1, bias=False), _norm(d, w), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(conv(d)(1, w, 3, stride=2, padding=1, bias=False), norm(d)(w), nn.ReLU(inplace=True))
         self.down = nn.ModuleList(_Down(d, a * w, b * w) for a, b in ((1, 2), (2, 4), (4, 8)))
         flat = 8 * w * (px // _DEEPEST) ** d
         self.whole = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(flat, hidden), nn.ReLU())
         self.direct = nn.Linear(hidden, n * d)
         self.nowhere = nn.Linear(hidden, n)
         self.context = nn.Linear(hidden, 2 * w)
-        self.up = nn.ModuleList([conv(8 * w, 4 * w, 1), conv(4 * w, 2 * w, 1)])
-        self.mix = nn.Sequential(conv(2 * w, 2 * w, 3, padding=1, bias=False), _norm(d, 2 * w), nn.ReLU(inplace=True))
+        self.up = nn.ModuleList([conv(d)(8 * w, 4 * w, 1), conv(d)(4 * w, 2 * w, 1)])
+        self.mix = nn.Sequential(conv(d)(2 * w, 2 * w, 3, padding=1, bias=False), norm(d)(2 * w), nn.ReLU(inplace=True))
         self.head = nn.Parameter(torch.randn(n, 2 * w, d + 1) * 0.01)
         self.offset = nn.Parameter(torch.zeros(n, d + 1))
         self.sharpness = nn.Parameter(torch.full((n, 1), -1.0))
-        self.register_buffer("centres", cell_centres(d, self.cells), persistent=False)
+        self.register_buffer("centres", block_cells(d, self.cells), persistent=False)
 
-    def forward(self, block: torch.Tensor, chosen: torch.Tensor | None = None) -> Votes:
+    def forward(self, block: torch.Tensor, chosen: torch.Tensor | None = None) -> BlockVotes:
         """See the class. ``chosen``: indices of the landmarks that cells shall vote for, in training; None: all."""
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = self.training and self.ndim == 3 and block.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(block.device):
+        with plain_precision(block, self.training):
             fine = self.down[0](self.stem(block))
             middle = self.down[1](fine)
             deep = self.down[2](middle)
         whole = self.whole(deep.float())
         points = self.direct(whole).view(-1, self.landmarks, self.ndim)
         context = self.context(whole).view(len(whole), -1, *(1,) * self.ndim)
-        with nullcontext() if unsafe else conv_precision(block.device):
+        with plain_precision(block, self.training):
             x = torch.relu(middle + F.interpolate(self.up[0](deep), scale_factor=2, mode="nearest"))
             x = torch.relu(fine + F.interpolate(self.up[1](x), scale_factor=2, mode="nearest") + context)
             x = self.mix(x)
@@ -75,7 +72,7 @@ class CoarseNet(nn.Module):
 
     def _votes(
         self, x: torch.Tensor, points: torch.Tensor, nowhere: torch.Tensor, chosen: torch.Tensor | None
-    ) -> Votes:
+    ) -> BlockVotes:
         rows = slice(None) if chosen is None else chosen
         head, offset, sharpness = self.head[rows], self.offset[rows], self.sharpness[rows]
         near, nowhere = points[:, rows], nowhere[:, rows]
@@ -83,14 +80,30 @@ class CoarseNet(nn.Module):
         # a cell far from the direct point is improbable, however alike it looks
         far = (near[:, :, None] - self.centres).square().sum(-1)
         logits = torch.cat([own[..., -1] - F.softplus(sharpness) * far, nowhere[..., None]], -1)
-        return Votes(points, logits, own[..., :-1])
+        return BlockVotes(points, logits, own[..., :-1])
 
 
-def cell_centres(ndim: int, cells: int) -> torch.Tensor:
+def block_cells(ndim: int, cells: int) -> torch.Tensor:
     """(cells^D, D) centres of all cells in array order, x, y[, z] from the block's centre, in cells."""
     line = torch.arange(cells) + 0.5 - cells / 2
     grids = torch.meshgrid(*[line] * ndim, indexing="ij")
     return torch.stack(grids[::-1], -1).reshape(-1, ndim)
+
+
+def log_votes(votes: BlockVotes, centres: torch.Tensor) -> torch.Tensor:
+    """(B, N, K, D) log displacement of every cell with centre ``centres`` (K, D) to every landmark."""
+    return log_displacement(votes.points[:, :, None] - centres) + votes.correction
+
+
+def read_votes(votes: BlockVotes, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Posterior-weighted mean (B, N, D) of the cells' votes and covariance (B, N, D, D) of the cloud, in cells from the
+    block's centre, and the posterior (B, N) that any cell holds the landmark."""
+    weight = votes.logits[..., :-1].softmax(-1)
+    places = centres + displacement(log_votes(votes, centres))
+    mean = torch.einsum("bnk,bnkd->bnd", weight, places)
+    aside = places - mean[:, :, None]
+    cloud = torch.einsum("bnk,bnki,bnkj->bnij", weight, aside, aside)
+    return mean, cloud, 1 - votes.logits.softmax(-1)[..., -1]
 
 
 class _Down(nn.Module):
@@ -98,16 +111,11 @@ class _Down(nn.Module):
 
     def __init__(self, ndim: int, before: int, after: int):
         super().__init__()
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
         self.thin = nn.Sequential(
-            conv(before, after, 3, stride=2, padding=1, bias=False), _norm(ndim, after), nn.ReLU(inplace=True)
+            conv(ndim)(before, after, 3, stride=2, padding=1, bias=False), norm(ndim)(after), nn.ReLU(inplace=True)
         )
-        self.block = nn.Sequential(conv(after, after, 3, padding=1, bias=False), _norm(ndim, after))
+        self.block = nn.Sequential(conv(ndim)(after, after, 3, padding=1, bias=False), norm(ndim)(after))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.thin(x)
         return torch.relu(x + self.block(x))
-
-
-def _norm(ndim: int, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if ndim == 2 else nn.BatchNorm3d(channels)

@@ -6,7 +6,7 @@ how far away each landmark is, and all cells vote. Then one small network for ea
 around that estimate, in the same way. Points are array indices of the working grid, z, y, x. What differs from the
 paper: training images come in shuffled rounds, the N local networks are trained side by side (each on its own loss),
 the warm restarts fit the number of steps (the published one gives the published periods), and convolutions run in bf16
-where the machine is fast at it (``--set precision=fp32`` for float32). First guesses, other dimensions and the options
+where the machine is fast at it (``precision: fp32`` for float32). First guesses, other dimensions and the options
 ``vote`` and ``intensity`` are ours.
 """
 
@@ -20,17 +20,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from anatomark.core.grid import Array, Grid
+from anatomark.cases.case import Case
+from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.resample import resample
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods import base
+from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs
 from anatomark.methods.global_to_local.votes import Vote, Votes, decode, vote_loss
+from anatomark.methods.kit.working import working_grid, working_image
 
-AS_READ = ("uint8", "int16", "float32")  # dtypes that crops are cut from directly
 LEAST_CELLS = 2  # an image with fewer along an axis is surely at the wrong spacing
 
 _CCTA = {"spacing_mm": 1.5, "pools": [True, True, False, False], "crop_px": 72, "classification_weight": 8.0}
@@ -42,7 +42,7 @@ APPLICATIONS: dict[str, dict[str, Any]] = {
 OF_DIMENSION = {2: "cephalogram", 3: "ccta"}
 
 
-class PublishedConfig(MethodConfig):
+class PaperGlobalToLocalConfig(MethodConfig):
     """Settings; the defaults are the paper's, and what is None is that of the cephalograms (2D) or of CCTA (3D).
 
     ``spacing_mm``: of the working grid. ``pools``: average pooling before which of the four groups; the output stride
@@ -77,126 +77,111 @@ class PublishedConfig(MethodConfig):
         return value
 
 
-class PublishedGlobalToLocal(Method):
+class PaperGlobalToLocalFacts(base.Facts):
+    """The settings that depend on the dimension; see the config."""
+
+    spacing_mm: float
+    pools: list[bool]
+    crop_px: int
+    classification_weight: float
+
+
+class PaperGlobalToLocal(Method):
     """Global FCNN, then one local FCNN for each landmark, with the published settings; see the module."""
 
-    Config = PublishedConfig
+    Config = PaperGlobalToLocalConfig
+    Facts = PaperGlobalToLocalFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         **{f"paper-{name}": settings for name, settings in APPLICATIONS.items()},
     }
 
-    def __init__(self, config: PublishedConfig, plan: Plan):
+    def __init__(self, config: PaperGlobalToLocalConfig, facts: PaperGlobalToLocalFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names, self.ndim = tuple(plan.names), plan.ndim
-        facts, n, c = plan.facts, len(plan.names), config
-        self.spacing_mm, self.crop_px = float(facts["spacing_mm"]), int(facts["crop_px"])
-        self.weight = float(facts["classification_weight"])
-        self.global_net = GlobalFCNN(self.ndim, n, facts["pools"], widths=c.widths, blocks=c.blocks)
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+        n, c = len(facts.names), config
+        self.global_net = GlobalFCNN(self.ndim, n, facts.pools, widths=c.widths, blocks=c.blocks)
         self.local_nets = LocalFCNNs(self.ndim, n, widths=(c.local_widths[0], c.local_widths[1]))
         self.local_trained = True
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: PublishedConfig, study: Study) -> Plan:
+    def prepare(cls, config: PaperGlobalToLocalConfig, study: Study) -> PaperGlobalToLocalFacts:
         """The settings that depend on the dimension. Raises InputError where a crop is no multiple of the output
         stride, and where the images have next to no voxels at the spacing."""
         grid = study.cases[0].image().grid.canonical()
-        facts = dict(APPLICATIONS[OF_DIMENSION[grid.ndim]])
-        facts.update({k: getattr(config, k) for k in facts if getattr(config, k) is not None})
-        stride = 2 ** (1 + sum(facts["pools"]))
-        if facts["crop_px"] % stride:
-            raise InputError(f"method.crop_px {facts['crop_px']}: must be a multiple of the output stride, {stride}")
-        voxels = working_grid(grid, facts["spacing_mm"]).shape
+        own = dict(APPLICATIONS[OF_DIMENSION[grid.ndim]])
+        own.update({k: getattr(config, k) for k in own if getattr(config, k) is not None})
+        facts = PaperGlobalToLocalFacts(**study.facts(grid.ndim), **own)
+        stride = 2 ** (1 + sum(facts.pools))
+        if facts.crop_px % stride:
+            raise InputError(f"method.crop_px {facts.crop_px}: must be a multiple of the output stride, {stride}")
+        voxels = working_grid(grid, facts.spacing_mm).shape
         if min(voxels) < LEAST_CELLS * stride:
             raise InputError(
                 f"case {study.cases[0].id!r}: has only {' x '.join(map(str, voxels))} voxels at method.spacing_mm "
-                f"{facts['spacing_mm']:g}; at least {LEAST_CELLS * stride} a side are needed: set a finer "
-                "method.spacing_mm, or use --preset recommended"
+                f"{facts.spacing_mm:g}; at least {LEAST_CELLS * stride} a side are needed: set a finer "
+                "method.spacing_mm, or use `preset` recommended"
             )
-        return Plan(
-            names=list(study.names),
-            ndim=grid.ndim,
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts=facts,
-        )
+        return facts
 
     def stages(self) -> list[Stage]:
         """The global network at a constant rate; all local networks with cosine warm restarts. AMSGrad."""
         c = self.config
-        cycles = {"cycles": c.local_cycles}
         return [
             Stage("global", c.steps_global, c.batch, c.lr, "constant", 0, amsgrad=True, modules=("global_net",)),
             Stage("local", c.steps_local, c.batch, c.lr, "restarts", 0, amsgrad=True, modules=("local_nets",),
-                  share=0.5, options=cycles),
+                  share=0.5, cycles=c.local_cycles, index=1),
         ]  # fmt: skip
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
         """Local networks that are not trained yet are left out of :meth:`locate`."""
-        self.local_trained = stage.name == "local"
+        self.local_trained = stage.index == 1
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights for this model's landmarks: each takes those of its name, a new one their mean."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        own_layers = ("local_nets.", "global_net.classify.4.", "global_net.regress.4.")
-        out = dict(state)
-        for key, value in state.items():
-            if key.startswith(own_layers) and value.ndim and value.shape[0] % len(old.names) == 0:
-                by_landmark = value.unflatten(0, (len(old.names), -1))
-                mean = by_landmark.mean(0)
-                out[key] = torch.stack([by_landmark[r] if r >= 0 else mean for r in rows]).flatten(0, 1)
-        return out
+    def per_landmark(self) -> Mapping[str, int | PerLandmark]:
+        """The local networks, and the last layers of the global one."""
+        return dict.fromkeys(("local_nets.*", "global_net.classify.4.*", "global_net.regress.4.*"), 0)
 
     def working_images(self, image: Image) -> dict[str, Image]:
-        """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
-        image = image.canonical()
-        if image.array.shape[0] > 1:
-            image = Image(image.array.mean(0, keepdims=True, dtype=np.float32), image.grid, image.meta)
-        grid = working_grid(image.grid, self.spacing_mm)
-        if grid is not image.grid:
-            image = resample(image, grid)
-        if self.config.intensity == "study":
-            image = normalise(image, self.plan.intensity)
-        elif image.array.dtype.name not in AS_READ:
-            image = Image(image.array.astype(np.float32), grid, image.meta)
-        return {"work": image}
+        """``work``: see :func:`anatomark.methods.kit.working.working_image`."""
+        rule = self.facts.intensity if self.config.intensity == "study" else None
+        return {"work": working_image(image, self.facts.spacing_mm, rule)}
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random crop (global: ``image`` (1, *S)), or for each landmark a sub-image with the landmark anywhere in it
-        (local: ``image`` (N, *S)); ``points`` (N, D) in crop voxels; ``placed`` and ``known`` as in ``vote_loss``."""
+        (local: ``image`` (N, *S)); ``points`` (N, D) in crop voxels; ``defined`` and ``judged`` as in ``vote_loss``."""
         work = case.images["work"]
         points = work.grid.to_index(case.landmarks.points)
-        placed = np.asarray(np.isfinite(points).all(1))
-        known = np.array([s is not Status.UNANNOTATED for s in case.landmarks.status])
+        defined = np.asarray(np.isfinite(points).all(1))
+        judged = np.array([s is not Status.UNANNOTATED for s in case.landmarks.status])
         size = np.asarray(work.grid.shape)
-        if stage.name == "global":
-            first = rng.integers(0, np.maximum(size - self.crop_px, 0) + 1)[None]
-            image = cut(work.array[0], first, self.crop_px)
+        if stage.index == 0:
+            first = rng.integers(0, np.maximum(size - self.facts.crop_px, 0) + 1)[None]
+            image = cut(work.array[0], first, self.facts.crop_px)
         else:
             side = self.config.local_px
-            # the landmark lies in any of the sub-image's voxels; one that is not known lies anywhere
-            middle = np.where(placed[:, None], points, rng.uniform(0, size, points.shape))
+            # the landmark lies in any of the sub-image's voxels; one that is not defined lies anywhere
+            middle = np.where(defined[:, None], points, rng.uniform(0, size, points.shape))
             first = np.floor(middle + 0.5).astype(np.int64) - rng.integers(0, side, points.shape)
             image = cut(work.array[0], first, side)
-            known = placed  # an absent landmark has no sub-image
+            judged = defined  # an absent landmark has no sub-image
         return {
             "image": torch.from_numpy(image),
-            "points": torch.from_numpy(np.where(placed[:, None], points - first, 0)).float(),
-            "placed": torch.from_numpy(placed).float(),
-            "known": torch.from_numpy(known).float(),
+            "points": torch.from_numpy(np.where(defined[:, None], points - first, 0)).float(),
+            "defined": torch.from_numpy(defined).float(),
+            "judged": torch.from_numpy(judged).float(),
         }
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Mean absolute error + lambda x binary cross entropy; of the local networks each has its own."""
-        local = stage.name == "local"
+        local = stage.index == 1
         net = self.local_nets if local else self.global_net
-        weight = self.config.local_classification_weight if local else self.weight
-        truth = (batch["points"], batch["placed"], batch["known"])
+        weight = self.config.local_classification_weight if local else self.facts.classification_weight
+        truth = (batch["points"], batch["defined"], batch["judged"])
         return vote_loss(net(batch["image"]), *truth, stride=net.stride, weight=weight, separate=local)
 
     # ------------------------------------------------------------------ inference
@@ -213,10 +198,9 @@ class PublishedGlobalToLocal(Method):
         self.eval()
         with torch.inference_mode():
             if guess is None or not np.isfinite(guess).all():
-                votes, found = self._globally(work), guess
-                guess = votes.points[0].cpu().numpy()
-                if found is not None:
-                    guess = np.where(np.isfinite(found), found, guess)
+                votes = self._globally(work)
+                global_points = votes.points[0].cpu().numpy()
+                guess = global_points if guess is None else np.where(np.isfinite(guess), guess, global_points)
             if self.local_trained or start is not None:
                 votes, first = self._locally(work, guess)
                 guess = votes.points[0].cpu().numpy() + first
@@ -227,7 +211,7 @@ class PublishedGlobalToLocal(Method):
             work.grid.to_world(guess),
             score=votes.score[0].cpu().numpy(),
             covariance=axes @ votes.covariance[0].cpu().numpy() @ axes.T,
-            descriptions=tuple(self.plan.descriptions),
+            descriptions=tuple(self.facts.descriptions),
             meta={"posterior_mass": votes.mass[0].tolist()},
         )
 
@@ -250,12 +234,6 @@ class PublishedGlobalToLocal(Method):
 
     def _home(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def working_grid(canonical: Grid, spacing_mm: float) -> Grid:
-    """The isotropic grid of a spacing; the canonical grid itself where it has that spacing (to 0.1 %)."""
-    same = np.allclose(canonical.spacing, spacing_mm, rtol=1e-3, atol=0)
-    return canonical if same else canonical.isotropic(spacing_mm)
 
 
 def cut(array: NDArray[Any], first: NDArray[np.int64], side: int) -> NDArray[Any]:

@@ -8,45 +8,21 @@ plain layers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.folding import Folded, affine, cast, conv_dtype, fold, folded
+from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
 
 Maps = tuple[torch.Tensor, torch.Tensor]
-Folded = tuple[torch.Tensor, torch.Tensor]  # weight and bias
 
 STEM_CELLS = 4_000_000  # outputs of the first convolution at once: bounds memory, and keeps a slab in the cache
 LANDMARKS_AT_ONCE = 32
-
-_FOLDED: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
-
-
-def conv(ndim: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
-    """The convolution module of a dimension."""
-    return nn.Conv2d if ndim == 2 else nn.Conv3d
-
-
-def norm(ndim: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
-    """The batch norm of a dimension."""
-    return nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
-
-
-def _convolve(ndim: int) -> Callable[..., torch.Tensor]:
-    return F.conv2d if ndim == 2 else F.conv3d
-
-
-def plain_precision(x: torch.Tensor, training: bool) -> AbstractContextManager[object]:
-    """:func:`conv_precision`, but float32 where 3D convolutions are trained on a CPU (wrong bf16 gradients there)."""
-    unsafe = training and x.ndim == 5 and x.device.type == "cpu"
-    return nullcontext() if unsafe else conv_precision(x.device)
 
 
 class Block(nn.Module):
@@ -139,27 +115,27 @@ class GlobalFCNN(nn.Module):
         kind = conv_dtype(image.device)
         stem, groups = folded(self, kind, self._fold)
         x = self._fast_stem(image.to(kind), stem, groups[0][0])
-        convolve = _convolve(self.ndim)
+        convolution = convolve(self.ndim)
         for k, (pool, blocks) in enumerate(groups):
             if k and pool is not None:
                 x = _pool(x, pool)
             for first, second, shortcut in blocks:
-                y = convolve(x, *first, padding=1).relu_()
-                y = convolve(y, *second, padding=1).relu_()
-                x = y.add_(x if shortcut is None else convolve(x, *shortcut))
+                y = convolution(x, *first, padding=1).relu_()
+                y = convolution(y, *second, padding=1).relu_()
+                x = y.add_(x if shortcut is None else convolution(x, *shortcut))
         return x.float()
 
     def _fast_stem(self, image: torch.Tensor, stem: Folded, pool: Folded | None) -> torch.Tensor:
         """Stem and first pooling. Pairs of voxels become channels (2 ** D of them), which leaves a convolution of 4
         without stride: what a convolution of 7 with stride 2 does, but on more than one channel."""
         padded = F.pad(image, (3, 3) * self.ndim)
-        convolve = _convolve(self.ndim)
+        convolution = convolve(self.ndim)
         half = image.shape[2] // 2
         rows = max(2, STEM_CELLS // (image[0, 0, 0].numel() // 2 ** (self.ndim - 1) * stem[0].shape[0])) // 2 * 2
         slabs = []
         for a in range(0, half, rows):
             part = _paired(padded[:, :, 2 * a : 2 * min(a + rows, half) + 6])
-            x = convolve(part, *stem).relu_()
+            x = convolution(part, *stem).relu_()
             slabs.append(x if pool is None else _pool(x, pool))
         return slabs[0] if len(slabs) == 1 else torch.cat(slabs, 2)
 
@@ -171,7 +147,7 @@ class GlobalFCNN(nn.Module):
         for pooled, pool_norm, group in zip(self.pools, self.pool_norms, self.groups, strict=True):
             pool = None
             if pooled:
-                scale, shift = _affine(pool_norm)
+                scale, shift = affine(pool_norm)
                 pool = cast((scale / 2**self.ndim).view(-1, 1, *(1,) * self.ndim).repeat(1, 1, *(2,) * self.ndim),
                             shift, kind)  # fmt: skip
             blocks = []
@@ -229,13 +205,13 @@ class LocalFCNNs(nn.Module):
     def _chunks(self, images: torch.Tensor, weights: tuple[list[Folded], list[list[Folded]]]) -> Iterator[Maps]:
         """Maps of a few landmarks at a time."""
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        convolve = _convolve(self.ndim)
+        convolution = convolve(self.ndim)
         layers, heads = weights
         for a in range(0, self.landmarks, LANDMARKS_AT_ONCE):
             x = images[:, a : a + LANDMARKS_AT_ONCE].contiguous(memory_format=layout)  # type: ignore[call-overload]
             n = x.shape[1]
             for i, layer in enumerate(layers):
-                x = convolve(x, *(_rows(t, a, n, self.landmarks) for t in layer), padding=1, groups=n).relu_()
+                x = convolution(x, *(_rows(t, a, n, self.landmarks) for t in layer), padding=1, groups=n).relu_()
                 if i == 3:
                     x = _mean_pool(x)
             # (B, n, cells, wide): one small matrix product for each landmark
@@ -262,51 +238,6 @@ class LocalFCNNs(nn.Module):
             for head in (self.classify, self.regress)
         ]
         return layers, heads
-
-
-# ---------------------------------------------------------------------- folding
-
-
-def conv_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where :func:`conv_precision` chooses it, else float32."""
-    return torch.bfloat16 if isinstance(conv_precision(device), torch.autocast) else torch.float32
-
-
-def fold(layer: nn.Module, batch_norm: nn.Module) -> Folded:
-    """Weight and bias of a convolution without bias with the batch norm after it."""
-    scale, shift = _affine(batch_norm)
-    weight = layer.get_parameter("weight")
-    return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), shift
-
-
-def _affine(batch_norm: nn.Module) -> Folded:
-    """What a batch norm does in evaluation: x * scale + shift."""
-    assert isinstance(batch_norm, nn.BatchNorm2d | nn.BatchNorm3d) and batch_norm.running_var is not None
-    assert batch_norm.running_mean is not None
-    scale = batch_norm.weight * torch.rsqrt(batch_norm.running_var + batch_norm.eps)
-    return scale, batch_norm.bias - batch_norm.running_mean * scale
-
-
-def cast(weight: torch.Tensor, bias: torch.Tensor | None, kind: torch.dtype) -> Folded:
-    """Both in ``kind``, the weight with channels last."""
-    assert bias is not None
-    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-    return weight.detach().to(kind).contiguous(memory_format=layout), bias.detach().to(kind)  # type: ignore[call-overload]
-
-
-def folded(module: nn.Module, kind: torch.dtype, build: Callable[[torch.dtype], Any]) -> Any:
-    """``build(kind)``, kept until a weight of the module changes. Kept outside the module: it is neither copied nor
-    saved with it."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if any(t.is_inference() for t in tensors):
-        return build(kind)  # such tensors do not tell whether they were changed
-    key = (kind, *((t.data_ptr(), t._version) for t in tensors))
-    known = _FOLDED.get(module)
-    if known is None or known[0] != key:
-        with torch.no_grad():
-            known = (key, build(kind))
-        _FOLDED[module] = known
-    return known[1]
 
 
 # ---------------------------------------------------------------------- layers
@@ -349,7 +280,7 @@ def _paired(x: torch.Tensor) -> torch.Tensor:
 
 def _pool(x: torch.Tensor, weights: Folded) -> torch.Tensor:
     """Average pooling by 2 with the batch norm after it, then ReLU: one depth-wise convolution."""
-    return _convolve(x.ndim - 2)(x, *weights, stride=2, groups=x.shape[1]).relu_()
+    return convolve(x.ndim - 2)(x, *weights, stride=2, groups=x.shape[1]).relu_()
 
 
 def _mean_pool(x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ it, and a landmark lies at the mean of the votes weighted by that posterior. Our
 a pose's frame, at a spacing given by the anatomy's size; its posterior is one softmax over the cells and "not here", so
 that presence needs no network of its own; it learns from warped, turned and cropped images; it looks several times, at
 first in many rotations where the training poses ask for it, then upright; and what a landmark's own votes leave open
-the shape model fills in. The local stage is the general refiner (``methods/refine.py``).
+the shape model fills in. The local stage is the general refiner (``model/refine``).
 """
 
 from __future__ import annotations
@@ -19,132 +19,111 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.intensity import bounds, normalise
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
-from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
-from anatomark.methods.global_to_local.looks import Hypotheses, Look, inside_image, log_votes, read_votes
-from anatomark.methods.global_to_local.net import STRIDE, CoarseNet
+from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
+from anatomark.methods.global_to_local.consensus import Hypotheses, inside_image, middle
+from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, read_votes
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.methods.kit.anatomy import Anatomy, ShapeModel, adapt_facts, block_for, start_centre
+from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
+from anatomark.methods.kit.frame import given_pose, prepare_shapes, start_point
+from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import read_block
+from anatomark.methods.kit.settings import FrameConfig
+from anatomark.methods.kit.views import Views, read_views, turned
 
 PASSES = ((15.0, 2), (10.0, 2), (6.0, 4))  # then again upright, turned by up to so many degrees, so many times
 BLOCKS_AT_ONCE = 32
 LANDMARKS_AT_ONCE = 12  # that vote in a training step
+ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy lies in any pose
 BESIDE = 0.6  # radii between the first views
 EDGE = 0.02  # radii outside the image at which a landmark counts as half absent
 FEW = 0.05  # weight of a landmark that no cell claims, against one that is surely there
 
 
-class CoarseConfig(MethodConfig):
+class GlobalToLocalConfig(FrameConfig):
     """Settings of the recommended global stage. All ours; sizes in fractions of the model's radius (largest distance
     of a landmark from the mean shape's centre) unless they say otherwise."""
 
     block_px: int | None = Field(default=None, ge=16, multiple_of=16)  # side of the block; None: 48 in 2D, 32 in 3D
     cover: float | None = Field(default=None, gt=0)  # the same side in radii; None: 3.2 in 2D, 2.8 in 3D
     width: int = Field(default=16, ge=4)
-    starts: int = Field(default=12, ge=1)  # rotations of the first looks where any pose may come
+    starts: int = Field(default=12, ge=1)  # rotations of the first views where any pose may come
     hypotheses: int = Field(default=12, ge=1)  # of which so many are looked at again
-    rotations_deg: float | None = Field(default=None, ge=0, le=180)  # None: from the training poses
-    shift: float = Field(default=0.4, ge=0)  # random shift of the block in training
-    scaling: float = Field(default=0.15, ge=0)  # random log scale in training
+    shift: float = Field(default=0.4, ge=0)
+    scaling: float = Field(default=0.15, ge=0)
     anywhere_share: float = Field(default=0.1, ge=0, le=1)  # of the wide half: anywhere in the image
     crop_share: float = Field(default=0.4, ge=0, le=1)  # examples that are cut by planes
-    shape_variance: float = Field(default=0.98, gt=0, le=1)
-    shape_modes: int = Field(default=30, ge=0)
     warped_copies: int = Field(default=500, ge=0)
-    warp_mm: float | None = Field(default=None, ge=0)  # None: from radius and number of cases
-    warp_share: float = Field(default=0.8, ge=0, le=1)
-    intensity: float = Field(default=1.0, ge=0)
     classification: float = Field(default=0.2, ge=0)  # weight of the cross entropy against the votes' error
     batch: int = Field(default=24, ge=2)
     steps: int = Field(default=2000, ge=1)
 
 
 class GlobalToLocal(Method):
-    """The recommended preset of ``--method global_to_local``; see the module."""
+    """The recommended preset of the method ``global_to_local``; see the module."""
 
-    Config = CoarseConfig
+    Config = GlobalToLocalConfig
+    Facts = AnatomyFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     refined: ClassVar[bool] = True
 
-    def __init__(self, config: CoarseConfig, plan: Plan):
+    def __init__(self, config: GlobalToLocalConfig, facts: AnatomyFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names, self.ndim = tuple(plan.names), plan.ndim
-        self.model = ShapeModel.from_facts(plan.facts)
-        self.radius = float(plan.facts["radius_mm"])
-        self.rotations = float(plan.facts["rotations_deg"])
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+        self.model = ShapeModel.from_facts(facts)
+        self.radius = facts.radius_mm
         self.px = config.block_px or (48 if self.ndim == 2 else 32)
         self.cover = self.radius * (config.cover or (3.2 if self.ndim == 2 else 2.8))
         self.spacing = self.cover / self.px
         self.net = CoarseNet(self.ndim, self.px, len(self.names), config.width)
-        self._warps = PooledWarps(self.ndim, self.radius, float(plan.facts["warp_mm"]))
+        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: CoarseConfig, study: Study) -> Plan:
-        """Mean shape, shape model (with warped copies) and range of poses from the training cases."""
-        anatomy = Anatomy.of(
-            study.cases, study.names, study.intensity, rotations_deg=config.rotations_deg, warp_mm=config.warp_mm
-        )
-        shape = anatomy.shape_model(
-            variance=config.shape_variance, most=config.shape_modes, copies=config.warped_copies
-        )
-        return Plan(
-            names=list(study.names),
-            ndim=anatomy.mean.shape[1],
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts={**anatomy.facts(shift=config.shift), "shape": shape.to_json()},
-        )
+    def suits(cls, task: Task) -> str | None:
+        """In 2D, where the refiner follows and poses are known roughly."""
+        if task.ndim == 2 and task.refined and task.turned_deg <= ANY_POSE_DEG:
+            return "the best with the refiner on images held out of training"
+        return None
 
     @classmethod
-    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
-        """``plan`` in the frame of another model's plan, so that its weights mean the same; see
-        :func:`anatomark.methods.kit.anatomy.adapt_facts`."""
-        facts = adapt_facts(plan.facts, plan.names, old.facts, old.names)
-        return plan if facts is None else plan.model_copy(update={"facts": facts})
+    def prepare(cls, config: GlobalToLocalConfig, study: Study) -> AnatomyFacts:
+        """Mean shape, shape model (with warped copies) and range of poses from the training cases."""
+        anatomy, shape = prepare_shapes(config, study)
+        ndim = anatomy.mean.shape[1]
+        return AnatomyFacts(**study.facts(ndim), **anatomy.facts(shift=config.shift), shape=shape)
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights for this model's landmarks: rows of known names are moved to their places, new
-        landmarks get the mean of the old."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        count, d = len(old.names), old.ndim
-        sizes = {"net.direct.": d, "net.nowhere.": 1, "net.head": 1, "net.offset": 1, "net.sharpness": 1}
-        out = dict(state)
-        for key, value in state.items():
-            size = next((s for prefix, s in sizes.items() if key.startswith(prefix)), 0)
-            if size and len(value) == count * size:
-                own = value.view(count, size, *value.shape[1:])
-                own = torch.stack([own[r] if r >= 0 else own.mean(0) for r in rows])
-                out[key] = own.reshape(len(rows) * size, *value.shape[1:])
-        return out
+    @classmethod
+    def adapted(cls, facts: AnatomyFacts, old: Any) -> AnatomyFacts:
+        """``facts`` in the frame of another model's; see :func:`anatomark.methods.kit.anatomy.adapted_anatomy`."""
+        return (adapted_anatomy(facts, old) if isinstance(old, AnatomyFacts) else None) or facts
+
+    def per_landmark(self) -> Mapping[str, int | PerLandmark]:
+        """All of the heads."""
+        return dict.fromkeys(("net.direct.*", "net.nowhere.*", "net.head", "net.offset", "net.sharpness"), 0)
 
     def stages(self) -> list[Stage]:
         """One; any pose is twice as much to learn."""
         c = self.config
-        steps = c.steps * (2 if self.rotations >= 180 else 1)
+        steps = c.steps * (2 if self.facts.rotations_deg >= 180 else 1)
         return [
             Stage("global", steps, c.batch, lr=3e-3, warmup=100, weight_decay=1e-4, modules=("net",), clip_norm=1.0)
         ]
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``coarse``: block means towards the block's spacing."""
-        low, high = bounds(image, self.plan.intensity)
-        rule = {"kind": "window", "low": low, "high": high}
-        return {"coarse": normalise(block_mean(image, block_for(image, self.spacing)), rule)}
+        return {"coarse": Parts(image, self.facts.intensity).whole(self.spacing)}
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case, turned, moved and maybe cropped."""
         c = self.config
         image, truth = case.images["coarse"], case.landmarks.points
@@ -162,15 +141,15 @@ class GlobalToLocal(Method):
                 block = block * torch.from_numpy(self._along(centre, axes, normal) < limit)
                 inside = inside & np.asarray(truth @ normal < limit)
         target = (truth - centre) @ np.linalg.inv(axes).T / (self.spacing * STRIDE)
-        known = np.asarray(np.isfinite(target).all(1))
+        defined = np.asarray(np.isfinite(target).all(1))
         absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
         cells = self.px // STRIDE
-        inside = inside & known & (np.abs(np.where(known[:, None], target, 0)) < cells / 2).all(1)
+        inside = inside & defined & (np.abs(np.where(defined[:, None], target, 0)) < cells / 2).all(1)
         return {
             "block": random_intensity(block, rng, c.intensity),
-            "target": torch.from_numpy(np.where(known[:, None], target, 0.0)).float(),
-            "known": torch.from_numpy(known).float(),
-            "judged": torch.from_numpy(known | absent).float(),  # whether it is here is known
+            "target": torch.from_numpy(np.where(defined[:, None], target, 0.0)).float(),
+            "defined": torch.from_numpy(defined).float(),
+            "judged": torch.from_numpy(defined | absent).float(),  # whether it is here is known
             "here": torch.from_numpy(inside),
         }
 
@@ -179,9 +158,9 @@ class GlobalToLocal(Method):
         these some anywhere in the image and just beside it, as windows of a large image are."""
         c, d = self.config, self.ndim
         near = rng.random() < 0.5
-        turn = random_rotation(rng, d, min(30.0, self.rotations) if near else self.rotations)
+        turn = random_rotation(rng, d, min(30.0, self.facts.rotations_deg) if near else self.facts.rotations_deg)
         size = float(np.exp(rng.normal(0, c.scaling / (2 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * float(self.plan.facts["start_shift_mm"]) * (0.2 if near else 1.0)
+        shift = rng.uniform(-1, 1, d) * self.facts.start_shift_mm * (0.2 if near else 1.0)
         centre = pose.translation + shift
         if not near and rng.random() < c.anywhere_share:
             beside = self.cover / 2 / image.grid.spacing
@@ -203,20 +182,20 @@ class GlobalToLocal(Method):
         n, k, d = len(self.names), self.net.cells, self.ndim
         chosen = torch.randperm(n, device=batch["block"].device)[:LANDMARKS_AT_ONCE]
         votes = self.net(batch["block"], chosen)
-        target, known = batch["target"][:, chosen], batch["known"][:, chosen]
-        here = known * batch["here"][:, chosen]
+        target, defined = batch["target"][:, chosen], batch["defined"][:, chosen]
+        here = defined * batch["here"][:, chosen]
         towards = log_votes(votes._replace(points=votes.points[:, chosen]), self.net.centres)
         goal = log_displacement(target[:, :, None] - self.net.centres)
-        regression = _mean((towards - goal).abs().mean((2, 3)), known)
+        regression = _mean((towards - goal).abs().mean((2, 3)), defined)
         at = (target + k / 2).floor().clamp(0, k - 1).long()
         cell = torch.stack([at[..., a] * k**a for a in range(d)]).sum(0)
         cell = torch.where(here > 0, cell, torch.full_like(cell, k**d))
-        cross = F.cross_entropy(votes.logits.flatten(0, 1), cell.flatten(), reduction="none").view_as(known)
+        cross = F.cross_entropy(votes.logits.flatten(0, 1), cell.flatten(), reduction="none").view_as(defined)
         classification = _mean(cross, batch["judged"][:, chosen])
         weight = votes.logits[..., :-1].softmax(-1)
         point = torch.einsum("bnk,bnkd->bnd", weight, self.net.centres + displacement(towards))
         miss = _mean(_huber(point, target), here)
-        near = batch["known"] * (batch["target"].abs().amax(-1) < k)  # what is far off the block is anyone's guess
+        near = batch["defined"] * (batch["target"].abs().amax(-1) < k)  # what is far off the block is anyone's guess
         direct = _mean(_huber(votes.points, batch["target"]), near)
         loss = regression + self.config.classification * classification + 0.5 * (miss + direct)
         parts = {"regression": regression, "classification": classification, "point": miss, "direct": direct}
@@ -227,25 +206,19 @@ class GlobalToLocal(Method):
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """See :meth:`Method.locate`. Score: posterior that the landmark is in the image, less where its point is not;
-        what is not there lies where the shape says. Covariance: of the vote clouds and of the looks."""
+        what is not there lies where the shape says. Covariance: of the vote clouds and of the views."""
         self.eval()
         coarse = self.working_images(image)["coarse"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
         if start is None:
-            pose, b = self._pose(*self._search(coarse, rng).middle())
+            pose, b = self._pose(*middle(self._search(coarse, rng)))
         else:
-            guess = start.select(self.names).points
-            if not np.isfinite(guess).any():
-                raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
-            pose, b = self.model.fit(guess)
+            pose = given_pose(self.model, self.names, start)
         for limit, count in PASSES:
-            turns = [random_rotation(rng, self.ndim, limit) for _ in range(count)]
-            axes = np.stack([pose.rotation @ t * pose.scale for t in turns])
-            look = self._look(coarse, np.repeat(pose.translation[None], count, 0), axes)
-            points, here = look.middle()
+            views = self._views(coarse, turned(pose, rng, count, limit))
+            points, here = middle(views)
             pose, b = self._pose(points, here)
-        spread = look.points - look.points.mean(0)
-        covariance = look.covariance.mean(0) + np.einsum("mni,mnj->nij", spread, spread) / len(spread)
+        covariance = views.covariance_about(views.points.mean(0))
         world = here[:, None] * points + (1 - here[:, None]) * pose.apply(self.model.decode(b))
         least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
         score = np.clip(here * inside_image(image, world, EDGE * self.radius), 0, 1)
@@ -254,52 +227,46 @@ class GlobalToLocal(Method):
     def _pose(self, points: Array, here: Array) -> tuple[Pose, Array]:
         """Pose and shape of points (N, D) that are in the image with probability ``here`` (N,)."""
         sure = here > 0.5
-        known = points if sure.sum() <= self.ndim else np.where(sure[:, None], points, np.nan)
-        return self.model.fit(known, here + FEW)
+        there = points if sure.sum() <= self.ndim else np.where(sure[:, None], points, np.nan)
+        return self.model.fit(there, here + FEW)
 
-    def _search(self, image: Image, rng: np.random.Generator) -> Look:
-        """Looks from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
-        best of these again: the looks that agree with the one that has most support."""
-        found = self._hypotheses(self._look(image, *self._first_views(image, rng)))
-        best = np.argsort(-found.weight)[: self.config.hypotheses]
-        poses = [found.poses[i] for i in best]
-        axes = np.stack([p.rotation * p.scale for p in poses])
-        return self._hypotheses(self._look(image, np.stack([p.translation for p in poses]), axes)).consensus(
-            self.radius
-        )
+    def _search(self, image: Image, rng: np.random.Generator) -> Views:
+        """Views from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
+        best of these again: the views that agree with the one that has most support."""
+        first = self._hypotheses(self._views(image, self._first_poses(image, rng)))
+        best = np.argsort(-first.weight)[: self.config.hypotheses]
+        return self._hypotheses(self._views(image, [first.poses[i] for i in best])).consensus(self.radius)
 
-    def _hypotheses(self, look: Look) -> Hypotheses:
+    def _hypotheses(self, views: Views) -> Hypotheses:
         """Pose and shape that each block sees, the more credible the more landmarks it claims and the better they
         fit."""
         poses, shapes, weight = [], [], []
-        for points, here in zip(look.points, look.here, strict=True):
+        for points, here in zip(views.points, views.score, strict=True):
             pose, b = self._pose(points, here)
             shape = pose.apply(self.model.decode(b))
             aside = np.sqrt(((here + FEW) * ((points - shape) ** 2).sum(1)).sum() / (here + FEW).sum())
             poses.append(pose)
             shapes.append(shape)
             weight.append(here.mean() * np.exp(-aside / (0.1 * self.radius)) + 1e-9)
-        return Hypotheses(look, poses, np.stack(shapes), np.array(weight))
+        return Hypotheses(views, poses, np.stack(shapes), np.array(weight))
 
-    def _first_views(self, image: Image, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Centres (M, D) and axes (M, D, D) of the first blocks: where the search starts and around it, as in a crop
-        the anatomy's middle lies aside; windows over the whole image where it is much larger than a block."""
+    def _first_poses(self, image: Image, rng: np.random.Generator) -> list[Pose]:
+        """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
+        windows over the whole image where it is much larger than a block."""
         d = self.ndim
-        middle = start_centre(image) + np.asarray(self.plan.facts["start_offset_mm"])
+        begin = start_point(self.facts, image)
         step = BESIDE * self.radius
-        if self.rotations >= 180:
+        if self.facts.rotations_deg >= 180:
             turns = [random_rotation(rng, d) for _ in range(self.config.starts)]
-            around = [middle + step * rng.uniform(-1, 1, d) * (i > 2) for i in range(len(turns))]
-            views = [(c, t) for a, t in zip(around, turns, strict=True) for c in self._windows(image, t, a)]
-        else:
-            aside = [middle + step * np.array(x) for x in itertools.product((0, -1, 1), repeat=d)]
-            aside = [a for a in aside if d == 2 or np.abs(a - middle).max() * 1.01 > np.linalg.norm(a - middle)]
-            whole = self._windows(image, np.eye(d), middle)
-            views = [(c, np.eye(d)) for c in (whole if len(whole) > len(aside) else aside)]
-        return np.stack([c for c, _ in views]), np.stack([t for _, t in views])
+            around = [begin + step * rng.uniform(-1, 1, d) * (i > 2) for i in range(len(turns))]
+            return [Pose(t, c) for a, t in zip(around, turns, strict=True) for c in self._windows(image, t, a)]
+        aside = [begin + step * np.array(x) for x in itertools.product((0, -1, 1), repeat=d)]
+        aside = [a for a in aside if d == 2 or np.abs(a - begin).max() * 1.01 > np.linalg.norm(a - begin)]
+        whole = self._windows(image, np.eye(d), begin)
+        return [Pose(np.eye(d), c) for c in (whole if len(whole) > len(aside) else aside)]
 
-    def _windows(self, image: Image, turn: Array, middle: Array) -> list[Array]:
-        """Centres (D,) of blocks turned by ``turn`` that together see the image; one at ``middle`` where that does."""
+    def _windows(self, image: Image, turn: Array, centre: Array) -> list[Array]:
+        """Centres (D,) of blocks turned by ``turn`` that together see the image; one at ``centre`` where that does."""
         ends = np.array(list(itertools.product(*([-0.5, n - 0.5] for n in image.grid.shape))))
         corners = image.grid.to_world(ends) @ turn
         low, high = corners.min(0), corners.max(0)
@@ -307,24 +274,19 @@ class GlobalToLocal(Method):
         for a in range(self.ndim):
             side = high[a] - low[a]
             if side <= 1.3 * self.cover:
-                lines.append(np.array([middle @ turn[:, a]]))
+                lines.append(np.array([centre @ turn[:, a]]))
             else:
                 count = max(2, int(np.ceil((side - self.cover) / (self.cover / 2) - 0.3)) + 1)
                 lines.append(np.linspace(low[a] + self.cover / 2, high[a] - self.cover / 2, count))
         return [turn @ np.array(at) for at in itertools.product(*lines)]
 
-    def _look(self, image: Image, centres: Array, axes: Array) -> Look:
-        """What the blocks at ``centres`` (M, D) world mm with ``axes`` (M, D, D) say."""
-        parts = []
-        for i in range(0, len(centres), BLOCKS_AT_ONCE):
-            at, turned = centres[i : i + BLOCKS_AT_ONCE], axes[i : i + BLOCKS_AT_ONCE]
-            block = read_block(image, at, turned, self.px, self.spacing).clamp_(0, 1.5)  # as in training
-            votes = read_votes(self.net(block.to(self.net.centres.device)), self.net.centres)
-            parts.append([x.cpu().double().numpy() for x in votes])
-        local, cloud, here = (np.concatenate(x) for x in zip(*parts, strict=True))
-        step = axes * self.spacing * STRIDE
-        points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)
-        return Look(points, np.einsum("mij,mnjk,mlk->mnil", step, cloud, step), here)
+    def _views(self, image: Image, poses: list[Pose]) -> Views:
+        """What the blocks in these poses show; score: the posterior that a block holds the landmark."""
+        unit = self.spacing * STRIDE
+        return read_views(image, poses, self._read, px=self.px, spacing=self.spacing, unit=unit, at_once=BLOCKS_AT_ONCE)
+
+    def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return read_votes(self.net(blocks.to(self.net.centres.device)), self.net.centres)
 
 
 def _huber(points: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -55,8 +55,8 @@ def targets(points: torch.Tensor, cells: Sequence[int], stride: int) -> tuple[to
 def vote_loss(
     maps: tuple[torch.Tensor, torch.Tensor],
     points: torch.Tensor,
-    placed: torch.Tensor,
-    known: torch.Tensor,
+    defined: torch.Tensor,
+    judged: torch.Tensor,
     *,
     stride: int,
     weight: float,
@@ -64,21 +64,21 @@ def vote_loss(
 ) -> dict[str, torch.Tensor]:
     """Mean absolute error of the displacements + ``weight`` x mean binary cross entropy of the posteriors.
 
-    ``maps`` logits and displacements; ``points`` (B, N, D); ``placed`` (B, N) 1 where the position is known, else no
-    displacement is learned; ``known`` (B, N) 1 where it is known whether and where the landmark is there (an absent one
-    has a posterior of 0 everywhere), else no posterior is learned. Means are over all landmarks, cells and axes;
+    ``maps`` logits and displacements; ``points`` (B, N, D); ``defined`` (B, N) 1 where the position is given, else no
+    displacement is learned; ``judged`` (B, N) 1 where it is known whether and where the landmark is there (an absent
+    one has a posterior of 0 everywhere), else no posterior is learned. Means are over all landmarks, cells and axes;
     ``separate``: over each landmark's own, and added up, as N networks trained one by one would have them.
     """
     logits, moves = maps
     cells = logits.shape[2:]
-    # a point that is not known must not put NaN into the gradients
-    here = torch.where(placed[..., None] > 0, points, points.new_full((), -1e4))
+    # a point that is not defined must not put NaN into the gradients
+    here = torch.where(defined[..., None] > 0, points, points.new_full((), -1e4))
     occupied, towards = targets(here, cells, stride)
     absolute = (moves - towards).abs().flatten(2).mean(2)
     cross = F.binary_cross_entropy_with_logits(logits, occupied, reduction="none").flatten(2).mean(2)
     axes = (0,) if separate else (0, 1)
-    regression = ((absolute * placed).sum(axes) / placed.sum(axes).clamp(min=1)).sum()
-    classification = ((cross * known).sum(axes) / known.sum(axes).clamp(min=1)).sum()
+    regression = ((absolute * defined).sum(axes) / defined.sum(axes).clamp(min=1)).sum()
+    classification = ((cross * judged).sum(axes) / judged.sum(axes).clamp(min=1)).sum()
     loss = regression + weight * classification
     return {"loss": loss, "regression": regression.detach(), "classification": classification.detach()}
 

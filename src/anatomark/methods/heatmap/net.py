@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, plain_precision
 
 GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide
@@ -42,26 +41,23 @@ class HeatmapNet(nn.Module):
         self, ndim: int, landmarks: int, *, maps: Sequence[int], stem: int, spatial: int | None = None, log: bool = True
     ):
         super().__init__()
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
         self.ndim, self.log, self.stride = ndim, log, stem
         self.whole = stem * max(2 ** (len(maps) - 1), SHRINK if spatial else 1)  # a block is a multiple of it
         steps = list(itertools.pairwise(maps))
-        first = conv(1, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)), bias=False)
-        self.stem = _normed(ndim, first)
+        first = conv(ndim)(1, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)), bias=False)
+        self.stem = _normed(first)
         down = [nn.Sequential(_halving(ndim, a, b), _same(ndim, b, b)) for a, b in steps]
         self.down = nn.ModuleList([_same(ndim, maps[0], maps[0]), *down])
-        self.lateral = nn.ModuleList(conv(b, a, 1) for a, b in steps)
+        self.lateral = nn.ModuleList(conv(ndim)(b, a, 1) for a, b in steps)
         self.up = nn.ModuleList(_same(ndim, a, a) for a, _ in steps)
-        self.head = _ending(conv(maps[0], landmarks, 1), 1e-2, 0.0)
+        self.head = _ending(conv(ndim)(maps[0], landmarks, 1), 1e-2, 0.0)
         self.spatial = _spatial(ndim, landmarks, spatial, log=log) if spatial else None
         if ndim == 2:  # bf16 convolutions in 2D are fast in this layout alone
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, blocks: torch.Tensor) -> torch.Tensor:
         """(B, N, *cells) float32; see the class."""
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = self.training and self.ndim == 3 and blocks.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(blocks.device):
+        with plain_precision(blocks, self.training):
             x = self.stem(blocks.contiguous(memory_format=torch.channels_last) if self.ndim == 2 else blocks)
             seen = []
             for level in self.down:
@@ -82,40 +78,38 @@ class HeatmapNet(nn.Module):
         return F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False)
 
 
-def _normed(ndim: int, conv: nn.Module) -> nn.Sequential:
-    width = int(conv.out_channels)  # type: ignore[arg-type]
+def _normed(layer: nn.Module) -> nn.Sequential:
+    width = int(layer.out_channels)  # type: ignore[arg-type]
     groups = next(n for n in range(max(1, width // GROUP), 0, -1) if width % n == 0)
-    return nn.Sequential(conv, nn.GroupNorm(groups, width), nn.LeakyReLU(0.01, inplace=True))
+    return nn.Sequential(layer, nn.GroupNorm(groups, width), nn.LeakyReLU(0.01, inplace=True))
 
 
 def _same(ndim: int, before: int, after: int) -> nn.Sequential:
-    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
-    return _normed(ndim, conv(before, after, 3, padding=1, bias=False))
+    return _normed(conv(ndim)(before, after, 3, padding=1, bias=False))
 
 
 def _halving(ndim: int, before: int, after: int) -> nn.Sequential:
-    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
-    return _normed(ndim, conv(before, after, 2, stride=2, bias=False))
+    return _normed(conv(ndim)(before, after, 2, stride=2, bias=False))
 
 
 def _spatial(ndim: int, landmarks: int, width: int, *, log: bool) -> nn.Sequential:
     """Wide convolutions from all landmarks' maps to all landmarks' maps. It begins with no say: log maps of 0, factors
     of 1 (published: of about 0, which multiplied leave almost no gradient)."""
-    conv, k = nn.Conv2d if ndim == 2 else nn.Conv3d, SPATIAL_KERNEL[ndim]
+    k = SPATIAL_KERNEL[ndim]
     widths = [landmarks, width, width, width]
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        layers += [conv(a, b, k, padding=k // 2), nn.LeakyReLU(0.1, inplace=True)]
-    last = conv(width, landmarks, k, padding=k // 2)
+        layers += [conv(ndim)(a, b, k, padding=k // 2), nn.LeakyReLU(0.1, inplace=True)]
+    last = conv(ndim)(width, landmarks, k, padding=k // 2)
     return nn.Sequential(*layers, _ending(last, 1e-3, 0.0 if log else 1.0))
 
 
-def _ending(conv: nn.Conv2d | nn.Conv3d, sd: float, bias: float) -> nn.Module:
+def _ending(layer: nn.Conv2d | nn.Conv3d, sd: float, bias: float) -> nn.Module:
     """A last convolution that begins at about ``bias``."""
-    nn.init.normal_(conv.weight, std=sd)
-    assert conv.bias is not None
-    nn.init.constant_(conv.bias, bias)
-    return conv
+    nn.init.normal_(layer.weight, std=sd)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer
 
 
 def cell_line(cells: int) -> torch.Tensor:

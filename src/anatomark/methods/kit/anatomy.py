@@ -5,29 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.intensity import foreground_centre, normalise
-from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes, rotation_angle
 from anatomark.core.warp import random_warp
+from anatomark.methods.base import Facts
 
 
-class AnnotatedCase(Protocol):
-    """A case with landmarks whose image is read on demand (``methods.base.StudyCase``)."""
+class AnatomyFacts(Facts):
+    """What :class:`Anatomy` tells a method: ``mean_shape`` (N, D) mm, centred; ``radius_mm``; ``rotations_deg``: the
+    range of poses, 180 = any; where a search begins: ``start_offset_mm`` (D,) from the image's start centre, strayed
+    from by ``start_shift_mm``, or ``centre_mm`` (D,) where a template has the anatomy; ``warp_mm``; ``shape``: the PCA
+    of shapes (``PCAShape.to_json``), of methods that have one."""
 
-    @property
-    def landmarks(self) -> Landmarks:
-        """What is known of the case."""
-
-    @property
-    def image(self) -> Any:
-        """() -> Image."""
+    mean_shape: list[list[float]]
+    radius_mm: float
+    rotations_deg: float
+    start_offset_mm: list[float]
+    start_shift_mm: float
+    warp_mm: float = 0.0
+    centre_mm: list[float] | None = None
+    shape: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Anatomy:
     @classmethod
     def of(
         cls,
-        cases: Sequence[AnnotatedCase],
+        cases: Sequence[Case],
         names: Sequence[str],
         intensity: Mapping[str, Any],
         *,
@@ -94,7 +99,7 @@ class Anatomy:
         return PCAShape.fit(np.stack(shapes).reshape(len(shapes), -1), variance=variance, most=most)
 
     def facts(self, *, shift: float) -> dict[str, Any]:
-        """For ``plan.json``; a method adds its ``shape``. ``shift``: least random shift of the search, radii."""
+        """The fields of :class:`AnatomyFacts` but ``shape``. ``shift``: least random shift of the search, radii."""
         return {
             "mean_shape": self.mean.tolist(),
             "radius_mm": self.radius,
@@ -114,10 +119,10 @@ class ShapeModel:
     noise_mm: float
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> ShapeModel:
-        """From what :meth:`Anatomy.facts` wrote, and ``shape``; noise of 0.02 radii."""
-        noise = 0.02 * float(facts["radius_mm"])
-        return cls(np.asarray(facts["mean_shape"]), PCAShape.from_json(facts["shape"]), noise)
+    def from_facts(cls, facts: AnatomyFacts) -> ShapeModel:
+        """Noise of 0.02 radii."""
+        assert facts.shape is not None
+        return cls(np.asarray(facts.mean_shape), PCAShape.from_json(facts.shape), 0.02 * facts.radius_mm)
 
     def encode(self, points: Array) -> Array:
         """Whitened shape parameters (K,) of model-frame points (N, D), NaN = missing."""
@@ -148,42 +153,44 @@ def block_for(image: Image, spacing_mm: float) -> tuple[int, ...]:
     return tuple(int(b) for b in np.clip(fit, 1, image.grid.shape))
 
 
-def adapt_facts(
-    facts: Mapping[str, Any], names: Sequence[str], old: Mapping[str, Any], old_names: Sequence[str]
-) -> dict[str, Any] | None:
-    """``facts`` (of :meth:`Anatomy.facts`, with ``shape``) in the frame of another model's, so that its weights mean
-    the same: its radius, warps and orientation, and these shapes laid onto its mean shape. None where the two share
-    fewer than three landmarks, have another dimension, or the old facts are of another kind."""
-    known = [n for n in names if n in old_names]
-    if len(known) < 3 or "mean_shape" not in old:
+F = TypeVar("F", bound=AnatomyFacts)
+
+
+def adapted_anatomy(facts: F, old: AnatomyFacts) -> F | None:
+    """``facts`` in the frame of another model's, so that its weights mean the same: its radius, warps and orientation,
+    and these shapes laid onto its mean shape; of a template's centre the old one, where both have one. None where the
+    two share fewer than three landmarks or have another dimension."""
+    names, old_names = facts.names, old.names
+    shared = [n for n in names if n in old_names]
+    if len(shared) < 3 or facts.ndim != old.ndim:
         return None
-    mean, goal = np.asarray(facts["mean_shape"]), np.asarray(old["mean_shape"])
-    d = mean.shape[1]
-    if goal.shape[1] != d:
-        return None
-    out = dict(facts)
-    rows, goals = [names.index(n) for n in known], [old_names.index(n) for n in known]
-    pose = procrustes(mean[rows], goal[goals])
-    shape = PCAShape.from_json(facts["shape"])
-    modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
-    laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
+    mean, goal, d = np.asarray(facts.mean_shape), np.asarray(old.mean_shape), facts.ndim
+    pose = procrustes(mean[[names.index(n) for n in shared]], goal[[old_names.index(n) for n in shared]])
     # where the search starts is a matter of the new images: from the new centre on to the old model's
     aside = pose.invert(np.zeros(d))
-    rotations = max(facts["rotations_deg"], old["rotations_deg"])
+    rotations = max(facts.rotations_deg, old.rotations_deg)
     full = rotations >= 180  # the direction of an offset is then unknown
-    out["start_offset_mm"] = [0.0] * d if full else (np.asarray(facts["start_offset_mm"]) + aside).tolist()
-    if facts.get("centre_mm") is not None:  # where a template has the new centre
-        out["centre_mm"] = (np.asarray(facts["centre_mm"]) + aside).tolist()
-    stray = facts["start_shift_mm"] + (float(np.linalg.norm(aside)) if full else 0.0)
-    out["start_shift_mm"] = max(stray, old["start_shift_mm"])
-    out.update({k: old[k] for k in ("radius_mm", "warp_mm")})
-    out.update(mean_shape=pose.apply(mean).tolist(), shape=laid.to_json())
-    out["rotations_deg"] = rotations
-    return out
+    stray = facts.start_shift_mm + (float(np.linalg.norm(aside)) if full else 0.0)
+    update: dict[str, Any] = {
+        "start_offset_mm": [0.0] * d if full else (np.asarray(facts.start_offset_mm) + aside).tolist(),
+        "start_shift_mm": max(stray, old.start_shift_mm),
+        "radius_mm": old.radius_mm,
+        "warp_mm": old.warp_mm,
+        "mean_shape": pose.apply(mean).tolist(),
+        "rotations_deg": rotations,
+    }
+    if facts.centre_mm is not None:
+        update["centre_mm"] = old.centre_mm or (np.asarray(facts.centre_mm) + aside).tolist()
+    if facts.shape is not None:
+        shape = PCAShape.from_json(facts.shape)
+        modes = (shape.modes.T.reshape(-1, d) @ pose.rotation.T).reshape(-1, shape.mean.size).T
+        laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
+        update["shape"] = laid.to_json()
+    return facts.model_copy(update=update)
 
 
 def _start_statistics(
-    cases: Sequence[AnnotatedCase], intensity: Mapping[str, Any], poses: list[Pose], radius: float, *, full: bool
+    cases: Sequence[Case], intensity: Mapping[str, Any], poses: list[Pose], radius: float, *, full: bool
 ) -> tuple[Array, float, float]:
     """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
     margin), and the median finest spacing (mm), over at most 40 cases."""

@@ -6,121 +6,100 @@ of poses, as in the first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
-from anatomark.core.intensity import bounds, normalise
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.kit.anatomy import Anatomy, AnnotatedCase, ShapeModel, adapt_facts, block_for, start_centre
+from anatomark.methods.base import Study
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, ShapeModel, start_centre
+from anatomark.methods.kit.settings import FrameConfig
 
 SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
 LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 NEAR_DEG, NEAR = 12.0, 0.05  # of turns and (radii) of shifts, at most, of views near the pose
 
 
-class FrameSettings(Protocol):
-    """What a method's settings say of the frame; None: from the training cases."""
-
-    rotations_deg: float | None
-    shift: float | None
-    scaling: float
-    warp_mm: float | None
-    shape_variance: float
-    shape_modes: int
-    warped_copies: int
-
-
-def prepare_frame(
-    settings: FrameSettings,
-    cases: Sequence[AnnotatedCase],
-    names: Sequence[str],
-    intensity: Mapping[str, Any],
-    *,
-    aligned: bool,
+def prepare_shapes(
+    settings: FrameConfig, study: Study, rotations_deg: float | None = None
 ) -> tuple[Anatomy, dict[str, Any]]:
-    """Mean shape, shape model (with warped copies) and range of poses, for ``plan.json``: that of the cases, or where
-    they are ``aligned`` to a template the little that this leaves, and ``centre_mm``, where the template has them."""
-    rotations = LEFT_DEG if aligned and settings.rotations_deg is None else settings.rotations_deg
-    anatomy = Anatomy.of(cases, names, intensity, rotations_deg=rotations, warp_mm=settings.warp_mm)
+    """The anatomy of the training cases, and its shape model (with warped copies) as plain JSON. The range of poses is
+    the settings', else ``rotations_deg``, else that of the cases."""
+    if settings.rotations_deg is not None:
+        rotations_deg = settings.rotations_deg
+    anatomy = Anatomy.of(
+        study.cases, study.names, study.intensity, rotations_deg=rotations_deg, warp_mm=settings.warp_mm
+    )
     shape = anatomy.shape_model(
         variance=settings.shape_variance, most=settings.shape_modes, copies=settings.warped_copies
     )
-    facts = start_facts(anatomy, cases, names, settings.shift, SHIFT, aligned=aligned)
-    return anatomy, {**facts, "shape": shape.to_json()}
+    return anatomy, shape.to_json()
 
 
-def start_facts(
-    anatomy: Anatomy,
-    cases: Sequence[AnnotatedCase],
-    names: Sequence[str],
-    shift: float | None,
-    usual: float,
-    *,
-    aligned: bool,
-) -> dict[str, Any]:
-    """Where a search begins, for ``plan.json``, with ``centre_mm`` (D,), where the template has the anatomy; None where
-    cases are not ``aligned``. ``shift``: radii, random in training; None: ``usual``, or what an alignment leaves."""
-    shift = shift if shift is not None else LEFT if aligned else usual
-    facts = {**anatomy.facts(shift=shift), "centre_mm": None}
-    if aligned:
-        poses = [procrustes(anatomy.mean, c.landmarks.select(names).points) for c in cases]
+def prepare_frame(settings: FrameConfig, study: Study) -> tuple[Anatomy, dict[str, Any]]:
+    """The anatomy, and the fields of ``AnatomyFacts``: mean shape, shape model and range of poses of the cases, or
+    where they are aligned to a template the little that this leaves, and where the template has the anatomy."""
+    anatomy, shape = prepare_shapes(settings, study, LEFT_DEG if study.aligned else None)
+    return anatomy, {**start_facts(anatomy, study, settings.shift, SHIFT), "shape": shape}
+
+
+def start_facts(anatomy: Anatomy, study: Study, shift: float | None, usual: float) -> dict[str, Any]:
+    """The fields of ``AnatomyFacts`` but ``shape``. ``shift``: radii, random in training; None: ``usual``, or what an
+    alignment leaves."""
+    shift = shift if shift is not None else LEFT if study.aligned else usual
+    facts = {**study.facts(anatomy.mean.shape[1]), **anatomy.facts(shift=shift), "centre_mm": None}
+    if study.aligned:
+        poses = [procrustes(anatomy.mean, c.landmarks.select(study.names).points) for c in study.cases]
         facts["centre_mm"] = np.mean([p.translation for p in poses], 0).tolist()
         facts["start_shift_mm"] = shift * anatomy.radius
     return facts
 
 
-def adapt_frame(
-    facts: Mapping[str, Any], names: Sequence[str], old: Mapping[str, Any], old_names: Sequence[str]
-) -> dict[str, Any] | None:
-    """``facts`` in the frame of another model's, so that its weights mean the same; None where they have too little in
-    common (:func:`anatomark.methods.kit.anatomy.adapt_facts`)."""
-    out = adapt_facts(facts, names, old, old_names)
-    if out is not None and old.get("centre_mm") and out.get("centre_mm"):  # only where these images are aligned too
-        out["centre_mm"] = old["centre_mm"]
-    return out
-
-
-def seen(image: Image, intensity: Mapping[str, Any], spacing_mm: float) -> Image:
-    """Block means towards a spacing, about 0 ... 1 by the rule of intensities."""
-    low, high = bounds(image, intensity)
-    rule = {"kind": "window", "low": low, "high": high}
-    return normalise(block_mean(image, block_for(image, spacing_mm)), rule)
-
-
-def random_view(rng: np.random.Generator, pose: Pose, facts: Mapping[str, Any], scaling: float) -> tuple[Array, Array]:
+def random_view(rng: np.random.Generator, pose: Pose, facts: AnatomyFacts, scaling: float) -> tuple[Array, Array]:
     """Axes (D, D) and centre (D,) world mm of a block for training: half of them near ``pose``, the others up to the
     range of poses in ``facts``; ``scaling``: standard deviation of the log size."""
-    d, rotations = pose.ndim, float(facts["rotations_deg"])
+    d, rotations = pose.ndim, facts.rotations_deg
     near = rng.random() < 0.5
     turn = random_rotation(rng, d, min(NEAR_DEG, rotations) if near else rotations)
     size = float(np.exp(rng.normal(0, scaling / (3 if near else 1))))
-    shift = rng.uniform(-1, 1, d) * (NEAR * float(facts["radius_mm"]) if near else float(facts["start_shift_mm"]))
+    shift = rng.uniform(-1, 1, d) * (NEAR * facts.radius_mm if near else facts.start_shift_mm)
     return pose.rotation @ turn * pose.scale * size, pose.translation + shift
+
+
+def guessed_points(names: Sequence[str], start: Landmarks) -> Array:
+    """(N, D) world mm of a first guess, NaN where it lacks a landmark. Raises InputError where it holds none."""
+    guess = start.select(names).points
+    if not np.isfinite(guess).any():
+        raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(names[:8])}")
+    return guess
 
 
 def given_pose(model: ShapeModel, names: Sequence[str], start: Landmarks) -> Pose:
     """The pose of a first guess. Raises InputError where it holds none of the landmarks."""
-    guess = start.select(names).points
-    if not np.isfinite(guess).any():
-        raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(names[:8])}")
-    return model.fit(guess)[0]
+    return model.fit(guessed_points(names, start))[0]
 
 
-def first_poses(facts: Mapping[str, Any], block: Image, rng: np.random.Generator, starts: int) -> list[Pose]:
-    """Where a search begins: upright where the template has the anatomy, or at the foreground's centre (2D: the image's
-    middle) with the training cases' mean offset; where any pose may come, ``starts`` random turns there."""
-    if facts.get("centre_mm") is not None:
-        centre = np.asarray(facts["centre_mm"])
-        return [Pose(np.eye(len(centre)), centre, 1.0)]
-    middle = start_centre(block) + np.asarray(facts["start_offset_mm"])
-    d = len(middle)
-    if float(facts["rotations_deg"]) < 180:
-        return [Pose(np.eye(d), middle, 1.0)]
-    return [Pose(random_rotation(rng, d), middle, 1.0) for _ in range(starts)]
+def start_point(facts: AnatomyFacts, image: Image) -> Array:
+    """World mm (D,) where a search begins: where the template has the anatomy, or at the foreground's centre (2D: the
+    image's middle) with the training cases' mean offset. ``image``: normalised, coarse is enough."""
+    if facts.centre_mm is not None:
+        return np.asarray(facts.centre_mm)
+    return start_centre(image) + np.asarray(facts.start_offset_mm)
+
+
+def any_pose(facts: AnatomyFacts) -> bool:
+    """Whether a search must find the rotation too: any may come, and nothing aligned the images."""
+    return facts.rotations_deg >= 180 and facts.centre_mm is None
+
+
+def first_poses(facts: AnatomyFacts, block: Image, rng: np.random.Generator, starts: int) -> list[Pose]:
+    """Upright at :func:`start_point`; where any pose may come, ``starts`` random turns there."""
+    centre, d = start_point(facts, block), facts.ndim
+    if not any_pose(facts):
+        return [Pose(np.eye(d), centre)]
+    return [Pose(random_rotation(rng, d), centre) for _ in range(starts)]

@@ -32,3 +32,8 @@ def conv_precision(device: torch.device) -> AbstractContextManager[object]:
     """Context for convolutions only: bf16 autocast where fast, float32 otherwise. Heads and geometry stay outside."""
     wanted = _forced[0] if _forced else fast_bf16(str(device.type))
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+def set_precision(precision: str) -> None:
+    """A run's setting: ``auto`` (what the machine is fast at), ``fp32`` or ``bf16``, for this process."""
+    use_bf16({"auto": None, "fp32": False, "bf16": True}[precision])

@@ -19,26 +19,25 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from anatomark.core.grid import Array
+from anatomark.cases.case import Case
+from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
-from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.resample import resample
 from anatomark.core.shape import PCAShape
 from anatomark.errors import InputError, nearest
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
+from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, Stage, Study
+from anatomark.methods.kit.working import working_grid, working_image
 from anatomark.methods.pin.autoencoder import ShapeAutoencoder
-from anatomark.methods.pin.paper_net import PublishedNet
+from anatomark.methods.pin.paper_net import PaperNet
 from anatomark.methods.pin.patches import cut_planes, plane_count
 from anatomark.methods.pin.rules import Rule, pin_loss, update
 from anatomark.methods.pin.shapes import fit_autoencoder
 from anatomark.methods.pin.spaces import AutoencoderSpace, PointSpace, ShapeSpace, Space
-from anatomark.methods.pin.working import default_spacing, to_voxels, working_grid
 
-AS_READ = ("uint8", "int16", "float32")  # dtypes that patches are cut from directly
+LONGEST_PX = 500  # ours: 2D images above three times this are thinned to about this many pixels
 
 
-class PublishedConfig(MethodConfig):
+class PaperPINConfig(MethodConfig):
     """Settings; the defaults are the paper's for several landmarks.
 
     ``mode`` ``single`` trains one network for each landmark, one stage after the other. ``landmarks``: only these.
@@ -71,26 +70,35 @@ class PublishedConfig(MethodConfig):
     seed: int = 0
 
 
-class PublishedPIN(Method):
+class PaperPINFacts(Facts):
+    """``spacing_mm`` of the working grid; for several landmarks the PCA of their voxel coordinates
+    (``PCAShape.to_json``), and with an autoencoder the shapes (M, N, D) themselves, null where not annotated."""
+
+    spacing_mm: float
+    pca: dict[str, Any] | None = None
+    shapes: list[list[list[float | None]]] | None = None
+
+
+class PaperPIN(Method):
     """The patch-based iterative network with the published settings; see the module."""
 
-    Config = PublishedConfig
+    Config = PaperPINConfig
+    Facts = PaperPINFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "paper-single": {"mode": "single"}}
 
-    def __init__(self, config: PublishedConfig, plan: Plan):
+    def __init__(self, config: PaperPINConfig, facts: PaperPINFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names = tuple(plan.names)
-        self.ndim = plan.ndim
-        self.spacing_mm = float(plan.facts["spacing_mm"])
+        self.config, self.facts = config, facts
+        self.names = tuple(facts.names)
+        self.ndim = facts.ndim
         self.autoencoder: ShapeAutoencoder | None = None
         self.spaces: list[Space] = self._single() if config.mode == "single" else self._multiple()
         self.nets = nn.ModuleList(self._net(space) for space in self.spaces)
         self._trained = len(self.spaces)
 
-    def _net(self, space: Space) -> PublishedNet:
+    def _net(self, space: Space) -> PaperNet:
         channels = plane_count(self.ndim) * len(space.landmarks)
-        return PublishedNet(channels, space.size, self.config.patch_px, dropout=self.config.dropout)
+        return PaperNet(channels, space.size, self.config.patch_px, dropout=self.config.dropout)
 
     def _single(self) -> list[Space]:
         starts = self.config.starts or 19
@@ -98,7 +106,7 @@ class PublishedPIN(Method):
 
     def _multiple(self) -> list[Space]:
         c = self.config
-        pca = PCAShape.from_json(self.plan.facts["pca"])
+        pca = PCAShape.from_json(self.facts.pca or {})
         modes = c.modes if c.modes and c.shape_model == "autoencoder" else pca.size
         drawn = np.random.default_rng(c.seed).uniform(-1, 1, ((c.starts or 6) - 1, modes))
         if c.shape_model == "pca":
@@ -114,7 +122,7 @@ class PublishedPIN(Method):
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: PublishedConfig, study: Study) -> Plan:
+    def prepare(cls, config: PaperPINConfig, study: Study) -> PaperPINFacts:
         """Spacing and, for several landmarks, the shape model of the training cases' voxel coordinates.
 
         Raises InputError for an unknown landmark, one without any annotation, and for fewer than two shapes.
@@ -123,126 +131,88 @@ class PublishedPIN(Method):
         for name in names:
             if name not in study.names:
                 raise InputError(f"landmarks: {name!r} is in no training case{nearest(name, study.names)}")
-        marks = [c.landmarks.select(names) for c in study.cases]
-        seen = np.any([m.defined for m in marks], 0)
-        if not seen.all():
-            missing = names[int(np.argmin(seen))]
+        landmarks = [c.landmarks.select(names) for c in study.cases]
+        annotated = np.any([x.defined for x in landmarks], 0)
+        if not annotated.all():
+            missing = names[int(np.argmin(annotated))]
             raise InputError(f"landmark {missing!r} is annotated in no training case; leave it out or annotate it")
         grids = [c.image().grid.canonical() for c in study.cases]
         spacing = config.spacing_mm or default_spacing(grids)
-        facts: dict[str, Any] = {"spacing_mm": spacing}
+        own: dict[str, Any] = {"names": list(names), "descriptions": list(landmarks[0].descriptions)}
         if config.mode == "multiple":
-            voxels = [to_voxels(working_grid(g, spacing), m.points) for g, m in zip(grids, marks, strict=True)]
-            pca = PCAShape.fit(np.stack(voxels).reshape(len(voxels), -1), variance=config.variance)
-            if pca.size == 0:
-                raise InputError(
-                    f"the published PIN's shape model needs two or more different training shapes, found {len(marks)}; "
-                    "add cases, or use --preset recommended"
-                )
-            facts["pca"] = pca.to_json()
-            if config.shape_model == "autoencoder":
-                facts["shapes"] = [[[None if np.isnan(x) else x for x in p] for p in v.tolist()] for v in voxels]
-        return Plan(
-            names=list(names),
-            ndim=grids[0].ndim,
-            descriptions=list(marks[0].descriptions),
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts=facts,
-        )
+            pairs = zip(grids, landmarks, strict=True)
+            own |= _shape_model(config, [to_voxels(working_grid(g, spacing), x.points) for g, x in pairs])
+        return PaperPINFacts(**{**study.facts(grids[0].ndim), **own}, spacing_mm=spacing)
 
     def stages(self) -> list[Stage]:
-        """The network, or one network for each landmark."""
+        """``pin``, or ``pin1``, ``pin2`` ... for each landmark."""
         c = self.config
-        out = []
-        for i, space in enumerate(self.spaces):
-            name = "pin" if c.mode == "multiple" else f"pin{i + 1}"
-            options = {"net": i, "landmarks": [self.names[k] for k in space.landmarks]}
-            stage = Stage(name, c.steps, c.batch, c.lr, "constant", 0, modules=(f"nets.{i}",), options=options)
-            out.append(stage)
-        return out
+        names = ["pin"] if c.mode == "multiple" else [f"pin{i + 1}" for i in range(len(self.spaces))]
+        return [
+            Stage(name, c.steps, c.batch, c.lr, "constant", 0, modules=(f"nets.{i}",), index=i)
+            for i, name in enumerate(names)
+        ]
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
         """Fits the autoencoder first, where there is one; :meth:`locate` leaves networks of later stages alone."""
-        self._trained = int(stage.options["net"]) + 1
+        self._trained = stage.index + 1
         space = self.spaces[0]
         if isinstance(space, AutoencoderSpace) and not bool(space.net.fitted):
-            shapes = np.array(self.plan.facts["shapes"], dtype=np.float64)
+            shapes = np.array(self.facts.shapes, dtype=np.float64)
             fit_autoencoder(space, shapes, self.config.autoencoder_steps, self.config.seed)
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights for this model's landmarks. Single: each landmark takes the network of its name;
-        several: input planes move to their landmark's place, new landmarks get the mean of the old."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        if self.config.mode == "single":
-            kept = {f"nets.{r}.": f"nets.{i}." for i, r in enumerate(rows) if r >= 0}
-            parts = {key: ".".join(key.split(".")[:2]) + "." for key in state}
-            return {kept[p] + key.removeprefix(p): state[key] for key, p in parts.items() if p in kept}
-        out, first = dict(state), "nets.0.convs.0.weight"
-        planes = plane_count(self.ndim)
-        if first in out and out[first].shape[1] == planes * len(old.names):
-            by_landmark = out[first].unflatten(1, (len(old.names), planes))
-            moved = [by_landmark[:, r] if r >= 0 else by_landmark.mean(1) for r in rows]
-            out[first] = torch.stack(moved, 1).flatten(1, 2)
-        return out
+    def per_landmark(self) -> dict[str, int]:
+        """A network each, or the first convolution's input planes."""
+        return {"nets.{landmark}.*": 0} if self.config.mode == "single" else {"nets.0.convs.0.weight": 1}
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
-        image = image.canonical()
-        if image.array.shape[0] > 1:
-            image = Image(image.array.mean(0, keepdims=True, dtype=np.float32), image.grid, image.meta)
-        grid = working_grid(image.grid, self.spacing_mm)
-        if grid is not image.grid:
-            image = resample(image, grid)
-        if self.config.intensity == "study":
-            image = normalise(image, self.plan.intensity)
-        elif image.array.dtype.name not in AS_READ:
-            image = Image(image.array.astype(np.float32), grid, image.meta)
-        return {"work": image}
+        rule = self.facts.intensity if self.config.intensity == "study" else None
+        return {"work": working_image(image, self.facts.spacing_mm, rule)}
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
         work = case.images["work"]
         points = self._voxels(case)
-        space = self.spaces[stage.options["net"]]
+        space = self.spaces[stage.index]
         truth = space.encode(points)
         state = self._draw(space, truth, _size(work), rng)
         patches = cut_planes(work.array[0], space.decode(state[None]), self.config.patch_px)[0]
         return {"patches": torch.from_numpy(patches), **_target(truth, state)}
 
-    def _voxels(self, case: TrainingCase) -> Array:
+    def _voxels(self, case: Case) -> Array:
         """(N, D) the model's landmarks, which ``config.landmarks`` may have chosen among the case's."""
-        marks = case.landmarks if case.landmarks.names == self.names else case.landmarks.select(self.names)
-        return to_voxels(case.images["work"].grid, marks.points)
+        landmarks = case.landmarks if case.landmarks.names == self.names else case.landmarks.select(self.names)
+        return to_voxels(case.images["work"].grid, landmarks.points)
 
     def _draw(self, space: Space, truth: Array | None, size: Array, rng: np.random.Generator) -> Array:
         if self.config.sampling == "multiscale" and truth is not None and rng.random() < 0.5:
             return space.near(rng, truth, size)
         return space.uniform(rng, size)
 
-    def collect(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
+    def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
         """Whole batches made with the current weights, for on-policy sampling and for states that an autoencoder
         encodes; None where :meth:`examples` does."""
         if self.config.sampling != "on_policy" and self.autoencoder is None:
             return None
         return self._collected(cases, stage, rng)
 
-    def _collected(self, cases: Sequence[TrainingCase], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
+    def _collected(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         """On-policy: each state has gone 0, 1, 2 ... steps of the iteration (half of them none, a quarter one ...)."""
-        index = int(stage.options["net"])
+        index = stage.index
         space, net = self.spaces[index], self.nets[index]
-        assert isinstance(net, PublishedNet)
+        assert isinstance(net, PaperNet)
         while True:
             chosen = [cases[k] for k in rng.integers(len(cases), size=stage.batch)]
             work = [c.images["work"] for c in chosen]
             truths = [space.encode(self._voxels(c)) for c in chosen]
             states = np.stack([self._draw(space, t, _size(w), rng) for t, w in zip(truths, work, strict=True)])
             if self.config.sampling == "on_policy":
-                gone = np.minimum(rng.geometric(0.5, stage.batch) - 1, self.iterations)
-                for k in range(int(gone.max())):
-                    moving = np.flatnonzero(gone > k)
+                updates = np.minimum(rng.geometric(0.5, stage.batch) - 1, self.iterations)
+                for k in range(int(updates.max())):
+                    moving = np.flatnonzero(updates > k)
                     states[moving] = self._on_policy_step(space, net, [work[m] for m in moving], states[moving])
             patches = self._cut(space, work, states)
             rows = [_target(t, s) for t, s in zip(truths, states, strict=True)]
@@ -253,7 +223,7 @@ class PublishedPIN(Method):
         cut = [cut_planes(w.array[0], p[None], self.config.patch_px) for w, p in zip(work, points, strict=True)]
         return torch.from_numpy(np.concatenate(cut))
 
-    def _on_policy_step(self, space: Space, net: PublishedNet, work: list[Image], states: Array) -> Array:
+    def _on_policy_step(self, space: Space, net: PaperNet, work: list[Image], states: Array) -> Array:
         with evaluating(net), torch.no_grad():
             d, logits = net(_channels_first(self._cut(space, work, states), net))
         moved = states + self._step(space, d, logits)
@@ -264,7 +234,7 @@ class PublishedPIN(Method):
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Eq. 2."""
-        d, logits = self.nets[stage.options["net"]](batch["patches"].permute(0, 3, 1, 2))
+        d, logits = self.nets[stage.index](batch["patches"].permute(0, 3, 1, 2))
         c = self.config
         return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])
 
@@ -279,7 +249,7 @@ class PublishedPIN(Method):
         points, score, covariance = np.full((n, d), np.nan), np.zeros(n), np.full((n, d, d), np.nan)
         several = True
         for space, net in zip(self.spaces[: self._trained], self.nets, strict=False):
-            assert isinstance(net, PublishedNet)
+            assert isinstance(net, PaperNet)
             starts = space.starts(_size(work), guess)
             with np.errstate(invalid="ignore", over="ignore"):
                 last = space.decode(self.iterate(space, net, work, starts))
@@ -295,9 +265,9 @@ class PublishedPIN(Method):
         axes = work.grid.axes[:, ::-1]
         world = work.grid.to_world(points[:, ::-1])
         spread = axes @ covariance @ axes.T if several else None
-        return Landmarks(self.names, world, score=score, covariance=spread, descriptions=tuple(self.plan.descriptions))
+        return Landmarks(self.names, world, score=score, covariance=spread, descriptions=tuple(self.facts.descriptions))
 
-    def iterate(self, space: Space, net: PublishedNet, work: Image, states: Array) -> Array:
+    def iterate(self, space: Space, net: PaperNet, work: Image, states: Array) -> Array:
         """The states (S, n) after T updates; one network call for all of them in each."""
         volume, cut = work.array[0], None
         with evaluating(net), torch.inference_mode():
@@ -311,6 +281,34 @@ class PublishedPIN(Method):
     def _step(self, space: Space, d: torch.Tensor, logits: torch.Tensor) -> Array:
         step = update(self.config.rule, d, logits).cpu().double().numpy()
         return np.asarray(step / space.unit if self.config.rule == "A" else step)  # rule A: one voxel, not one sd
+
+
+def _shape_model(config: PaperPINConfig, voxels: list[Array]) -> dict[str, Any]:
+    """The facts ``pca`` and, where asked for, ``shapes``, of shapes (N, D) in voxels. Raises InputError."""
+    pca = PCAShape.fit(np.stack(voxels).reshape(len(voxels), -1), variance=config.variance)
+    if pca.size == 0:
+        raise InputError(
+            f"the published PIN's shape model needs two or more different training shapes, found {len(voxels)}; "
+            "add cases, or use `preset` recommended"
+        )
+    if config.shape_model == "pca":
+        return {"pca": pca.to_json()}
+    shapes = [[[None if np.isnan(x) else x for x in p] for p in v.tolist()] for v in voxels]
+    return {"pca": pca.to_json(), "shapes": shapes}
+
+
+def default_spacing(grids: Sequence[Grid]) -> float:
+    """Median spacing in mm; a whole multiple of it for 2D images of more than 1500 pixels, to leave about 500."""
+    spacing = float(np.median([g.spacing for g in grids]))
+    longest = float(np.median([max(g.shape) for g in grids]))
+    if grids[0].ndim == 2 and longest > 3 * LONGEST_PX:
+        spacing *= int(np.ceil(longest / LONGEST_PX))
+    return spacing
+
+
+def to_voxels(grid: Grid, points: Array) -> Array:
+    """Voxel coordinates (N, D), x, y[, z], of world points (N, D) on a canonical grid."""
+    return np.asarray(grid.to_index(points)[..., ::-1])
 
 
 @contextmanager
@@ -328,11 +326,11 @@ def _size(image: Image) -> Array:
     return np.asarray(image.grid.shape[::-1], dtype=np.float64)
 
 
-def _device(net: PublishedNet) -> torch.device:
+def _device(net: PaperNet) -> torch.device:
     return next(net.parameters()).device
 
 
-def _channels_first(cut: torch.Tensor, net: PublishedNet) -> torch.Tensor:
+def _channels_first(cut: torch.Tensor, net: PaperNet) -> torch.Tensor:
     return cut.to(_device(net)).permute(0, 3, 1, 2)
 
 

@@ -16,7 +16,7 @@ HIDDEN = 1024
 Prepared = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-class PublishedNet(nn.Module):
+class PaperNet(nn.Module):
     """Five (convolution 3x3 valid, ReLU, max-pool 2x2), then one fully connected branch for each task.
 
     ``channels`` input planes of ``patch_px`` x ``patch_px``; ``outputs`` n_o: the regression branch ends in n_o, the

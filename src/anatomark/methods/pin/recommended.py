@@ -18,18 +18,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, Plan, Stage, Study, TrainingCase
-from anatomark.methods.kit.anatomy import ShapeModel, block_for, start_centre
+from anatomark.methods.base import Batch, Evidence, Method, Stage, Study, Task
+from anatomark.methods.kit.anatomy import Anatomy, ShapeModel, adapted_anatomy, block_for, start_centre
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
 from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes, read_block, read_patches
+from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
 from anatomark.methods.pin.net import ContextNet, PatchNet
-from anatomark.methods.pin.preparation import CascadeConfig, Level, adapt_plan, prepare
 from anatomark.methods.pin.votes import read_votes, vote_loss
 
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
@@ -47,88 +48,84 @@ class State:
         return np.stack([p.apply(x) for p, x in zip(self.poses, self.points, strict=True)])
 
 
-class CascadePIN(Method):
-    """The recommended preset of ``--method pin``; see the module."""
+class PIN(Method):
+    """The recommended preset of the method ``pin``; see the module."""
 
-    Config = CascadeConfig
+    Config = PINConfig
+    Facts = PINFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
 
-    def __init__(self, config: CascadeConfig, plan: Plan):
+    def __init__(self, config: PINConfig, facts: PINFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        facts = plan.facts
-        self.names = tuple(plan.names)
-        self.ndim = plan.ndim
+        self.config, self.facts = config, facts
+        self.names = tuple(facts.names)
+        self.ndim = facts.ndim
         self.model = ShapeModel.from_facts(facts)
         self.mean, self.shape = self.model.mean, self.model.shape
-        self.radius = float(facts["radius_mm"])
-        self.rotations = float(facts["rotations_deg"])
-        self.levels = [Level.model_validate(x) for x in facts["levels"]]
+        self.radius = facts.radius_mm
+        self.rotations = facts.rotations_deg
+        self.levels: list[Level] = facts.levels
         n, d = len(self.names), self.ndim
         self.context = ContextNet(d, config.context_px, n)
         p = len(planes(d))
         self.nets = torch.nn.ModuleList(PatchNet(p * len(v.scales), p, n, v.width) for v in self.levels)
-        self._warps = PooledWarps(self.ndim, self.radius, float(facts.get("warp_mm", 0.0)))
+        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
         self._active = len(self.levels)  # levels that locate uses; those not trained yet would only do harm
+
+    @classmethod
+    def suits(cls, task: Task) -> str | None:
+        return "the quickest to learn, and it seeks the pose itself"
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: CascadeConfig, study: Study) -> Plan:
-        """See :func:`anatomark.methods.pin.preparation.prepare`."""
-        return prepare(config, study)
+    def prepare(cls, config: PINConfig, study: Study) -> PINFacts:
+        """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
+        c = config
+        anatomy = Anatomy.of(
+            study.cases, study.names, study.intensity, rotations_deg=c.rotations_deg, warp_mm=c.warp_mm
+        )
+        shape = anatomy.shape_model(variance=c.shape_variance, most=c.shape_modes, copies=c.warped_copies)
+        return PINFacts(
+            **study.facts(anatomy.mean.shape[1]),
+            **anatomy.facts(shift=c.shift),
+            shape=shape.to_json(),
+            levels=c.levels or default_levels(anatomy.spacing / anatomy.radius),
+        )
 
     @classmethod
-    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
-        """See :func:`anatomark.methods.pin.preparation.adapt_plan`."""
-        return adapt_plan(plan, old)
+    def adapted(cls, facts: PINFacts, old: Any) -> PINFacts:
+        """With the other model's radius, levels, coarse block and orientation, and these shapes laid onto its mean
+        shape. Unchanged where the two share fewer than three landmarks or have another dimension."""
+        laid = adapted_anatomy(facts, old) if isinstance(old, PINFacts) else None
+        return facts if laid is None else laid.model_copy(update={"levels": old.levels})
+
+    def per_landmark(self) -> dict[str, int]:
+        """Output layers, and each patch network's scales and shifts."""
+        own = ("films.*", "weight", "bias")
+        return {"context.head.4.*": 0, **{f"nets.{k}.{name}": 0 for k in range(len(self.levels)) for name in own}}
 
     def stages(self) -> list[Stage]:
-        """The context network, then one stage per level."""
+        """``context``, then ``level1``, ``level2`` ..."""
         c = self.config
         batch = c.batch or int(np.clip(384 // len(self.names), 4, 48))
         share = 2.0 if self.rotations >= 180 else 1.0  # any pose is much to learn, and all else stands on it
         steps = int(c.steps_context * share)
         out = [Stage("context", steps, c.context_batch, share=share, modules=("context",), clip_norm=1.0)]
-        for k in range(len(self.levels)):
-            share = 1.0 if self.levels[k].update == "shape" else 1.5
-            net = (f"nets.{k}",)
-            out.append(Stage(f"level{k + 1}", c.steps_level, batch, share=share, modules=net, clip_norm=1.0))
+        for k, level in enumerate(self.levels):
+            share = 1.0 if level.update == "shape" else 1.5
+            name, net = f"level{k + 1}", (f"nets.{k}",)
+            out.append(Stage(name, c.steps_level, batch, share=share, modules=net, clip_norm=1.0, index=k + 1))
         return out
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
-        """While a level is trained, the levels after it are left out of :meth:`locate`."""
-        self.use_levels(0 if stage.name == "context" else _level_index(stage))
-
-    def use_levels(self, count: int) -> None:
-        """Let :meth:`locate` stop after ``count`` levels; 0 is the pose alone."""
-        self._active = count
-
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights for this model's landmarks: rows of known names are moved to their places, new
-        landmarks get the mean of the old."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        count = len(old.names)
-
-        def moved(x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([x[r] if r >= 0 else x.mean(0) for r in rows])
-
-        out = {}
-        for key, value in state.items():
-            if key.startswith("nets.") and (".films." in key or key.endswith((".weight", ".bias"))):
-                per_landmark = ".films." in key or key.split(".")[2] in ("weight", "bias")
-                out[key] = moved(value) if per_landmark and len(value) == count else value
-            elif key.startswith("context.head.4.") and len(value) == count * old.ndim:  # the last layer
-                out[key] = moved(value.view(count, old.ndim, -1)).reshape(len(rows) * old.ndim, *value.shape[1:])
-            else:
-                out[key] = value
-        return out
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
+        self._active = stage.index
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``context`` and one image per level and scale (``0.1``: first level, second scale), block means towards that
         spacing; equal ones are shared."""
         made: dict[tuple[int, ...], Image] = {}
-        parts, out = Parts(image, self.plan.intensity), {}
+        parts, out = Parts(image, self.facts.intensity), {}
         for key, spacing in {"context": self._context_spacing, **self._spacings()}.items():
             block = block_for(image, spacing)
             if block not in made:
@@ -161,7 +158,7 @@ class CascadePIN(Method):
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case seen from a random state near its truth."""
         truth = case.landmarks.points
         pose = procrustes(self.mean, truth)
@@ -170,22 +167,20 @@ class CascadePIN(Method):
             truth = warp[1](truth)
             pose = procrustes(self.mean, truth)
         read = warp[0] if warp is not None else None
-        if stage.name == "context":
+        if stage.index == 0:
             batch = self._context_example(case, truth, pose, read, rng)
         else:
-            batch = self._level_example(_level_index(stage) - 1, case, truth, pose, read, rng)
-        image = "block" if stage.name == "context" else "patches"
+            batch = self._level_example(stage.index - 1, case, truth, pose, read, rng)
+        image = "block" if stage.index == 0 else "patches"
         batch[image] = random_intensity(batch[image], rng, self.config.intensity)
         return batch
 
-    def _context_example(
-        self, case: TrainingCase, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator
-    ) -> Batch:
+    def _context_example(self, case: Case, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator) -> Batch:
         d, c = self.ndim, self.config
         near = rng.random() < 0.5
         turn = random_rotation(rng, d, min(30.0, self.rotations) if near else self.rotations)
         size = float(np.exp(rng.normal(0, c.scaling / (2 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * float(self.plan.facts["start_shift_mm"]) * (0.2 if near else 1.0)
+        shift = rng.uniform(-1, 1, d) * self.facts.start_shift_mm * (0.2 if near else 1.0)
         axes = pose.rotation @ turn * pose.scale * size
         centre = pose.translation + shift
         half = c.context_cover * self.radius / 2
@@ -194,7 +189,7 @@ class CascadePIN(Method):
         return {"block": block[0], **_masked("target", target)}
 
     def _level_example(
-        self, k: int, case: TrainingCase, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator
+        self, k: int, case: Case, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator
     ) -> Batch:
         level, d = self.levels[k], self.ndim
         wide = rng.uniform(0.1, 1.0)  # from narrow to wide around the truth
@@ -215,13 +210,13 @@ class CascadePIN(Method):
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Regression and classification together (eq. 2): of the points, of each plane's cells and their mean."""
-        if stage.name == "context":
+        if stage.index == 0:
             error = torch.nn.functional.smooth_l1_loss(
                 self.context(batch["block"]), batch["target"], reduction="none", beta=0.02
             )
             mask = batch["target_mask"][..., None]
             return {"loss": (error * mask).sum() / (mask.sum() * self.ndim).clamp(min=1)}
-        logits = self.nets[_level_index(stage) - 1](batch["patches"])
+        logits = self.nets[stage.index - 1](batch["patches"])
         c = self.config
         return vote_loss(logits, batch["target"], batch["target_mask"], alpha=c.alpha, cell_sigma=c.cell_sigma)
 
@@ -244,7 +239,7 @@ class CascadePIN(Method):
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """See :meth:`Method.locate`. Score: agreement of the last votes; covariance: their spread."""
         self.eval()
-        parts = Parts(image, self.plan.intensity)
+        parts = Parts(image, self.facts.intensity)
         if start is None:
             pose, b = self._find_pose(parts.whole(self._context_spacing))
         else:
@@ -279,7 +274,7 @@ class CascadePIN(Method):
         """Pose and shape from the coarse block: many rotations, their median, then again upright."""
         c, d = self.config, self.ndim
         rng = np.random.default_rng(7)
-        centre = start_centre(image) + np.asarray(self.plan.facts["start_offset_mm"])
+        centre = start_centre(image) + np.asarray(self.facts.start_offset_mm)
         full = self.rotations >= 180
         turns = [random_rotation(rng, d) if full else np.eye(d) for _ in range(c.context_starts if full else 1)]
         axes = np.stack(turns)
@@ -327,11 +322,6 @@ class CascadePIN(Method):
         spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
         score = np.exp(-spread / (0.05 * self.radius))
         return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(d))
-
-
-def _level_index(stage: Stage) -> int:
-    """1 for the stage ``level1`` and so on."""
-    return int(stage.name.removeprefix("level"))
 
 
 def _masked(name: str, target: Array) -> Batch:

@@ -1,1 +1,1 @@
-"""T2DL (Zhang et al. 2017): presets ``recommended`` (``posed``) and ``paper`` (``published``)."""
+"""T2DL (Zhang et al. 2017)."""

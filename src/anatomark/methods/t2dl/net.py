@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, norm, plain_precision
 
 
 class BlockRegressor(nn.Module):
@@ -35,13 +34,12 @@ class BlockRegressor(nn.Module):
         field: bool = False,
     ):
         super().__init__()
-        conv, norm = (nn.Conv2d, nn.BatchNorm2d) if ndim == 2 else (nn.Conv3d, nn.BatchNorm3d)
         self.ndim, self.landmarks = ndim, landmarks
         self.stride = 2 ** len(maps)
         layers: list[nn.Module] = []
         before, patch, step = 1, 1, 1
         for width in maps:
-            layers += [conv(before, width, 4, stride=2, bias=False), norm(width), nn.ReLU(inplace=True)]
+            layers += [conv(ndim)(before, width, 4, stride=2, bias=False), norm(ndim)(width), nn.ReLU(inplace=True)]
             before, patch, step = width, patch + 3 * step, 2 * step
         self.patch = patch + step
         self.px = self.patch + self.stride * (cells - 1)
@@ -55,7 +53,7 @@ class BlockRegressor(nn.Module):
         self.out = nn.Linear(hidden, landmarks * ndim)
         self.field = nn.Linear(hidden, ndim * (ndim + 1)) if field else None
         self.sure = nn.Linear(hidden, landmarks)
-        self.sharpness = nn.Parameter(torch.zeros(landmarks))  # log; of the votes' weights, see nets/t2dl.py
+        self.sharpness = nn.Parameter(torch.zeros(landmarks))  # log; of the votes' weights, see ``weighted_vote``
         nn.init.normal_(self.out.weight, std=1e-3)
         if self.field is not None:
             nn.init.normal_(self.field.weight, std=1e-3)
@@ -72,9 +70,7 @@ class BlockRegressor(nn.Module):
 
     def features(self, blocks: torch.Tensor) -> torch.Tensor:
         """(B, K, hidden) float32 of the K cells, in array order."""
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = self.training and self.ndim == 3 and blocks.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(blocks.device):
+        with plain_precision(blocks, self.training):
             x = self.trunk(blocks)
         x, d = x.float(), self.ndim
         for axis in range(2, 2 + d):
@@ -91,11 +87,11 @@ class BlockRegressor(nn.Module):
         (K, n, D), where the field is read: the landmarks' mean places from the cells."""
         weight = self.out.weight.view(self.landmarks, self.ndim, -1)[rows].flatten(0, 1)
         bias = self.out.bias.view(self.landmarks, self.ndim)[rows].flatten()
-        says = F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
+        votes = F.linear(features, weight, bias).unflatten(2, (-1, self.ndim))
         if self.field is None or at is None:
-            return says
+            return votes
         field = self.field(features).unflatten(2, (self.ndim, self.ndim + 1))
-        return says + torch.einsum("bkde,kne->bknd", field, F.pad(at, (0, 1), value=1.0))
+        return votes + torch.einsum("bkde,kne->bknd", field, F.pad(at, (0, 1), value=1.0))
 
     def confidence(self, features: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """(B, K, n) log weights of the votes."""

@@ -19,25 +19,33 @@ from pydantic import Field
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import procrustes
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
-from anatomark.methods.kit.anatomy import Anatomy
+from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
 from anatomark.methods.kit.posed import read_block
-from anatomark.methods.t2dl.paper_net import STRIDE, ExtraLayers, PatchRegressor, distance_weighted_loss, weighted_vote
+from anatomark.methods.t2dl.paper_net import (
+    STRIDE,
+    ExtraLayers,
+    JointLayers,
+    PatchRegressor,
+    distance_weighted_loss,
+    weighted_vote,
+)
 from anatomark.methods.t2dl.working import (
     along,
     bright_points,
+    clipped_image,
     cut,
     default_lengths,
     default_spacing,
     first_voxels,
     read_warped,
-    working_image,
     z_score,
 )
 
@@ -46,14 +54,14 @@ INTENSITY = 0.5  # strength of the change of contrast in augmented examples
 LEAST_SD = 0.1  # voxels: no vote is surer
 
 
-class PublishedT2DLConfig(MethodConfig):
+class PaperT2DLConfig(MethodConfig):
     """Settings. ``spacing_mm`` of the working grid; None: a whole multiple of the training images', about 220 voxels
     along the longer side. ``displacement_mm``: S; None: 50 for heads in 3D, else the median distance of a landmark from
     a place in the image. ``alpha_mm``: of the distance-weighted loss; None: 40 for heads in 3D, else 0.2 diagonals.
     ``vote_share``: alpha of the vote against that of the loss, fixed in stage 1, where learning begins in stage 2.
     ``near``: standard deviation of the patches around the landmarks, in patches. ``augment``: share of the examples
     that are warped and changed in contrast (the paper's: 0). ``huber_mm``: None: squared coordinate loss. ``decode``:
-    what is found, and trained: the ``mean`` shape, ``stage1``'s vote, the learned ``votes``, or ``full``."""
+    what is located, and trained: the ``mean`` shape, ``stage1``'s vote, the learned ``votes``, or ``full``."""
 
     spacing_mm: float | None = Field(default=None, gt=0)
     displacement_mm: float | None = Field(default=None, gt=0)
@@ -79,36 +87,48 @@ class PublishedT2DLConfig(MethodConfig):
     chunk: int = Field(default=128, ge=1)
 
 
-class PublishedT2DL(Method):
+class PaperT2DLFacts(AnatomyFacts):
+    """``mean_world`` (N, D) mm: the mean of the landmarks where they lie, ``spread_mm`` (N,): root mean square distance
+    from it along an axis; lengths as in the config."""
+
+    spacing_mm: float
+    displacement_mm: float
+    alpha_mm: float
+    mean_world: list[list[float]]
+    spread_mm: list[float]
+
+
+class PaperT2DL(Method):
     """Patch regressor, then the whole image with joint layers, with the published settings; see the module."""
 
-    Config = PublishedT2DLConfig
+    Config = PaperT2DLConfig
+    Facts = PaperT2DLFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
     aligned: ClassVar[bool] = True
     axis_bound: ClassVar[bool] = True
 
-    def __init__(self, config: PublishedT2DLConfig, plan: Plan):
+    def __init__(self, config: PaperT2DLConfig, facts: PaperT2DLFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names, self.ndim = tuple(plan.names), plan.ndim
-        facts, c, n = plan.facts, config, len(plan.names)
-        self.spacing, self.unit = float(facts["spacing_mm"]), float(facts["displacement_mm"])
-        self.alpha = float(facts["alpha_mm"]) / self.unit
-        self.mean: Array = np.asarray(facts["mean_world"])
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+        c = config
+        self.spacing, self.unit = facts.spacing_mm, facts.displacement_mm
+        self.alpha = facts.alpha_mm / self.unit
+        self.mean: Array = np.asarray(facts.mean_world)
         self.origin: Array = self.mean.mean(0)  # what the joint layers see is counted from here
         self.net = PatchRegressor(
-            self.ndim, n, maps=c.maps, hidden=c.hidden, per_block=c.per_block, dropout=c.dropout
-        )  # fmt: skip
+            self.ndim, len(facts.names), maps=c.maps, hidden=c.hidden, per_block=c.per_block, dropout=c.dropout
+        )
         mean = torch.from_numpy((self.mean - self.origin) / self.unit)
         self.extra = ExtraLayers(mean, self.alpha * c.vote_share, c.rank)
         self.joint_trained = True
-        self._shape: Array = np.asarray(facts["mean_shape"])
-        self._warps = PooledWarps(self.ndim, float(facts["radius_mm"]), float(facts["warp_mm"]))
+        self._shape: Array = np.asarray(facts.mean_shape)
+        self._warps = PooledWarps(self.ndim, facts.radius_mm, facts.warp_mm)
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: PublishedT2DLConfig, study: Study) -> Plan:
+    def prepare(cls, config: PaperT2DLConfig, study: Study) -> PaperT2DLFacts:
         """Spacing, S, alpha and mean shape from the training cases. Raises InputError where the images are smaller than
         a patch at the spacing."""
         anatomy = Anatomy.of(study.cases, study.names, study.intensity)
@@ -121,75 +141,61 @@ class PublishedT2DL(Method):
         if longest < patch:
             raise InputError(
                 f"case {study.cases[0].id!r}: has only {longest:.0f} voxels along its longer side at method.spacing_mm "
-                f"{spacing:g}; a patch has {patch}: set a finer method.spacing_mm, or use --preset recommended"
+                f"{spacing:g}; a patch has {patch}: set a finer method.spacing_mm, or use `preset` recommended"
             )
-        known = {"spacing_mm": spacing, **default_lengths(grids, shapes[some])}
-        known.update({k: v for k in known if (v := getattr(config, k)) is not None})
+        lengths: dict[str, Any] = {"spacing_mm": spacing, **default_lengths(grids, shapes[some])}
+        lengths.update({k: v for k in lengths if (v := getattr(config, k)) is not None})
         mean = np.nanmean(shapes, 0)
         spread = np.sqrt(np.nanmean((shapes - mean) ** 2, (0, 2)))
-        return Plan(
-            names=list(study.names),
-            ndim=shapes.shape[2],
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts={**known, "mean_world": mean.tolist(), "spread_mm": spread.tolist(), **anatomy.facts(shift=0.0)},
-        )
+        own = {**lengths, "mean_world": mean.tolist(), "spread_mm": spread.tolist()}
+        return PaperT2DLFacts(**study.facts(shapes.shape[2]), **anatomy.facts(shift=0.0), **own)
 
     @classmethod
-    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
-        """``plan`` with another model's spacing and units, so that its weights mean the same."""
-        keys = ("spacing_mm", "displacement_mm", "alpha_mm")
-        if plan.ndim != old.ndim or not all(k in old.facts for k in keys):
-            return plan
-        return plan.model_copy(update={"facts": {**plan.facts, **{k: old.facts[k] for k in keys}}})
+    def adapted(cls, facts: PaperT2DLFacts, old: Any) -> PaperT2DLFacts:
+        """``facts`` with another model's spacing and units."""
+        if not isinstance(old, PaperT2DLFacts) or facts.ndim != old.ndim:
+            return facts
+        return facts.model_copy(update={k: getattr(old, k) for k in ("spacing_mm", "displacement_mm", "alpha_mm")})
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another model's weights for this model's landmarks: each takes those of its name, a new one their mean; the
-        joint layers do not move a new one, nor look at it."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        out = dict(state)
-        for key, axis, of_new in (
-            ("net.out.weight", 0, 1), ("net.out.bias", 0, 1), ("extra.log_alpha", 0, 1),
-            ("extra.joint.up.weight", 0, 0), ("extra.joint.up.bias", 0, 0), ("extra.joint.down.weight", 1, 0),
-        ):  # fmt: skip
-            if key in state:
-                own = state[key].movedim(axis, 0).unflatten(0, (len(old.names), -1))
-                picked = torch.stack([own[r] if r >= 0 else of_new * own.mean(0) for r in rows])
-                out[key] = picked.flatten(0, 1).movedim(0, axis)
-        return out
+    def per_landmark(self) -> Mapping[str, int | PerLandmark]:
+        """The last layer, the vote's alpha, and where the joint layers read and write each."""
+        joint = {f"extra.joint.{key}": rule for key, rule in JointLayers.per_landmark.items()}
+        return {"net.out.*": 0, "extra.log_alpha": 0, **joint}
 
     def stages(self) -> list[Stage]:
-        """``patches`` and ``joint``, as far as :attr:`PublishedT2DLConfig.decode` needs them."""
+        """``patches`` and ``joint``, as far as :attr:`PaperT2DLConfig.decode` needs them."""
         c = self.config
         first = Stage("patches", c.steps_patches, c.batch, c.lr, warmup=0, modules=("net",))
         shared = c.lr_shared / c.lr_joint
         modules, rates = (("extra",), ()) if c.freeze_stage1 else (("net", "extra"), (shared, 1.0))
         # one image at a time: they may differ in size
-        second = Stage("joint", c.steps_joint, 1, c.lr_joint, warmup=0, share=0.5, modules=modules, rates=rates)
+        second = Stage(
+            "joint", c.steps_joint, 1, c.lr_joint, warmup=0, share=0.5, modules=modules, rates=rates, index=1
+        )
         return {"mean": [], "stage1": [first]}.get(c.decode, [first, second])
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
         """Until ``joint`` is trained :meth:`locate` ends with the vote of stage 1."""
-        self.joint_trained = stage.name == "joint"
+        self.joint_trained = stage.index == 1
 
     def working_images(self, image: Image) -> dict[str, Image]:
-        """``work``: see :func:`working_image`; at least a patch in size."""
-        return {"work": working_image(image, self.spacing, self.plan.intensity, self.net.patch)}
+        """``work``: see :func:`clipped_image`; at least a patch in size."""
+        return {"work": clipped_image(image, self.spacing, self.facts.intensity, self.net.patch)}
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Patches (M, 1, *P) with ``goal`` (M, N, D) in units; or the whole ``image`` (1, *S) with ``points`` (N, D)
         from the mean shape's centre, in units, and ``axes`` (D, D) and ``corner`` (D,) of the image in that frame.
-        ``known`` (N,): 0 = no truth."""
+        ``defined`` (N,): 0 = no truth."""
         work, truth = case.images["work"], case.landmarks.points
         read: PointMap | None = None
         if rng.random() < self.config.augment and np.isfinite(truth).all(1).sum() >= self.ndim:
             read, move = self._warps.draw(rng, procrustes(self._shape, truth))
             truth = move(truth)
-        known = np.asarray(np.isfinite(truth).all(1))
+        defined = np.asarray(np.isfinite(truth).all(1))
         axes = along(work.grid)
-        if stage.name == "joint":
+        if stage.index == 1:
             values = torch.from_numpy(np.asarray(work.array)) if read is None else read_warped(work, read)
             start = (work.grid.origin - self.origin) / self.unit
             numbers = {"points": (truth - self.origin) / self.unit, "axes": axes, "corner": start}
@@ -198,8 +204,10 @@ class PublishedT2DL(Method):
             wanted = bright_points(work, count - count // 2, rng)
             wanted = wanted if read is None else move(wanted)
             aside = rng.normal(0, self.config.near * side * self.spacing, (count // 2, self.ndim))
-            marks = truth[known][rng.integers(known.sum(), size=count // 2)] if known.any() else wanted[: count // 2]
-            first = first_voxels(work.grid, np.concatenate([wanted, marks + aside]), side)
+            near = wanted[: count // 2]
+            if defined.any():
+                near = truth[defined][rng.integers(defined.sum(), size=count // 2)]
+            first = first_voxels(work.grid, np.concatenate([wanted, near + aside]), side)
             centres = work.grid.to_world(first + (side - 1) / 2)
             turned = np.repeat(axes[None], count, 0)
             values = (
@@ -209,35 +217,35 @@ class PublishedT2DL(Method):
         if read is not None:
             values = random_intensity(values, rng, INTENSITY)
         return {
-            "image" if stage.name == "joint" else "patches": z_score(values, work),
+            "image" if stage.index == 1 else "patches": z_score(values, work),
             **{k: torch.from_numpy(np.nan_to_num(v)).float() for k, v in numbers.items()},
-            "known": torch.from_numpy(known).float(),
+            "defined": torch.from_numpy(defined).float(),
         }
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Distance-weighted squared error of the patches; squared (or Huber) error of the points, in units."""
-        known = batch["known"]
-        if stage.name == "patches":
+        defined = batch["defined"]
+        if stage.index == 0:
             images, goal = batch["patches"].flatten(0, 1), batch["goal"].flatten(0, 1)
             votes = self.net.votes(self.net.features(images))[:, 0]
-            known = known.repeat_interleave(batch["patches"].shape[1], 0)
-            return {"loss": distance_weighted_loss(votes, goal, known, self.alpha)}
+            defined = defined.repeat_interleave(batch["patches"].shape[1], 0)
+            return {"loss": distance_weighted_loss(votes, goal, defined, self.alpha)}
         self.net.eval()  # the statistics of stage 1 stay, and no dropout: as when a point is located
         with torch.set_grad_enabled(not self.config.freeze_stage1):
             features = self.net.features(batch["image"])
         points, _ = self._vote(features, batch["image"].shape[2:], self.extra.sharpness())
         points = torch.einsum("bij,bnj->bni", batch["axes"], points) + batch["corner"][:, None]
-        voted = self._miss(points, batch["points"], known)
+        voted = self._miss(points, batch["points"], defined)
         if self.config.decode == "votes":
             return {"loss": voted}
-        return {"loss": self._miss(self.extra.joint(points), batch["points"], known), "votes": voted.detach()}
+        return {"loss": self._miss(self.extra.joint(points), batch["points"], defined), "votes": voted.detach()}
 
-    def _miss(self, points: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def _miss(self, points: torch.Tensor, truth: torch.Tensor, defined: torch.Tensor) -> torch.Tensor:
         far = self.config.huber_mm
         error = (points - truth).square()
         if far is not None:
             error = F.huber_loss(points, truth, reduction="none", delta=far / self.unit)
-        return (error.sum(-1) * known).sum() / known.sum().clamp(min=1)
+        return (error.sum(-1) * defined).sum() / defined.sum().clamp(min=1)
 
     def _vote(
         self, features: torch.Tensor, shape: torch.Size, sharpness: torch.Tensor
@@ -269,7 +277,7 @@ class PublishedT2DL(Method):
         self.eval()
         decode = self.config.decode
         if decode == "mean":
-            covariance = np.square(self.plan.facts["spread_mm"])[:, None, None] * np.eye(self.ndim)
+            covariance = np.square(self.facts.spread_mm)[:, None, None] * np.eye(self.ndim)
             return self._landmarks(image, self.mean, covariance)
         if not self.joint_trained:
             decode = "stage1"

@@ -2,24 +2,24 @@
 weighted vote of its cells, and layers that correct all coordinates jointly.
 
 In evaluation the first block, whose maps are by far the largest, goes over the image in slabs. Without gradients the
-network runs on folded weights, as ``nets/global_to_local.py`` does: the result is that of the plain layers up to
-rounding.
+network runs on folded weights (``kit/folding.py``).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from anatomark.methods.global_to_local.paper_net import Folded, cast, conv, conv_dtype, fold, folded, norm
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.base import PerLandmark
+from anatomark.methods.kit.folding import Folded, cast, conv_dtype, fold, folded
+from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
 
 STRIDE = 8  # voxels from cell to cell: three poolings by 2
 STEM_VOXELS = 700_000  # of the first block at once: bounds memory, and keeps a slab near the cache
@@ -100,9 +100,7 @@ class PatchRegressor(nn.Module):
         """(B, hidden, *cells). In evaluation with gradients the first block keeps none of its maps."""
         first = 3 * self.per_block + 1
         stem, rest = self.trunk[:first], self.trunk[first:]
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = torch.is_grad_enabled() and self.ndim == 3 and images.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(images.device):
+        with plain_precision(images, torch.is_grad_enabled()):
             if self.training:  # batch norm's statistics are of all voxels
                 out: torch.Tensor = rest(stem(images))
                 return out
@@ -130,16 +128,13 @@ class PatchRegressor(nn.Module):
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         for block in blocks[1:]:
             x = self._block(x, block)
-        return self._convolve(x, last).relu_()
+        return convolve(self.ndim)(x, *last).relu_()
 
     def _block(self, x: torch.Tensor, layers: Sequence[Folded]) -> torch.Tensor:
         pool = F.max_pool2d if self.ndim == 2 else F.max_pool3d
         for layer in layers[:-1]:
-            x = self._convolve(x, layer).relu_()
-        return pool(self._convolve(x, layers[-1]), 2).relu_()  # the maximum of ReLUs is the maximum's ReLU
-
-    def _convolve(self, x: torch.Tensor, layer: Folded) -> torch.Tensor:
-        return F.conv2d(x, *layer) if self.ndim == 2 else F.conv3d(x, *layer)
+            x = convolve(self.ndim)(x, *layer).relu_()
+        return pool(convolve(self.ndim)(x, *layers[-1]), 2).relu_()  # the maximum of ReLUs is the maximum's ReLU
 
     def _products(self, x: torch.Tensor, layer: Folded) -> torch.Tensor:
         """The first block of one convolution, (B, maps, *pooled), of voxels (B, *S), as one matrix product: from the
@@ -175,10 +170,12 @@ class PatchRegressor(nn.Module):
         return stem, blocks, cast(end.get_parameter("weight"), end.get_parameter("bias"), kind)
 
 
-def distance_weighted_loss(votes: torch.Tensor, goal: torch.Tensor, known: torch.Tensor, alpha: float) -> torch.Tensor:
+def distance_weighted_loss(
+    votes: torch.Tensor, goal: torch.Tensor, defined: torch.Tensor, alpha: float
+) -> torch.Tensor:
     """Squared error of votes (..., N, D) against true displacements, each weighted by ``exp(-|d| / alpha)`` of its
-    true length, normalised by the sum of weights. ``known`` (..., N): 0 = no truth. All lengths in one unit."""
-    weight = torch.exp(-goal.norm(dim=-1) / alpha) * known
+    true length, normalised by the sum of weights. ``defined`` (..., N): 0 = no truth. All lengths in one unit."""
+    weight = torch.exp(-goal.norm(dim=-1) / alpha) * defined
     error = (votes - goal).square().sum(-1)
     return (weight * error).sum() / weight.sum().clamp(min=1e-6)
 
@@ -219,9 +216,13 @@ def _vote(
 
 class JointLayers(nn.Module):
     """All coordinates corrected jointly: ``x + A relu(B (x - mean))`` through at most ``rank`` numbers, A zero at first
-    so that training starts from the pure vote. Points (B, N, D) and the mean shape (N, D) in one unit."""
+    so that training starts from the pure vote. Points (B, N, D) and the mean shape (N, D) in one unit. A landmark that
+    another model does not know is neither moved nor looked at by that one's weights."""
 
     mean: torch.Tensor
+    per_landmark: ClassVar[Mapping[str, PerLandmark]] = {
+        "up.*": PerLandmark(new="zero"), "down.weight": PerLandmark(axis=1, new="zero"),
+    }  # fmt: skip
 
     def __init__(self, mean: torch.Tensor, rank: int = 64, width: int = 128):
         super().__init__()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array, Grid
@@ -25,6 +25,17 @@ FLAT = 0.05  # standard deviation below which a window holds nothing but noise
 DAMPING = 0.4  # of a step, against the picture's mean slope
 LEAST = 0.2  # Jacobian
 KERNEL = 0.15  # radii: how far a landmark's departure reaches
+
+
+class PictureFacts(BaseModel):
+    """A :class:`Picture` as plain JSON: ``shape`` in voxels, ``spacing_mm``, ``values`` (base64 of little-endian half
+    floats in array order), and the number of ``cases`` that it is the mean of."""
+
+    model_config = ConfigDict(extra="forbid")
+    shape: list[int]
+    spacing_mm: float
+    values: str
+    cases: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +78,7 @@ class Picture:
         return pose, self.draw(image, pose)
 
     @property
-    def say(self) -> float:
+    def weight(self) -> float:
         """How much the places that the field gives count against a network's: one half where that learned from 5
         cases, less where it learned from more."""
         return 1 / (1 + self.cases / 5)
@@ -78,17 +89,15 @@ class Picture:
         axes, px = pose.rotation * pose.scale, self.values.shape[2]
         return read_block(image, pose.translation[None], axes[None], px, self.spacing, way).clamp_(0, 1.5)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; values as half floats."""
+    def facts(self) -> PictureFacts:
+        """What :meth:`from_facts` makes it of; values as half floats."""
         data = base64.b64encode(self.values.numpy().astype("<f2").tobytes()).decode("ascii")
-        return {"shape": list(self.values.shape[2:]), "spacing_mm": self.spacing, "values": data, "cases": self.cases}
+        return PictureFacts(shape=list(self.values.shape[2:]), spacing_mm=self.spacing, values=data, cases=self.cases)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Picture:
-        """What :meth:`to_json` made."""
-        flat = np.frombuffer(base64.b64decode(data["values"]), dtype="<f2").astype(np.float32)
-        values = torch.from_numpy(flat.reshape(1, 1, *data["shape"]))
-        return cls(values, float(data["spacing_mm"]), int(data["cases"]))
+    def from_facts(cls, facts: PictureFacts) -> Picture:
+        flat = np.frombuffer(base64.b64decode(facts.values), dtype="<f2").astype(np.float32)
+        return cls(torch.from_numpy(flat.reshape(1, 1, *facts.shape)), facts.spacing_mm, facts.cases)
 
     @classmethod
     def of(cls, cases: Iterable[tuple[Image, Array]], mean: Array, px: int, spacing: float, radius: float) -> Picture:
@@ -144,8 +153,8 @@ def _window(x: torch.Tensor, reach: int, times: int = 1) -> torch.Tensor:
 
 def _form_of(mean: Array, shape: Array, width: float, grid: Grid) -> Warp:
     """The smooth field that takes ``mean`` (N, D) about to ``shape`` (N, D), NaN = unknown: kernel regression."""
-    known = np.isfinite(shape).all(1)
-    mean, rest = mean[known], shape[known] - mean[known]
+    given = np.isfinite(shape).all(1)
+    mean, rest = mean[given], shape[given] - mean[given]
     here, spread = _shares(mean, mean, width), np.zeros_like(rest)
     for _ in range(3):  # what is smoothed falls short of the landmarks; the rest is smoothed again
         spread, rest = spread + rest, rest - here @ rest

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,48 +18,40 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from anatomark.core.grid import Array
+from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.core.shape import Pose, procrustes
 from anatomark.core.warp import Warp
-from anatomark.methods.base import (
-    Batch,
-    Method,
-    MethodConfig,
-    Plan,
-    Stage,
-    Study,
-    TrainingCase,
-)
-from anatomark.methods.kit.anatomy import (
-    Anatomy,
-    ShapeModel,
-)
+from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, ShapeModel, adapted_anatomy
 from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
-from anatomark.methods.kit.frame import adapt_frame, first_poses, given_pose, prepare_frame, random_view, seen
+from anatomark.methods.kit.frame import any_pose, first_poses, given_pose, prepare_frame, random_view
+from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import read_block
+from anatomark.methods.kit.settings import FrameConfig
+from anatomark.methods.kit.views import Views, read_views, turned
 from anatomark.methods.t2dl.net import BlockRegressor
 from anatomark.methods.t2dl.paper_net import JointLayers, weighted_vote
-from anatomark.methods.t2dl.picture import Picture, in_pose
+from anatomark.methods.t2dl.picture import Picture, PictureFacts, in_pose
 
+MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
 UNIT = 0.1  # radii: the length in which displacements are learned
 BLOCKS_AT_ONCE = 8
+TURN_DEG = 6.0  # of the views after the first
 AT_ONCE = 96  # of many landmarks, that a step learns
 PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels and radii along the mean picture's side
 PICTURED = 24  # cases, at most, that the mean picture is made of
 LEFT_WARP = 0.2  # of training's largest warp, where the picture has drawn the case onto itself
 
 
-class T2DLConfig(MethodConfig):
+class T2DLConfig(FrameConfig):
     """Settings of the recommended preset. All ours; lengths in the model's radius (largest distance of a landmark from
     the mean shape's centre) unless they say otherwise."""
 
     cells: int | None = Field(default=None, ge=2)  # along the block's side; None: 8 in 2D, 3 in 3D
     cover: float = Field(default=3.0, gt=0)  # the block's side, patches' margins included
-    maps: list[int] | None = Field(
-        default=None, min_length=2
-    )  # of the trunk; None: 32, 64, 128 in 2D, 16, 32, 64 in 3D
+    maps: list[int] | None = Field(default=None, min_length=2)  # of the trunk; None: 32, 64, 128; in 3D 16, 32, 64
     narrow: int | None = Field(default=None, ge=4)  # of each cell's own layer; None: 64 in 2D, 96 in 3D
     hidden: int = Field(default=256, ge=8)
     dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -73,35 +64,32 @@ class T2DLConfig(MethodConfig):
     field: bool | None = None  # whether landmarks share an affine field of each cell; None: where there are over 96
     looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
     starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
-    rotations_deg: float | None = Field(default=None, ge=0, le=180)  # None: from the training poses
-    shift: float | None = Field(default=None, ge=0)  # random shift of the block in training; None: 0.2, aligned 0.06
-    scaling: float = Field(default=0.1, ge=0)  # random log scale in training
-    shape_variance: float = Field(default=0.98, gt=0, le=1)
-    shape_modes: int = Field(default=30, ge=0)
-    warped_copies: int = Field(default=200, ge=0)
-    warp_mm: float | None = Field(default=None, ge=0)  # None: from radius and number of cases
-    warp_share: float = Field(default=0.8, ge=0, le=1)
-    intensity: float = Field(default=1.0, ge=0)
     batch: int = Field(default=8, ge=2)
     steps: int = Field(default=2000, ge=1)
     chunk: int = Field(default=256, ge=1)  # landmarks that vote at once when located
 
 
+class T2DLFacts(AnatomyFacts):
+    """``picture``: the mean picture that draws blocks onto itself, if there is one."""
+
+    picture: PictureFacts | None = None
+
+
 class T2DL(Method):
-    """The recommended preset of ``--method t2dl``; see the module."""
+    """The recommended preset of the method ``t2dl``; see the module."""
 
     Config = T2DLConfig
+    Facts = T2DLFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     aligned: ClassVar[bool] = True
 
-    def __init__(self, config: T2DLConfig, plan: Plan):
+    def __init__(self, config: T2DLConfig, facts: T2DLFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.names, self.ndim = tuple(plan.names), plan.ndim
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
         flat = self.ndim == 2
-        self.model = ShapeModel.from_facts(plan.facts)
-        self.radius = float(plan.facts["radius_mm"])
-        self.rotations = float(plan.facts["rotations_deg"])
+        self.model = ShapeModel.from_facts(facts)
+        self.radius = facts.radius_mm
         self.unit = UNIT * self.radius
         self.net = BlockRegressor(
             self.ndim,
@@ -119,46 +107,58 @@ class T2DL(Method):
         self.spacing = config.cover * self.radius / self.px
         self.places: torch.Tensor
         self.register_buffer("places", (self.net.centres * (self.spacing / self.unit)).float(), persistent=False)
-        picture = plan.facts.get("picture")
-        self.picture = Picture.from_json(picture) if picture is not None and config.decode == "full" else None
+        self.picture: Picture | None = None
+        if facts.picture is not None and config.decode == "full":
+            self.picture = Picture.from_facts(facts.picture)
         self._forms: dict[str, Warp] = {}  # of the training cases, on the mean picture
-        self._warps = PooledWarps(self.ndim, self.radius, float(plan.facts["warp_mm"]))
+        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare(cls, config: T2DLConfig, study: Study) -> Plan:
+    def suits(cls, task: Task) -> str | None:
+        """Of many landmarks, and in 3D where an alignment comes before it; fewer than four landmarks fix no pose to
+        align by."""
+        if task.landmarks > MANY:
+            return f"{task.landmarks} landmarks, and its cost hardly grows with their number"
+        if task.ndim == 3 and task.landmarks > task.ndim and task.align is not False:
+            return "an alignment finds the pose without being taught"
+        return None
+
+    @classmethod
+    def prepare(cls, config: T2DLConfig, study: Study) -> T2DLFacts:
         """See :func:`anatomark.methods.kit.frame.prepare_frame`; in 3D also the mean picture."""
-        anatomy, facts = prepare_frame(config, study.cases, study.names, study.intensity, aligned=study.aligned)
-        in_3d = anatomy.mean.shape[1] == 3
-        if config.decode == "full" and (in_3d if config.settle is None else config.settle):
-            facts["picture"] = cls._picture(study, anatomy).to_json()
-        return Plan(
-            names=list(study.names),
-            ndim=anatomy.mean.shape[1],
-            modality=study.modality,
-            intensity=dict(study.intensity),
-            facts=facts,
-        )
+        anatomy, shared = prepare_frame(config, study)
+        settle = shared["ndim"] == 3 if config.settle is None else config.settle
+        picture = cls._picture(study, anatomy).facts() if settle and config.decode == "full" else None
+        return T2DLFacts(**shared, picture=picture)
 
     @classmethod
     def _picture(cls, study: Study, anatomy: Anatomy) -> Picture:
         px = PICTURE_PX[anatomy.mean.shape[1]]
         spacing = PICTURE_COVER * anatomy.radius / px
-        marked = [c for c in study.cases if c.landmarks.select(study.names).defined.any()]
-        some = marked[:: -(-len(marked) // PICTURED)]
-        drawn = ((seen(c.image(), study.intensity, spacing), c.landmarks.select(study.names).points) for c in some)
+        annotated = [(c, c.landmarks.select(study.names)) for c in study.cases]
+        annotated = [(c, landmarks) for c, landmarks in annotated if landmarks.defined.any()]
+        some = annotated[:: -(-len(annotated) // PICTURED)]
+        drawn = ((Parts(c.image(), study.intensity).whole(spacing), landmarks.points) for c, landmarks in some)
         return Picture.of(drawn, anatomy.mean, px, spacing, anatomy.radius)
 
     @classmethod
-    def adapt_plan(cls, plan: Plan, old: Plan) -> Plan:
-        """``plan`` in the frame of another model's plan, so that its weights mean the same; see
-        :func:`anatomark.methods.kit.frame.adapt_frame`."""
-        facts = adapt_frame(plan.facts, plan.names, old.facts, old.names)
-        if facts is None:
-            return plan
-        facts["picture"] = old.facts.get("picture")
-        return plan.model_copy(update={"facts": facts})
+    def adapted(cls, facts: T2DLFacts, old: Any) -> T2DLFacts:
+        """``facts`` in the frame of another model's (:func:`anatomark.methods.kit.anatomy.adapted_anatomy`), with its
+        picture."""
+        laid = adapted_anatomy(facts, old) if isinstance(old, AnatomyFacts) else None
+        if laid is None:
+            return facts
+        return laid.model_copy(update={"picture": old.picture if isinstance(old, T2DLFacts) else None})
+
+    def per_landmark(self) -> Mapping[str, int | PerLandmark]:
+        """What the cells say of each, and where the joint layers read and write it: they do not move a new one, nor
+        look at it."""
+        return {
+            **dict.fromkeys(("net.out.*", "net.sure.*", "net.sharpness"), 0),
+            **{f"joint.{key}": rule for key, rule in JointLayers.per_landmark.items()},
+        }
 
     def stages(self) -> list[Stage]:
         """``patches``, then ``joint``, as far as :attr:`T2DLConfig.decode` needs them."""
@@ -167,18 +167,19 @@ class T2DL(Method):
         first = Stage("patches", c.steps, c.batch, lr=2e-3, warmup=100, share=2.0, modules=("net",), **usual)
         if c.decode in ("mean", "stage1"):
             return [first]
-        return [first, Stage("joint", c.steps, c.batch, lr=1e-3, share=3.0, modules=("net", "joint"), **usual)]
+        return [first, Stage("joint", c.steps, c.batch, lr=1e-3, share=3.0, modules=("net", "joint"), index=1, **usual)]
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``block``: block means towards the block's spacing; ``picture``: towards the mean picture's, if there is."""
         spacings = {"block": self.spacing}
         if self.picture is not None:
             spacings["picture"] = self.picture.spacing
-        return {name: seen(image, self.plan.intensity, spacing) for name, spacing in spacings.items()}
+        parts = Parts(image, self.facts.intensity)
+        return {name: parts.whole(spacing) for name, spacing in spacings.items()}
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case in a random view; some drawn onto the mean picture first, as in the end."""
         c = self.config
         image, truth = case.images["block"], case.landmarks.points
@@ -192,14 +193,14 @@ class T2DL(Method):
             read, move = self._warps.draw(rng, pose, LEFT_WARP if settled else 1.0)
             truth, ways = move(truth), [read, *ways]
         pose = procrustes(self.model.mean, truth)
-        axes, centre = random_view(rng, pose, self.plan.facts, c.scaling)
+        axes, centre = random_view(rng, pose, self.facts, c.scaling)
         block = read_block(image, centre[None], axes[None], self.px, self.spacing, _chain(ways))[0].clamp_(0, 1.5)
         target = (truth - centre) @ np.linalg.inv(axes).T / self.unit
-        known = np.asarray(np.isfinite(target).all(1))
+        defined = np.asarray(np.isfinite(target).all(1))
         return {
             "block": random_intensity(block, rng, c.intensity),
-            "target": torch.from_numpy(np.where(known[:, None], target, 0.0)).float(),
-            "known": torch.from_numpy(known).float(),
+            "target": torch.from_numpy(np.where(defined[:, None], target, 0.0)).float(),
+            "defined": torch.from_numpy(defined).float(),
         }
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
@@ -207,30 +208,32 @@ class T2DL(Method):
         points that the votes make, before and after the joint layers."""
         features = self.net.features(batch["block"])
         rows: slice | torch.Tensor = slice(None)
-        target, known, places = batch["target"], batch["known"], self.places[:, None]
+        target, defined, places = batch["target"], batch["defined"], self.places[:, None]
         if many := len(self.names) > AT_ONCE:  # the votes of a thousand cost more than the network
             rows = torch.randperm(len(self.names), device=target.device)[:AT_ONCE]
-            target, known = target[:, rows], known[:, rows]
-        says = self._says(features, rows)
-        own = F.smooth_l1_loss(says, target[:, None].expand_as(says), reduction="none", beta=0.2).sum(-1)
+            target, defined = target[:, rows], defined[:, rows]
+        votes = self._absolute_votes(features, rows)
+        own = F.smooth_l1_loss(votes, target[:, None].expand_as(votes), reduction="none", beta=0.2).sum(-1)
         away = (target[:, None] - places).norm(dim=-1) * UNIT
-        weight = torch.exp(-away / self.config.alpha) * known[:, None]
+        weight = torch.exp(-away / self.config.alpha) * defined[:, None]
         cells = (own * weight).sum() / weight.sum().clamp(min=1e-6)
-        if stage.name == "patches":
+        if stage.index == 0:
             return {"loss": cells}
         sharpness, sure = self.net.sharpness[rows].exp(), self.net.confidence(features, rows)
-        points, _ = weighted_vote(says - places, self.places, sharpness, sure)
-        voted = _miss(points, target, known)
-        full = voted if many else _miss(self.joint(points), target, known)  # of a part there is nothing joint to learn
+        points, _ = weighted_vote(votes - places, self.places, sharpness, sure)
+        voted = _miss(points, target, defined)
+        full = (
+            voted if many else _miss(self.joint(points), target, defined)
+        )  # of a part there is nothing joint to learn
         parts = {"cells": cells, "votes": voted, "full": full}
         return {"loss": 0.2 * cells + voted + full, **{name: value.detach() for name, value in parts.items()}}
 
-    def _says(self, features: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    def _absolute_votes(self, features: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
         """(B, K, n, D) where the cells say that the landmarks ``rows`` lie."""
         mean = self.joint.mean.view(-1, self.ndim)[rows]
         return self.net.votes(features, rows, (mean - self.places[:, None]) * UNIT) + mean
 
-    def _form(self, case: TrainingCase, pose: Pose) -> Warp:
+    def _form(self, case: Case, pose: Pose) -> Warp:
         """The field that draws the case onto the mean picture."""
         assert self.picture is not None
         if case.id not in self._forms:
@@ -242,86 +245,64 @@ class T2DL(Method):
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """See :meth:`Method.locate`. Score: how well the votes agree, 0.5 where they spread by 0.05 radii; no
-        probability. Covariance: of the votes and of the looks."""
+        probability. Covariance: of the votes and of the views."""
         self.eval()
         images = self.working_images(image)
         block = images["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
         pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
         for _ in range(self.config.passes - 1):
-            look = self._look(block, [pose])
-            pose, _ = self.model.fit(look.points[0])
-        way, drawn, say = None, np.zeros(self.ndim), 0.0
+            pose, _ = self.model.fit(self._views(block, [pose]).points[0])
+        way, drawn, weight = None, np.zeros(self.ndim), 0.0
         if self.picture is not None:
             pose, form = self.picture.settle(images["picture"], pose, self.model.mean)
             way = in_pose(form, pose)
-            drawn, say = way(pose.apply(self.model.mean)), self.picture.say
-        turns = [np.eye(self.ndim), *(random_rotation(rng, self.ndim, 6.0) for _ in range(self.config.looks - 1))]
-        look = self._look(block, [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns], way)
-        points = (1 - say) * np.median(look.points, 0) + say * drawn
-        spread = look.points - points
-        covariance = look.covariance.mean(0) + np.einsum("mni,mnj->nij", spread, spread) / len(spread)
+            drawn, weight = way(pose.apply(self.model.mean)), self.picture.weight
+        views = self._views(block, [pose, *turned(pose, rng, self.config.looks - 1, TURN_DEG)], way)
+        points = (1 - weight) * np.median(views.points, 0) + weight * drawn
+        covariance = views.covariance_about(points)
         sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
         score = 1 / (1 + (sd / (0.05 * self.radius)) ** 2)
         least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
         return Landmarks(self.names, points, score=score, covariance=covariance + least)
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
-        """Upright where the template has it, or the foreground lies; where any pose may come, the one of many whose
-        votes agree best."""
-        poses = first_poses(self.plan.facts, block, rng, self.config.starts)
-        if self.rotations < 180 or self.plan.facts.get("centre_mm") is not None:
+        """See :func:`first_poses`; where any pose may come, the one of many whose votes agree best."""
+        poses = first_poses(self.facts, block, rng, self.config.starts)
+        if not any_pose(self.facts):
             return poses[0]
         for _ in range(2):
-            look = self._look(block, poses)
-            poses = [self.model.fit(p)[0] for p in look.points]
-        look = self._look(block, poses)
-        return poses[int(np.trace(look.covariance, axis1=2, axis2=3).mean(1).argmin())]
+            poses = [self.model.fit(p)[0] for p in self._views(block, poses).points]
+        views = self._views(block, poses)
+        return poses[int(np.trace(views.covariance, axis1=2, axis2=3).mean(1).argmin())]
 
-    def _look(self, image: Image, poses: list[Pose], way: PointMap | None = None) -> _Look:
-        """What the blocks in these poses say, in world mm; ``way``: from where a block lies to where it is read."""
-        parts = []
-        for i in range(0, len(poses), BLOCKS_AT_ONCE):
-            some = poses[i : i + BLOCKS_AT_ONCE]
-            axes = np.stack([p.rotation * p.scale for p in some])
-            centres = np.stack([p.translation for p in some])
-            blocks = read_block(image, centres, axes, self.px, self.spacing, way).clamp_(0, 1.5)
-            local, cloud = (x.cpu().double().numpy() for x in self._points(blocks.to(self.places.device)))
-            step = axes * self.unit
-            points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)
-            points = points if way is None else way(points)
-            parts.append((points, np.einsum("mij,mnjk,mlk->mnil", step, cloud, step)))
-        return _Look(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    def _views(self, image: Image, poses: list[Pose], way: PointMap | None = None) -> Views:
+        """What the blocks in these poses show; ``way``: from where a block lies to where it is read."""
+        return read_views(
+            image, poses, self._read, px=self.px, spacing=self.spacing, unit=self.unit, at_once=BLOCKS_AT_ONCE, way=way
+        )
 
-    def _points(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points (B, N, D) and covariance (B, N, D, D) in units from the blocks' middle."""
+    def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Points (B, N, D) and covariance (B, N, D, D) in units from the blocks' middle; a view has no score (1)."""
         decode, mean, learned = self.config.decode, self.joint.mean.view(-1, self.ndim), self.net.sharpness.exp()
-        features = self.net.features(blocks)
+        features = self.net.features(blocks.to(self.places.device))
         points, clouds = [], []
         for rows in self._chunks():
-            votes = self._says(features, rows) - self.places[:, None]
+            votes = self._absolute_votes(features, rows) - self.places[:, None]
             plain = decode == "stage1"
             sharpness = torch.full_like(learned, UNIT / self.config.alpha) if plain else learned
             confidence = None if plain else self.net.confidence(features, rows)
-            found, cloud = weighted_vote(votes, self.places, sharpness[rows], confidence)
-            points.append(found)
+            voted, cloud = weighted_vote(votes, self.places, sharpness[rows], confidence)
+            points.append(voted)
             clouds.append(cloud)
         out, cloud = torch.cat(points, 1), torch.cat(clouds, 1)
         if decode == "mean":
-            return mean.expand_as(out), cloud
-        return (self.joint(out) if decode == "full" else out), cloud
+            out = mean.expand_as(out)
+        return (self.joint(out) if decode == "full" else out), cloud, out.new_ones(out.shape[:2])
 
     def _chunks(self) -> Iterator[slice]:
         n, step = len(self.names), self.config.chunk
         return (slice(i, min(i + step, n)) for i in range(0, n, step))
-
-
-@dataclass(frozen=True)
-class _Look:
-    """``points`` (M, N, D) world mm and ``covariance`` (M, N, D, D) mm^2 of M blocks."""
-
-    points: Array
-    covariance: Array
 
 
 def _chain(ways: list[PointMap]) -> PointMap | None:
@@ -329,7 +310,7 @@ def _chain(ways: list[PointMap]) -> PointMap | None:
     return (lambda world: functools.reduce(lambda at, way: way(at), ways, world)) if ways else None
 
 
-def _miss(points: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def _miss(points: torch.Tensor, target: torch.Tensor, defined: torch.Tensor) -> torch.Tensor:
     """Mean distance of points from the truth, squared near zero."""
     error = F.smooth_l1_loss(points, target, reduction="none", beta=0.1).sum(-1)
-    return (error * known).sum() / known.sum().clamp(min=1)
+    return (error * defined).sum() / defined.sum().clamp(min=1)

@@ -16,6 +16,7 @@ from anatomark.core.intensity import normalise, otsu
 from anatomark.core.resample import resample
 from anatomark.methods.kit.augment import PointMap
 from anatomark.methods.kit.posed import unit_coordinates
+from anatomark.methods.kit.working import working_grid
 
 LONGEST_PX = 220  # of the working image, about: a brain at 1 mm
 HEAD_MM = (200.0, 450.0)  # diagonals of 3D images that are as large as a head
@@ -46,13 +47,13 @@ def default_lengths(grids: Sequence[Grid], shapes: Array) -> dict[str, float]:
     return {"displacement_mm": median, "alpha_mm": ALPHA * diagonal}
 
 
-def working_image(image: Image, spacing_mm: float, rule: Mapping[str, Any], least_px: int) -> Image:
+def clipped_image(image: Image, spacing_mm: float, rule: Mapping[str, Any], least_px: int) -> Image:
     """(1, *S) float32 on an isotropic grid along the image's own axes, in canonical order: 0 ... 1 between the rule's
     robust bounds, clipped. Dark voxels are added at the far end up to ``least_px`` a side. ``meta`` holds ``mean`` and
     ``sd`` of the foreground, for :func:`z_score`, and its lower bound ``foreground`` (Otsu's threshold)."""
     image = image.canonical()
-    if not np.allclose(image.grid.spacing, spacing_mm, rtol=1e-3, atol=0):
-        image = resample(image, image.grid.isotropic(spacing_mm))
+    grid = working_grid(image.grid, spacing_mm)
+    image = image if grid is image.grid else resample(image, grid)
     work = normalise(image, rule)
     array, grid, values = np.clip(work.array, 0, 1, out=work.array), work.grid, work.subsample()
     level = otsu(values)

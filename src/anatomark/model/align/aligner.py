@@ -2,8 +2,8 @@
 
 The template is the mean of training images, each brought into the frame of the landmarks' mean shape by its own
 landmarks. An image is thinned once; a fixed even set of rotations, shifts and sizes is measured coarsely, the best are
-improved by gradient ascent, and fewer and fewer of them at finer and finer resolutions (``core/register.py``). Nothing
-is resampled in the end: :meth:`Alignment.moved` gives the same voxels another grid.
+improved by gradient ascent, and fewer and fewer of them at finer and finer resolutions (``mutual_information.py``).
+Nothing is resampled in the end: :meth:`Alignment.moved` gives the same voxels another grid.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from __future__ import annotations
 import base64
 import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from anatomark.core.alignment import Alignment
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.intensity import normalise
-from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import block_mean, low_pass
 from anatomark.core.shape import Pose, mean_shape, rotation_angle
 from anatomark.errors import InputError
@@ -52,77 +50,82 @@ class AlignConfig(MethodConfig):
     bins: int = Field(default=16, ge=4, le=64)  # intensity classes
 
 
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """Where an image lies. ``affine`` (D+1, D+1) float64: template world to image world, mm; ``measure``: normalised
-    mutual information reached (1 = nothing in common, 2 = everything); ``seconds`` it took."""
+class AlignFacts(BaseModel):
+    """The template, what lies where in it, and how far images may be turned from it.
 
-    affine: Array
-    measure: float
-    seconds: float
+    ``template`` (8 bits) and ``valid`` (1 bit a voxel; outside nothing was averaged): packed voxels of an image of
+    ``shape`` and index-to-world ``affine``; ``mean_shape`` (N, D) mm in its world, null where no case tells;
+    ``anchor_mm`` (D,): where the search's start centre of an image lies in it; ``intensity``: the rule of images.
+    """
 
-    def moved(self, image: Image) -> Image:
-        """The same voxels in the template's world."""
-        return Image(image.array, Grid(image.grid.shape, _exact(self._back @ image.grid.affine)), image.meta)
-
-    def to_template(self, landmarks: Landmarks) -> Landmarks:
-        """Landmarks of the image in the template's world, with their covariances and radii."""
-        return _transformed(landmarks, self._back)
-
-    def from_template(self, landmarks: Landmarks) -> Landmarks:
-        """The inverse of :meth:`to_template`."""
-        return _transformed(landmarks, self.affine)
-
-    @property
-    def _back(self) -> Array:
-        return _exact(np.linalg.inv(self.affine))
-
-
-def _exact(matrix: ArrayLike) -> Array:
-    """An affine whose last row is 0 ... 0 1, whatever was rounded."""
-    out = np.array(matrix, dtype=np.float64)
-    out[-1] = np.eye(len(out))[-1]
-    return out
-
-
-def _transformed(landmarks: Landmarks, affine: Array) -> Landmarks:
-    d = landmarks.ndim
-    j = affine[:d, :d]
-    size = float(np.abs(np.linalg.det(j)) ** (1 / d))
-    return replace(
-        landmarks,
-        points=landmarks.points @ j.T + affine[:d, d],
-        covariance=None if landmarks.covariance is None else j @ landmarks.covariance @ j.T,
-        radius90=None if landmarks.radius90 is None else size * landmarks.radius90,
-    )
+    model_config = ConfigDict(extra="forbid")
+    template: str
+    valid: str
+    shape: list[int]
+    affine: list[list[float]]
+    mean_shape: list[list[float | None]]
+    radius_mm: float
+    rotations_deg: float
+    anchor_mm: list[float]
+    intensity: dict[str, Any]
 
 
 class Aligner:
     """Finds the :class:`Alignment` of images to the template in ``facts``. Keeps no state between images."""
 
+    def __init__(self, config: AlignConfig, facts: AlignFacts):
+        self.config = config
+        self.radius = facts.radius_mm
+        self.rotations_deg = config.rotations_deg or facts.rotations_deg
+        self.anchor = np.asarray(facts.anchor_mm)
+        self.mean_shape = np.asarray(facts.mean_shape, dtype=np.float64)
+        self.intensity = facts.intensity
+        shape = tuple(facts.shape)
+        values = np.frombuffer(zlib.decompress(base64.b64decode(facts.template)), np.uint8).reshape(shape)
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(facts.valid)), np.uint8)
+        self.template = Image(values[None].astype(np.float32) / 255, Grid(shape, np.asarray(facts.affine)))
+        self.valid = np.unpackbits(bits, count=values.size).reshape(shape).astype(bool)
+        self._levels = [self._level(width, points) for width, points in RESOLUTIONS]
+
     @classmethod
-    def prepare_facts(cls, config: AlignConfig, study: Study) -> dict[str, Any]:
-        """Template, ``mean_shape`` (N, D) mm in its frame (null where no case tells) and range of poses, as plain JSON.
+    def prepare(cls, config: AlignConfig, study: Study) -> AlignFacts:
+        """Template and range of poses from the training cases.
 
         Cases with fewer than D landmarks fix no pose; where all are so, the first alone is the template, upright as its
         header says. Raises InputError where the landmarks lie outside the images.
         """
-        return prepare_facts(config, study)
-
-    def __init__(self, config: AlignConfig, facts: Mapping[str, Any]):
-        self.config = config
-        self.radius = float(facts["radius_mm"])
-        self.rotations_deg = float(config.rotations_deg or facts["rotations_deg"])
-        self.anchor = np.asarray(facts["anchor_mm"], dtype=np.float64)
-        self.mean_shape = np.asarray(facts["mean_shape"], dtype=np.float64)
-        self.intensity = dict(facts["intensity"])
-        shape = tuple(facts["shape"])
-        grid = Grid(shape, np.asarray(facts["affine"]))
-        values = np.frombuffer(zlib.decompress(base64.b64decode(facts["template"])), np.uint8).reshape(shape)
-        bits = np.frombuffer(zlib.decompress(base64.b64decode(facts["valid"])), np.uint8)
-        self.template = Image(values[None].astype(np.float32) / 255, grid)
-        self.valid = np.unpackbits(bits, count=values.size).reshape(shape).astype(bool)
-        self._levels = [self._level(width, points) for width, points in RESOLUTIONS]
+        chosen, mean, poses = _posed_cases(study)
+        radius = float(np.nanmax(np.linalg.norm(mean, axis=1), initial=0.0))
+        spread = max(rotation_angle(p.rotation) for p in poses)
+        some = np.unique(np.linspace(0, len(chosen) - 1, min(config.template_cases, len(chosen))).astype(int))
+        images = [study.cases[chosen[i]].image() for i in some]
+        extent = float(np.median([i.grid.extent_mm.min() for i in images]))
+        half = max(HALF_WIDTH * radius, LEAST_PART * extent)
+        d, px = mean.shape[1], config.template_px
+        grid = Grid.centred((px,) * d, np.eye(d)[:, ::-1] * (2 * half / px), np.zeros(d))
+        total, covered, anchors = np.zeros(grid.shape), np.zeros(grid.shape), []
+        for image, pose in zip(images, [poses[i] for i in some], strict=True):
+            thin = normalise(block_mean(image, block_for(image, grid.spacing[0])), study.intensity)
+            at = pose.translation[None], (pose.rotation * pose.scale)[None], px, float(grid.spacing[0])
+            total += read_block(thin, *at)[0, 0].numpy()
+            covered += read_block(replace(thin, array=np.ones_like(thin.array)), *at)[0, 0].numpy()
+            anchors.append(pose.invert(start_centre(thin)))
+        average = np.clip(total / np.maximum(covered, 1e-6), 0, 1)
+        away = np.linalg.norm(grid.points(), axis=-1)
+        valid = (covered >= 0.5 * len(images)) & (away <= half)  # a ball: the same whichever way the image is turned
+        if not valid.any():
+            raise InputError("the training landmarks lie outside their images: check the frame of the landmark files")
+        return AlignFacts(
+            template=_packed(np.round(255 * average).astype(np.uint8)),
+            valid=_packed(np.packbits(valid)),
+            shape=list(grid.shape),
+            affine=grid.affine.tolist(),
+            mean_shape=[[float(x) if np.isfinite(x) else None for x in point] for point in mean],
+            radius_mm=half / HALF_WIDTH,
+            rotations_deg=config.rotations_deg or (180.0 if spread > 60 else max(75.0, 1.5 * spread)),
+            anchor_mm=np.mean(anchors, 0).tolist(),
+            intensity=dict(study.intensity),
+        )
 
     def _level(self, width: float, points: int) -> tuple[float, Template]:
         """Spacing (mm) and points of the template thinned to voxels of a given share of its width."""
@@ -187,54 +190,17 @@ class Aligner:
         return torch.from_numpy(out.reshape(-1, d, d + 1))
 
 
-def prepare_facts(config: AlignConfig, study: Study) -> dict[str, Any]:
-    """See :meth:`Aligner.prepare_facts`."""
-    chosen, mean, poses = _posed_cases(study)
-    radius = float(np.nanmax(np.linalg.norm(mean, axis=1), initial=0.0))
-    spread = max(rotation_angle(p.rotation) for p in poses)
-    rotations = config.rotations_deg or (180.0 if spread > 60 else max(75.0, 1.5 * spread))
-    some = np.unique(np.linspace(0, len(chosen) - 1, min(config.template_cases, len(chosen))).astype(int))
-    images = [study.cases[chosen[i]].image() for i in some]
-    extent = float(np.median([i.grid.extent_mm.min() for i in images]))
-    half = max(HALF_WIDTH * radius, LEAST_PART * extent)
-    d, px = mean.shape[1], config.template_px
-    grid = Grid.centred((px,) * d, np.eye(d)[:, ::-1] * (2 * half / px), np.zeros(d))
-    total, covered, anchors = np.zeros(grid.shape), np.zeros(grid.shape), []
-    for image, pose in zip(images, [poses[i] for i in some], strict=True):
-        thin = normalise(block_mean(image, block_for(image, grid.spacing[0])), study.intensity)
-        at = pose.translation[None], (pose.rotation * pose.scale)[None], px, float(grid.spacing[0])
-        total += read_block(thin, *at)[0, 0].numpy()
-        covered += read_block(replace(thin, array=np.ones_like(thin.array)), *at)[0, 0].numpy()
-        anchors.append(pose.invert(start_centre(thin)))
-    average = np.clip(total / np.maximum(covered, 1e-6), 0, 1)
-    away = np.linalg.norm(grid.points(), axis=-1)
-    valid = (covered >= 0.5 * len(images)) & (away <= half)  # a ball: the same whichever way the image is turned
-    if not valid.any():
-        raise InputError("the training landmarks lie outside their images: check the frame of the landmark files")
-    return {
-        "template": _packed(np.round(255 * average).astype(np.uint8)),
-        "valid": _packed(np.packbits(valid)),
-        "shape": list(grid.shape),
-        "affine": grid.affine.tolist(),
-        "mean_shape": [[float(x) if np.isfinite(x) else None for x in point] for point in mean],
-        "radius_mm": half / HALF_WIDTH,
-        "rotations_deg": rotations,
-        "anchor_mm": np.mean(anchors, 0).tolist(),
-        "intensity": dict(study.intensity),
-    }
-
-
 def _posed_cases(study: Study) -> tuple[list[int], Array, list[Pose]]:
     """The cases whose landmarks fix a pose, their mean shape (N, D) and poses; else the first case, upright."""
     shapes = [c.landmarks.select(study.names).points for c in study.cases]
     d = study.cases[0].landmarks.ndim
-    known = np.array([np.isfinite(s).all(1).sum() for s in shapes])
-    chosen = [i for i in range(len(shapes)) if known[i] >= d]
+    defined = np.array([np.isfinite(s).all(1).sum() for s in shapes])
+    chosen = [i for i in range(len(shapes)) if defined[i] >= d]
     if chosen:
         mean, poses = mean_shape(np.stack([shapes[i] for i in chosen]))
         return chosen, mean, poses
-    first = int(np.argmax(known > 0))
-    centre = np.nanmean(shapes[first], 0) if known[first] else study.cases[first].image().grid.centre
+    first = int(np.argmax(defined > 0))
+    centre = np.nanmean(shapes[first], 0) if defined[first] else study.cases[first].image().grid.centre
     return [first], shapes[first] - centre, [Pose(np.eye(d), centre)]
 
 

@@ -1,252 +1,32 @@
-"""Presence: a landmark that is not in an image is reported absent, by a threshold frozen on validation.
+"""Presence: a landmark that is not in an image is reported absent.
 
-A landmark's presence score is its method's score, and 0 where the predicted point lies outside the image. The threshold
-is chosen on seeded crops of validation cases, in which it is known what was cut away.
+A landmark's presence score is its method's score, and 0 where the predicted point lies outside the image; below a
+threshold, which training has chosen (``presence_trials.py``), the landmark is absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
-from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.errors import InputError
-from anatomark.io.images import check_image
 
-CASES = 16  # validation cases that are cropped, once each
-FALSE_ABSENCES = 0.01  # share of the landmarks of whole images that may be called absent
-REMOVE = (0.2, 0.5)  # share of the landmarks that a crop removes
-MARGIN = 0.04  # of the landmarks' reach: so near to a cut, presence is a matter of taste
 OUTSIDE_VOXELS = 0.5  # a point farther than this from the image's border is outside
-_FEWEST_VOXELS, _LEAST_SHARE = 8, 0.2  # what a cut leaves of an axis
-_TRIES = 100
 
 
-# ---------------------------------------------------------------------- crops
-
-
-def random_crop(
-    image: Image,
-    landmarks: Landmarks,
-    rng: np.random.Generator,
-    remove: tuple[float, float] = REMOVE,
-    margin_mm: float | None = None,
-) -> tuple[Image, Landmarks]:
-    """The image cut along one or two of its array axes, so that a share ``remove`` of its landmarks lies outside.
-
-    The array is sliced and the grid goes with it, so world positions stay. Landmarks that then lie outside are
-    ``absent``; those within ``margin_mm`` of a cut, on either side, ``unannotated`` (default: 4 % of the largest
-    distance of a landmark from their centroid). Raises InputError where no such cut exists.
-    """
-    grid = image.grid
-    index = grid.to_index(landmarks.points[landmarks.defined])
-    index = index[grid.contains(landmarks.points[landmarks.defined])]
-    least = max(1, int(np.ceil(remove[0] * len(index) - 1e-9)))
-    most = max(1, int(np.floor(remove[1] * len(index) + 1e-9)))
-    shape = np.array(grid.shape)
-    kept = np.minimum(shape, np.maximum(_FEWEST_VOXELS, np.ceil(_LEAST_SHARE * shape)))
-    for _ in range(_TRIES if len(index) and least <= most else 0):
-        first, end = _cut(index, shape, rng, int(rng.integers(least, most + 1)))
-        gone = len(index) - int(_within(index, first, end).sum())
-        if least <= gone <= most and (end - first >= kept).all():
-            return _cropped(image, landmarks, first, end, margin_mm)
-    shown = f"{remove[0]:.0%} to {remove[1]:.0%} of its {len(index)} landmarks"
-    raise InputError(f"{image.meta.get('path') or 'the image'}: no cut along its axes removes {shown}")
-
-
-def _cut(index: Array, shape: NDArray[Any], rng: np.random.Generator, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """First voxel and end of a box that ``count`` of the points ``index`` lie outside, if no two share a voxel."""
-    first, end = np.zeros(len(shape), int), shape.copy()
-    sides = rng.permutation(2 * len(shape))[: int(rng.integers(1, 3))]
-    share = int(rng.integers(0, count + 1)) if len(sides) == 2 else count
-    for side, number in zip(sides, (share, count - share), strict=False):
-        axis, upper = int(side) // 2, side % 2
-        there = np.sort(index[_within(index, first, end), axis])
-        if not 0 < number < len(there) + 1:
-            continue
-        # the border m - 0.5 lies between the last point removed and the next one
-        bounds = np.r_[first[axis] - 0.5, there, end[axis] - 0.5]
-        at = len(there) - number if upper else number
-        low, high = int(np.floor(bounds[at] + 0.5)) + 1, int(np.ceil(bounds[at + 1] + 0.5)) - 1
-        border = int(np.clip(rng.integers(low, max(low, high) + 1), first[axis] + 1, max(end[axis] - 1, 1)))
-        if upper:
-            end[axis] = border
-        else:
-            first[axis] = border
-    return first, end
-
-
-def _within(index: Array, first: NDArray[Any], end: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.asarray(((index >= first - 0.5) & (index <= end - 0.5)).all(-1))
-
-
-def _cropped(
-    image: Image, landmarks: Landmarks, first: NDArray[Any], end: NDArray[Any], margin_mm: float | None
-) -> tuple[Image, Landmarks]:
-    grid, d = image.grid, image.ndim
-    inner = Grid.from_axes((end - first).tolist(), grid.axes, grid.to_world(first))
-    window = tuple(slice(a, b) for a, b in zip(first, end, strict=True))
-    margin = _margin(landmarks) if margin_mm is None else margin_mm
-    points = landmarks.points
-    index = grid.to_index(points)
-    thick = 1 / np.linalg.norm(grid.inverse[:d, :d], axis=1)  # mm between neighbouring planes along each axis
-    depths = np.stack([(index - first + 0.5) * thick, (end - 0.5 - index) * thick])
-    depths[np.stack([first == 0, end == np.array(grid.shape)])[:, None].repeat(len(points), 1)] = np.inf
-    near = np.abs(depths.min((0, 2))) <= margin
-    states = [
-        state
-        if state is not Status.DEFINED
-        else Status.UNANNOTATED
-        if close
-        else Status.DEFINED
-        if inside
-        else Status.ABSENT
-        for state, close, inside in zip(landmarks.status, near, inner.contains(points), strict=True)
-    ]
-    return Image(image.array[(slice(None), *window)], inner, image.meta), replace(landmarks, status=tuple(states))
-
-
-def _margin(landmarks: Landmarks) -> float:
-    known = landmarks.points[landmarks.defined]
-    return MARGIN * float(np.linalg.norm(known - known.mean(0), axis=1).max())
-
-
-# ---------------------------------------------------------------------- the threshold
-
-
-def presence_scores(found: Landmarks, grid: Grid) -> Array:
+def presence_scores(prediction: Landmarks, grid: Grid) -> Array:
     """(N,) presence scores in 0..1 of a prediction in an image on ``grid``: the score (1 where the method gives none),
     and 0 for a point that is not defined or lies more than half a voxel outside."""
-    score = np.ones(len(found)) if found.score is None else np.nan_to_num(found.score, nan=1.0)
-    return np.where(_inside(found, grid), np.clip(score, 0, 1), 0.0)
+    score = np.ones(len(prediction)) if prediction.score is None else np.nan_to_num(prediction.score, nan=1.0)
+    return np.where(_inside(prediction, grid), np.clip(score, 0, 1), 0.0)
 
 
-def _inside(found: Landmarks, grid: Grid) -> NDArray[np.bool_]:
-    index = grid.to_index(found.points)  # NaN compares as outside
-    reach = 0.5 + OUTSIDE_VOXELS
-    return np.asarray(((index >= -reach) & (index <= np.array(grid.shape) - 1 + reach)).all(-1))
-
-
-def _none() -> Array:
-    return np.zeros(0)
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Presence scores of landmarks that are known to be there or not.
-
-    ``absent`` and ``there``: of landmarks outside and inside of crops (and of landmarks that the truth itself calls
-    absent); ``whole``: of the landmarks in whole images; ``crops`` located, ``failed``: crops that were refused.
-    """
-
-    absent: Array = field(default_factory=_none)
-    there: Array = field(default_factory=_none)
-    whole: Array = field(default_factory=_none)
-    crops: int = 0
-    failed: int = 0
-
-    def __add__(self, other: Trials) -> Trials:
-        return Trials(
-            np.r_[self.absent, other.absent],
-            np.r_[self.there, other.there],
-            np.r_[self.whole, other.whole],
-            self.crops + other.crops,
-            self.failed + other.failed,
-        )
-
-
-def whole_trials(image_grid: Grid, truth: Landmarks, found: Landmarks) -> Trials:
-    """What a prediction in a whole image says. A point that the truth puts outside the image is left out."""
-    scores = presence_scores(found.select(truth.names), image_grid)
-    there = truth.defined & image_grid.contains(truth.points)
-    absent = np.array([s is Status.ABSENT for s in truth.status], dtype=bool)
-    return Trials(absent=scores[absent], whole=scores[there])
-
-
-def crop_trials(
-    locate: Callable[[Image], Landmarks], image: Image, truth: Landmarks, rng: np.random.Generator
-) -> Trials:
-    """What ``locate`` says in one random crop; a crop that cannot be made or is refused counts as failed."""
-    if not truth.defined.any():
-        return Trials()
-    try:
-        crop, known = random_crop(image, truth, rng)
-        check_image(crop, "the crop")
-        scores = presence_scores(locate(crop).select(known.names), crop.grid)
-    except InputError:
-        return Trials(failed=1)
-    absent = np.array([s is Status.ABSENT for s in known.status], dtype=bool)
-    return Trials(absent=scores[absent], there=scores[known.defined], crops=1)
-
-
-def case_trials(
-    locate: Callable[[Image], Landmarks] | None, case: str, image: Image, truth: Landmarks, found: Landmarks, seed: int
-) -> Trials:
-    """The prediction ``found`` in a whole image and, where ``locate`` is given, one crop of it; the crop depends on
-    ``seed`` and the case's name alone."""
-    total = whole_trials(image.grid, truth, found)
-    if locate is None:
-        return total
-    return total + crop_trials(locate, image, truth, np.random.default_rng([seed, 23, crc32(case.encode())]))
-
-
-def frozen_threshold(trials: Trials | None) -> dict[str, Any] | None:
-    """The threshold below which a landmark is absent, for ``calibration.json``; None where no absence was seen.
-
-    It maximises F1 of absence where at most 1 % of the landmarks of whole images fall below it; of equal ones it is the
-    one in the widest gap between scores. ``recall`` and ``precision`` of absence on the crops and ``false_absences``,
-    the share in whole images, are those of the cases it was chosen on.
-    """
-    if trials is None or not len(trials.absent) or not len(trials.whole):
-        return None
-    scores = np.unique(np.r_[0.0, trials.absent, trials.there, trials.whole, 1.0])
-    gaps = np.diff(scores)
-    candidates = scores[:-1] + gaps / 2
-    hits, false, lost = (
-        (values[None] < candidates[:, None]).sum(1) for values in (trials.absent, trials.there, trials.whole)
-    )
-    f1 = 2 * hits / (hits + false + len(trials.absent))
-    # points outside their image fall below any threshold
-    allowed = lost <= max(int(FALSE_ABSENCES * len(trials.whole) + 1e-9), int(lost[0]))
-    best = max(np.flatnonzero(allowed), key=lambda i: (round(float(f1[i]), 9), gaps[i]))
-    called = int(hits[best] + false[best])
-    return {
-        "threshold": float(candidates[best]),
-        "recall": round(float(hits[best] / len(trials.absent)), 4),
-        "precision": round(float(hits[best] / called), 4) if called else None,
-        "false_absences": round(float(lost[best] / len(trials.whole)), 4),
-        "n": len(trials.absent) + len(trials.there),
-        "absent": len(trials.absent),
-        "whole": len(trials.whole),
-        "crops": trials.crops,
-        "failed": trials.failed,
-    }
-
-
-def described_presence(entry: Mapping[str, Any] | None) -> str:
-    """One line for the console and the card."""
-    if entry is None:
-        return "absence: no independent case to learn it from; only points outside the image are absent"
-    precision = "-" if entry["precision"] is None else f"{entry['precision']:.1%}"
-    failed = f", {entry['failed']} crops failed" if entry["failed"] else ""
-    return (
-        f"absence: below a score of {entry['threshold']:.3f}; recall {entry['recall']:.1%}, precision {precision} on "
-        f"{entry['crops']} crops that it was chosen on{failed}; {entry['false_absences']:.1%} of {entry['whole']} "
-        "landmarks in whole images falsely absent"
-    )
-
-
-# ---------------------------------------------------------------------- use
-
-
-def with_absent(found: Landmarks, grid: Grid, calibration: Mapping[str, Any]) -> Landmarks:
+def with_absent(prediction: Landmarks, grid: Grid, calibration: Mapping[str, Any]) -> Landmarks:
     """A prediction in which landmarks below the threshold, outside the image or without a point are ``absent``: no
     position, no covariance, no radius, their score kept.
 
@@ -254,16 +34,21 @@ def with_absent(found: Landmarks, grid: Grid, calibration: Mapping[str, Any]) ->
     alone decides.
     """
     if "presence" not in calibration:
-        return found
+        return prediction
     threshold = (calibration["presence"] or {}).get("threshold") or 0.0
-    absent = ~_inside(found, grid) | (presence_scores(found, grid) < threshold)
+    absent = ~_inside(prediction, grid) | (presence_scores(prediction, grid) < threshold)
     if not absent.any():
-        return found
-    gone = absent[:, None]
+        return prediction
+    covariance, radius90 = prediction.covariance, prediction.radius90
     return replace(
-        found,
-        points=np.where(gone, np.nan, found.points),
-        status=tuple(Status.ABSENT if a else s for a, s in zip(absent, found.status, strict=True)),
-        covariance=None if found.covariance is None else np.where(gone[..., None], np.nan, found.covariance),
-        radius90=None if found.radius90 is None else np.where(absent, np.nan, found.radius90),
+        prediction,
+        status=tuple(Status.ABSENT if a else s for a, s in zip(absent, prediction.status, strict=True)),
+        covariance=None if covariance is None else np.where(absent[:, None, None], np.nan, covariance),
+        radius90=None if radius90 is None else np.where(absent, np.nan, radius90),
     )
+
+
+def _inside(prediction: Landmarks, grid: Grid) -> NDArray[np.bool_]:
+    index = grid.to_index(prediction.points)  # NaN compares as outside
+    reach = 0.5 + OUTSIDE_VOXELS
+    return np.asarray(((index >= -reach) & (index <= np.array(grid.shape) - 1 + reach)).all(-1))

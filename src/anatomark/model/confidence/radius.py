@@ -13,7 +13,6 @@ from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 
 LEVEL = 0.9  # share of errors that a radius is to cover
-FEWEST = 9  # errors from which on there is a 90 % quantile: it is the 9th of 9
 FEWEST_CASES = 5  # the errors of one case go together: fewer say little of the next one
 DRAWN = 2.0  # cases' worth of the common mean in a landmark's own
 
@@ -26,9 +25,10 @@ def sigma_of(covariance: Array | None, count: int) -> Array:
 
 
 def conformal_quantile(values: Array, level: float = LEVEL) -> float:
-    """The smallest value that covers a share ``level`` with finite-sample validity; NaN where too few are given."""
+    """The smallest of M values that the next one exceeds with a probability of at most 1 - ``level``, whatever their
+    distribution; NaN where they are too few for that (below 9 at 90 %)."""
     rank = int(np.ceil((len(values) + 1) * level))
-    return float(np.sort(values)[rank - 1]) if len(values) >= FEWEST and rank <= len(values) else float("nan")
+    return float(np.sort(values)[rank - 1]) if rank <= len(values) else float("nan")
 
 
 def calibrated(errors: Array, predictions: Sequence[Landmarks], names: Sequence[str]) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def shared_quantiles(values: Array, level: float = LEVEL) -> Array:
     """(N,) of values (M, N), NaN = unknown: each column's mean, drawn a little towards that of all, times the conformal
     quantile of all values over such means of the other rows. NaN where a column is empty, or values or rows are too
     few."""
-    known = np.isfinite(values)
-    x, n = np.where(known, values, 0.0), known.sum(0)
-    if known.sum() < FEWEST or known.any(1).sum() < FEWEST_CASES:
+    given = np.isfinite(values)
+    x, n = np.where(given, values, 0.0), given.sum(0)
+    if given.any(1).sum() < FEWEST_CASES:
         return np.full(values.shape[1], np.nan)
-    common = x.sum() / known.sum()
+    common = x.sum() / given.sum()
     mean = (x.sum(0) + DRAWN * common) / (n + DRAWN)
-    others = (x.sum(0) - x + DRAWN * common) / (np.maximum(n - 1, 0) + DRAWN)
-    shared = conformal_quantile((x / np.maximum(others, 1e-12))[known], level)
+    others = (x.sum(0) - x + DRAWN * common) / (n - 1 + DRAWN)
+    shared = conformal_quantile((x / np.maximum(others, 1e-12))[given], level)
     return np.where(n > 0, mean * shared, np.nan)
 
 
@@ -103,8 +103,8 @@ def _summary(errors: Array) -> dict[str, Any]:
 
 def _quantile(values: Array) -> float | None:
     """Of values (M, N), with NaN; None where values or cases are too few."""
-    known = np.isfinite(values)
-    return _number(conformal_quantile(values[known])) if known.any(1).sum() >= FEWEST_CASES else None
+    given = np.isfinite(values)
+    return _number(conformal_quantile(values[given])) if given.any(1).sum() >= FEWEST_CASES else None
 
 
 def _number(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -73,22 +73,6 @@ class LocalNet(nn.Module):
             x = self._run((8, 9), quarter + F.interpolate(x, scale_factor=2, mode="nearest"), b, some)
         x = F.dropout2d(x, self.dropout, self.training)
         return self._heads(x, deepest, b, some)
-
-    def adapted(self, state: Mapping[str, torch.Tensor], rows: Sequence[int], count: int) -> dict[str, torch.Tensor]:
-        """The state of another such network of ``count`` landmarks for these: ``rows`` (N) says which of its landmarks
-        each is, -1 for a new one. A new one keeps its own network, or of the shared trunk's the mean of the old. What
-        is of another size is left out."""
-        out, own = {}, self.state_dict()
-        for key, value in state.items():
-            mine = own.get(key)
-            of_each = self.grouped or not key.startswith(("convs.", "norms."))
-            if mine is None or not mine.ndim or not of_each:
-                out[key] = value
-            elif value.ndim and len(value) * self.landmarks == len(mine) * count and value.shape[1:] == mine.shape[1:]:
-                old, new = value.to(mine.dtype).unflatten(0, (count, -1)), mine.unflatten(0, (self.landmarks, -1))
-                fresh = new if self.grouped else old.mean(0).expand_as(new)
-                out[key] = torch.stack([old[r] if r >= 0 else fresh[i] for i, r in enumerate(rows)]).flatten(0, 1)
-        return out
 
     def _run(self, layers: Iterable[int], x: torch.Tensor, b: int, some: slice) -> torch.Tensor:
         """Convolution, batch norm, FiLM where shared, ReLU; of the landmarks ``some``."""

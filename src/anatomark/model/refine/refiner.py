@@ -1,7 +1,7 @@
 """The refiner: makes any first guess precise. The local stage of Noothout et al. (TMI 2020) for every method.
 
 A sub-image around each landmark's first guess, read upright in the pose's frame, goes to that landmark's local network
-(all of them in one call, ``nets/local.py``); its cells vote, and the posterior-weighted mean of the votes is the
+(all of them in one call, ``net.py``); its cells vote, and the posterior-weighted mean of the votes is the
 landmark. One to three levels follow each other from coarse to fine. How large a level's sub-images are is chosen from
 the errors of what comes before it, so that they cover them. Ours: several scales as channels, 2.5D sub-images in 3D,
 the pose's frame, a class "not in here", and several looks from slightly different places.
@@ -17,35 +17,32 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
-from anatomark.methods.base import Batch, Method, MethodConfig, Plan, Stage, Study, TrainingCase
-from anatomark.methods.kit.anatomy import Anatomy, block_for
+from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
 from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes, read_patches
 from anatomark.model.refine.cellvotes import read_votes, vote_loss
+from anatomark.model.refine.levels import LevelFacts, sized
 from anatomark.model.refine.net import LocalNet
 
-FEWEST = 30  # errors from which on their quantiles size a sub-image
-MOST_FOUND = 0.75  # share of cases that must be found for the others to count as exceptions
-LOST = 0.3  # radii: median error of a case from which on its pose counts as lost
-GUESSED = (0.1, 0.04, 0.02)  # radii: errors to cover where none were measured
 STRIDE = 4  # pixels in a cell
 JITTER = 0.1  # of the reach: how far the looks' places lie apart
-CENTRAL = (0.5, 0.9, 0.9)  # of a level's half width: so far reach the errors to cover; the first needs surroundings too
-PYRAMID = 5  # block means by 1, 2, 4 ... are cached for training
+PYRAMID = tuple(f"refine.{2**k}" for k in range(5))  # block means by 1, 2, 4 ... are cached for training
 
 
 class RefineConfig(MethodConfig):
     """Settings of the refiner. ``enabled`` None: as the method's author chose."""
 
     enabled: bool | None = None
-    only: bool = False  # train the refiner alone, on top of the model given as --init
+    only: bool = False  # train the refiner alone, on top of the model that the run starts from
     levels: int = Field(default=2, ge=1, le=3)
     px: int | None = Field(default=None, ge=16, multiple_of=16)  # None: 64 in 2D, 32 in 3D
     scales: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0, 2.0], min_length=1)  # channels, in spacings
@@ -76,18 +73,29 @@ class RefineConfig(MethodConfig):
         return self
 
 
+class RefinerFacts(Facts):
+    """``mean_shape`` (N, D) mm, ``radius_mm`` and ``warp_mm`` as of an anatomy; ``voxel_mm``: the training images'
+    finest spacing, median; the ``levels`` sized so far."""
+
+    mean_shape: list[list[float]]
+    radius_mm: float
+    warp_mm: float
+    voxel_mm: float
+    levels: list[LevelFacts] = []
+
+
 class Refiner(Method):
-    """See the module. ``plan.facts["refine"]`` holds its mean shape, radius and levels."""
+    """See the module."""
 
     Config = RefineConfig
+    Facts = RefinerFacts
 
-    def __init__(self, config: RefineConfig, plan: Plan):
+    def __init__(self, config: RefineConfig, facts: RefinerFacts):
         super().__init__()
-        self.config, self.plan = config, plan
-        self.facts = plan.facts["refine"]
-        self.names, self.ndim = tuple(plan.names), plan.ndim
-        self.mean: Array = np.asarray(self.facts["mean_shape"])
-        self.radius = float(self.facts["radius_mm"])
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+        self.mean: Array = np.asarray(facts.mean_shape)
+        self.radius = facts.radius_mm
         self.px = config.px or (64 if self.ndim == 2 else 32)
         p = len(planes(self.ndim))
         channels = p * len(config.scales)
@@ -95,41 +103,41 @@ class Refiner(Method):
             LocalNet(channels, p, len(self.names), config.width, config.trunk, config.dropout)
             for _ in range(config.levels)
         )
-        self._warps = PooledWarps(self.ndim, self.radius, float(self.facts["warp_mm"]))
-        self._active = config.levels
+        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
+        self._active = config.levels  # levels that locate uses
 
     # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
-    def prepare_facts(cls, study: Study, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What the refiner keeps of the training data; ``known``: facts of the method before, used where they fit."""
+    def prepare(cls, config: RefineConfig, study: Study) -> RefinerFacts:
+        """The anatomy as the method before knows it, where it does, else from the cases."""
         spacing = float(np.median([c.image().grid.spacing.min() for c in study.cases[:8]]))
-        wanted = ("mean_shape", "radius_mm", "warp_mm")
-        if not all(k in known for k in wanted):
-            known = Anatomy.of(study.cases, study.names, study.intensity).facts(shift=0.0)
-        return {**{k: known[k] for k in wanted}, "voxel_mm": spacing, "levels": []}
+        names = study.names if study.known is None else study.known.names
+        if isinstance(study.known, AnatomyFacts):
+            anatomy = study.known.own()
+        else:
+            anatomy = Anatomy.of(study.cases, names, study.intensity).facts(shift=0.0)
+        own = {k: anatomy[k] for k in ("mean_shape", "radius_mm", "warp_mm")}
+        return RefinerFacts(**{**study.facts(), "names": list(names)}, **own, voxel_mm=spacing)
 
     @classmethod
-    def adapt_facts(cls, facts: Mapping[str, Any], names: Sequence[str], old: Plan) -> dict[str, Any]:
-        """``facts`` in the frame of another model's refiner, so that its weights mean the same: its radius and warps,
-        and this mean shape laid onto its own. Unchanged where it has none or shares fewer than three landmarks."""
-        known = [n for n in names if n in old.names]
-        mean, before = np.asarray(facts["mean_shape"]), old.facts.get("refine")
-        if before is None or len(known) < 3 or old.ndim != mean.shape[1]:
-            return dict(facts)
-        rows, goals = [names.index(n) for n in known], [old.names.index(n) for n in known]
-        laid = procrustes(mean[rows], np.asarray(before["mean_shape"])[goals]).apply(mean)
-        return {**facts, "mean_shape": laid.tolist(), **{k: before[k] for k in ("radius_mm", "warp_mm")}}
+    def adapted(cls, facts: RefinerFacts, old: Any) -> RefinerFacts:
+        """With the other refiner's radius and warps, and this mean shape laid onto its own. Unchanged where the two
+        share fewer than three landmarks or have another dimension."""
+        shared = [n for n in facts.names if n in old.names]
+        if not isinstance(old, RefinerFacts) or len(shared) < 3 or old.ndim != facts.ndim:
+            return facts
+        mean, goal = np.asarray(facts.mean_shape), np.asarray(old.mean_shape)
+        pose = procrustes(mean[[facts.names.index(n) for n in shared]], goal[[old.names.index(n) for n in shared]])
+        update = {"mean_shape": pose.apply(mean).tolist(), "radius_mm": old.radius_mm, "warp_mm": old.warp_mm}
+        return facts.model_copy(update=update)
 
-    def adapt_state(self, state: dict[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:
-        """Another refiner's weights for this one's landmarks, matched by name."""
-        rows = [old.names.index(n) if n in old.names else -1 for n in self.names]
-        out = {}
-        for k, net in enumerate(self.nets):
-            assert isinstance(net, LocalNet)
-            own = {key.removeprefix(f"nets.{k}."): v for key, v in state.items() if key.startswith(f"nets.{k}.")}
-            out.update({f"nets.{k}.{key}": v for key, v in net.adapted(own, rows, len(old.names)).items()})
-        return out
+    def per_landmark(self) -> dict[str, PerLandmark]:
+        """A new landmark keeps its own network; with a shared trunk it gets the mean of the others' outputs."""
+        if self.config.trunk == "grouped":
+            return {"*": PerLandmark(new="own")}
+        outputs = ("films.*", "weight", "bias", "elsewhere*")
+        return {f"nets.{k}.{name}": PerLandmark() for k in range(len(self.nets)) for name in outputs}
 
     def stages(self) -> list[Stage]:
         """``refine1``, ``refine2`` ..."""
@@ -137,49 +145,26 @@ class Refiner(Method):
         batch = c.batch or int(np.clip(152 // len(self.names), 2, 32))
         return [
             Stage(f"refine{k + 1}", c.steps, batch, share=c.share, modules=(f"nets.{k}",), clip_norm=1.0,
-                  weight_decay=1e-2, options={"ema": 0.998})
+                  weight_decay=1e-2, ema=0.998, index=k)
             for k in range(c.levels)
         ]  # fmt: skip
 
-    def begin(self, stage: Stage, evidence: Mapping[str, Any]) -> None:
+    def begin(self, stage: Stage, evidence: Evidence) -> None:
         """Size the sub-images of a level so that they cover the errors of what comes before it."""
-        k = _number(stage)
-        self.use_levels(k)
-        self.facts["levels"] = [*self.facts["levels"][:k], self._level(k, evidence)]
-        self.use_levels(k + 1)
-
-    def use_levels(self, count: int) -> None:
-        """Let :meth:`locate` stop after ``count`` levels; 0 gives the first guess back."""
-        self._active = count
-
-    def _level(self, k: int, evidence: Mapping[str, Any]) -> dict[str, Any]:
-        c = self.config
-        errors, kept = _errors(evidence), _errors(evidence, LOST * self.radius)
-        if c.reach_mm is not None:
-            reach, source = c.reach_mm[k], "given"
-        elif len(kept) >= FEWEST:
-            source = evidence.get("how") or ("validation" if evidence.get("independent") else "augmented copies")
-            # copies of training cases are found more easily than new cases
-            reach = float(np.quantile(kept, c.coverage)) * (1.5 if source == "augmented copies" else 1.0)
-        else:
-            reach, source = GUESSED[k] * self.radius, "guessed from the landmarks' extent"
-            if len(kept):  # too few to say how small the errors are, but not how large
-                reach = max(reach, float(np.quantile(kept, c.coverage)))
-        finest = max(0.75 * float(self.facts["voxel_mm"]), self.radius / 350)
-        spacing = float(np.clip(reach / (CENTRAL[k] * self.px / 2), finest, self.radius / 20))
-        half = spacing * self.px / 2
-        covered = float((errors <= half).mean()) if len(errors) else None
-        return {"spacing_mm": spacing, "reach_mm": reach, "half_mm": half, "source": source, "coverage": covered,
-                "errors": len(errors)}  # fmt: skip
+        c, k, facts = self.config, stage.index, self.facts
+        given = None if c.reach_mm is None else c.reach_mm[k]
+        level = sized(k, self.px, facts.radius_mm, facts.voxel_mm, evidence, coverage=c.coverage, reach_mm=given)
+        self.facts = facts.model_copy(update={"levels": [*facts.levels[:k], level]})
+        self._active = k + 1
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``refine.1``, ``refine.2``, ``refine.4`` ...: block means, normalised, from the finest spacing of use on."""
-        parts = Parts(image, self.plan.intensity)
-        finest = max(float(self.facts["voxel_mm"]), self.radius / 350)
+        parts = Parts(image, self.facts.intensity)
+        finest = max(self.facts.voxel_mm, self.radius / 350)
         now = block_mean(image, block_for(image, finest))
         out = {}
-        for k in range(PYRAMID):
-            out[f"refine.{2**k}"] = normalise(now, parts.rule)
+        for key in PYRAMID:
+            out[key] = normalise(now, parts.rule)
             if now.grid.spacing.max() > self.radius / 10:
                 break
             now = block_mean(now, block_for(now, 2.0 * float(now.grid.spacing.min())))
@@ -187,9 +172,9 @@ class Refiner(Method):
 
     # ------------------------------------------------------------------ training
 
-    def examples(self, case: TrainingCase, stage: Stage, rng: np.random.Generator) -> Batch:
+    def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Sub-images around places near the landmarks of a random warp of the case."""
-        k, c = _number(stage), self.config
+        k, c = stage.index, self.config
         truth = case.landmarks.points
         pose = procrustes(self.mean, truth)
         read = None
@@ -202,16 +187,16 @@ class Refiner(Method):
         state = Pose(pose.rotation @ turn, pose.translation, pose.scale * size)
         local = state.invert(truth)
         known = np.asarray(np.isfinite(local).all(1))
-        level = self.facts["levels"][k]
+        level = self.facts.levels[k]
         points = np.where(known[:, None], local, self.mean) + self._strayed(rng, level, len(local))
         patches = self._patches(k, self._pyramid(case.images, k), [state], points[None], read)[0]
         if rng.random() < c.crop_share:
-            patches, gone = self._cut(k, patches, points, np.where(known[:, None], local, points), rng)
-            local = np.where(gone[:, None], points + 1e3 * self.radius, local)
+            patches, beyond = self._cut(k, patches, points, np.where(known[:, None], local, points), rng)
+            local = np.where(beyond[:, None], points + 1e3 * self.radius, local)
         absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
         local = np.where(absent[:, None], points + 1e3 * self.radius, local)  # "not in here", wherever it looks
         known = known | absent
-        target = (local - points) / (level["spacing_mm"] * STRIDE)
+        target = (local - points) / (level.spacing_mm * STRIDE)
         filled = np.where(known[:, None], target, 0.0)
         return {
             "patches": random_intensity(patches, rng, c.intensity),
@@ -219,11 +204,11 @@ class Refiner(Method):
             "mask": torch.from_numpy(known).float(),
         }
 
-    def _strayed(self, rng: np.random.Generator, level: Mapping[str, Any], count: int) -> Array:
+    def _strayed(self, rng: np.random.Generator, level: LevelFacts, count: int) -> Array:
         """Displacements (N, D) mm like the errors to cover; a few lie beyond the sub-image."""
-        length = np.minimum(np.abs(rng.normal(0, 0.4, (count, 1))), 1.5) * level["reach_mm"] * rng.uniform(0.3, 1.2)
+        length = np.minimum(np.abs(rng.normal(0, 0.4, (count, 1))), 1.5) * level.reach_mm * rng.uniform(0.3, 1.2)
         far = rng.random((count, 1)) < 0.02
-        length = np.where(far, level["half_mm"] * rng.uniform(1.2, 3.0, (count, 1)), length)
+        length = np.where(far, level.half_mm * rng.uniform(1.2, 3.0, (count, 1)), length)
         direction = rng.normal(size=(count, self.ndim))
         return np.asarray(direction / np.linalg.norm(direction, axis=1, keepdims=True) * length)
 
@@ -233,7 +218,7 @@ class Refiner(Method):
         """Sub-images (N, C, px, px) of an image that ends at a random plane across a model axis near a landmark, and
         which landmarks (N,) lie beyond it."""
         axis, side = int(rng.integers(self.ndim)), float(rng.choice([-1, 1]))
-        half = self.facts["levels"][k]["half_mm"]
+        half = self.facts.levels[k].half_mm
         at = truth[rng.integers(len(truth)), axis] + rng.uniform(-1, 1) * half
         steps = torch.linspace(-1, 1, self.px) * (1 - 1 / self.px)  # to the outer pixels' centres
         own = torch.from_numpy(points[:, axis]).float()[:, None, None]
@@ -245,20 +230,20 @@ class Refiner(Method):
         return patches * torch.stack(kept, 1), (truth[:, axis] - at) * side > 0
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """See ``data/cellvotes.py``."""
-        logits, votes = self.nets[_number(stage)](batch["patches"])
+        """See ``cellvotes.py``."""
+        logits, votes = self.nets[stage.index](batch["patches"])
         return vote_loss(logits, votes, batch["target"], batch["mask"], alpha=self.config.alpha)
 
     def notes(self) -> list[str]:
         """How large each level's sub-images are, why, and how many of the errors before they cover."""
-        return [_note(k + 1, self.px, level) for k, level in enumerate(self.facts["levels"])]
+        return [f"Refiner, level {k + 1}: {level.described(self.px)}" for k, level in enumerate(self.facts.levels)]
 
     def _pyramid(self, images: Mapping[str, Image], k: int) -> list[Image]:
         """For each scale the coarsest cached image that is as fine as the sub-images."""
-        cached = sorted((i for n, i in images.items() if n.startswith("refine.")), key=lambda i: i.grid.spacing.max())
+        cached = sorted((images[n] for n in PYRAMID if n in images), key=lambda i: i.grid.spacing.max())
         out = []
         for scale in self.config.scales:
-            spacing = self.facts["levels"][k]["spacing_mm"] * scale * 1.15
+            spacing = self.facts.levels[k].spacing_mm * scale * 1.15
             fits = [i for i in cached if i.grid.spacing.min() <= spacing]
             out.append((fits or cached[:1])[-1])
         return out
@@ -267,27 +252,35 @@ class Refiner(Method):
         self, k: int, images: Sequence[Image], poses: Sequence[Pose], points: Array, warp: Any = None
     ) -> torch.Tensor:
         """(M, N, C, px, px) around model-frame points (M, N, D) of M poses."""
-        spacing = self.facts["levels"][k]["spacing_mm"]
+        spacing = self.facts.levels[k].spacing_mm
         world = np.stack([p.apply(x) for p, x in zip(poses, points, strict=True)])
         axes = np.stack([p.rotation * p.scale for p in poses])
         return read_patches(images, world, axes, self.px, [spacing * s for s in self.config.scales], warp)
 
     # ------------------------------------------------------------------ inference
 
-    @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """``start`` refined; a landmark that it lacks starts from the mean shape in the others' pose. Score: posterior
         mass in the sub-image; covariance: of the vote cloud."""
+        return self._refined(image, start, self._active)
+
+    def before_stages(self, image: Image, start: Landmarks | None = None) -> dict[str, Landmarks]:
+        """``start`` after the levels before each."""
+        return {stage.name: self._refined(image, start, stage.index) for stage in self.stages()}
+
+    @torch.inference_mode()
+    def _refined(self, image: Image, start: Landmarks | None, levels: int) -> Landmarks:
+        """``start`` after so many levels. Raises ValueError where there is none."""
         if start is None:
             raise ValueError("the refiner needs a first guess")
         self.eval()
         guess = start.select(self.names)
-        count = min(self._active, len(self.facts["levels"]))
+        count = min(levels, len(self.facts.levels))
         if not count or not guess.defined.any():
             return guess
         pose = procrustes(self.mean, guess.points)
         world = np.where(guess.defined[:, None], guess.points, pose.apply(self.mean))
-        parts, rng = Parts(image, self.plan.intensity), np.random.default_rng(20200714)
+        parts, rng = Parts(image, self.facts.intensity), np.random.default_rng(20200714)
         covariance, mass = np.zeros(0), np.zeros(0)
         for k in range(count):
             for _ in range(self.config.passes):
@@ -298,59 +291,32 @@ class Refiner(Method):
 
     def _look(self, k: int, parts: Parts, world: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Points (N, D), covariances (N, D, D) mm^2 and posterior mass (N,) that one level sees around ``world``."""
-        d, looks, level = self.ndim, self.config.looks, self.facts["levels"][k]
+        d, looks, level = self.ndim, self.config.looks, self.facts.levels[k]
         pose = procrustes(self.mean, world)
         turns = [random_rotation(rng, d, self.config.rotation_deg if looks > 1 else 0.0) for _ in range(looks)]
         poses = [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
         guess = np.stack([p.invert(world) for p in poses])
-        points = guess + (rng.normal(0, JITTER * level["reach_mm"], guess.shape) if looks > 1 else 0.0)
-        half, reach = level["half_mm"] * pose.scale, level["reach_mm"] * pose.scale
+        points = guess + (rng.normal(0, JITTER * level.reach_mm, guess.shape) if looks > 1 else 0.0)
+        half, reach = level.half_mm * pose.scale, level.reach_mm * pose.scale
         near = {
-            s: parts.around(level["spacing_mm"] * s, world, 1.45 * half * s + 5 * JITTER * reach, reach)
+            s: parts.around(level.spacing_mm * s, world, 1.45 * half * s + 5 * JITTER * reach, reach)
             for s in sorted(self.config.scales, reverse=True)  # the widest first: it serves the others of its block
         }
         images = [near[s] for s in self.config.scales]
         device = next(self.parameters()).device
-        read = []
+        votes_of = []
         for first in range(0, len(self.names), self.config.chunk):
             some = slice(first, first + self.config.chunk)
             patches = self._patches(k, images, poses, points[:, some])
             logits, votes = self.nets[k](patches.to(device), first)
-            read.append(read_votes(logits, votes, d))
-        mean, cloud, mass = (np.concatenate(x, 1) for x in zip(*read, strict=True))
-        cell = level["spacing_mm"] * STRIDE
+            votes_of.append(read_votes(logits, votes, d))
+        mean, cloud, mass = (np.concatenate(x, 1) for x in zip(*votes_of, strict=True))
+        cell = level.spacing_mm * STRIDE
         seen = np.where(mass[..., None] > 0.5, points + mean * cell, guess)  # nothing to see there: the guess stands
-        found = np.stack([p.apply(x) for p, x in zip(poses, seen, strict=True)])
+        places = np.stack([p.apply(x) for p, x in zip(poses, seen, strict=True)])
         axes = np.stack([p.rotation * p.scale * cell for p in poses])
         turned = np.einsum("mij,mnjk,mlk->mnil", axes, cloud, axes)
-        middle = np.median(found, 0)
-        off = found - middle
+        middle = np.median(places, 0)
+        off = places - middle
         covariance = (turned + np.einsum("mni,mnj->mnij", off, off)).mean(0)
         return middle, covariance, mass.mean(0)
-
-
-def _note(number: int, px: int, level: Mapping[str, Any]) -> str:
-    size = f"sub-images of {px} pixels, {level['spacing_mm']:.3g} mm each, half width {level['half_mm']:.3g} mm"
-    made = f"made for errors up to {level['reach_mm']:.3g} mm"
-    if level["coverage"] is None:
-        return f"Refiner, level {number}: {size}; {made} ({level['source']})."
-    covered = f"they cover {level['coverage']:.1%} of {level['errors']} errors of what comes before ({level['source']})"
-    return f"Refiner, level {number}: {size}; {made}; {covered}."
-
-
-def _number(stage: Stage) -> int:
-    """0 for the stage ``refine1`` and so on."""
-    return int(stage.name.removeprefix("refine")) - 1
-
-
-def _errors(evidence: Mapping[str, Any], lost_mm: float = np.inf) -> Array:
-    """All errors in mm that the evidence holds; without cases whose median error says that their pose was lost: no
-    sub-image brings these back."""
-    found, truth = evidence.get("predictions", {}), evidence.get("truth", {})
-    parts = [found[c].errors_to(truth[c].select(found[c].names)) for c in found]
-    parts = [e for e in parts if np.isfinite(e).any()]
-    kept = [e for e in parts if np.median(e[np.isfinite(e)]) <= lost_mm]
-    if len(kept) < MOST_FOUND * len(parts):  # so many are no exceptions
-        kept = parts
-    errors = np.concatenate(kept) if kept else np.zeros(0)
-    return np.asarray(errors[np.isfinite(errors)])

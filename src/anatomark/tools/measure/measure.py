@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.cases.find import find_landmarks, find_marked
+from anatomark.cases.find import find_cases, find_landmarks
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_text
@@ -102,7 +102,7 @@ def measure(
     texts = [_csv(COLUMNS, measured.rows())]
     compared: tuple[Agreement, ...] = ()
     if truth:
-        own = {m.case: m.landmarks for m in find_marked(paths, split=split)}
+        own = {m.id: m.landmarks for m in find_cases(paths, split=split)}
         compared = tuple(compare(measured, _taken({c: own[c] for c in found}, asked, where)))
         texts.append(_csv(tuple(compared[0].figures()), [a.figures() for a in compared]))
         confusion = [{"measurement": a.measurement} | row for a in compared for row in _counted(a)]
@@ -115,12 +115,12 @@ def measure(
 
 def _landmarks(paths: Sequence[Path], landmarks: Path | None, split: str | None) -> dict[str, Landmarks]:
     cases = find_landmarks(paths, landmarks=landmarks, split=split)
-    names = [one.case for one in cases]
+    names = [one.id for one in cases]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise InputError(f"two of the cases are called {twice!r}; rename one or take them apart")
     if not any(len(one.landmarks) for one in cases):
         raise InputError(f"{paths[0]}: holds no landmarks")
-    return {one.case: one.landmarks for one in cases}
+    return {one.id: one.landmarks for one in cases}
 
 
 def _taken(cases: dict[str, Landmarks], definition: Measurements, where: str | os.PathLike[str]) -> Measured:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
-from anatomark.core.image import Image
+from anatomark.core.image import Image, rounded
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import resample
 from anatomark.errors import InputError
@@ -95,7 +93,9 @@ class Plane:
         least = float(np.nanmin(image.array))
         slices = resample(image, self.grid(spacing, count, step), fill=min(0.0, least)).array
         merged = slices.max(1, keepdims=True) if wanted.mode == "max" else slices.mean(1, keepdims=True)
-        return Image(_as_before(merged, image.array.dtype), target, image.meta)
+        dtype = image.array.dtype
+        values = rounded(merged, dtype) if dtype.kind in "iu" else np.asarray(merged, dtype=np.float32)
+        return Image(values, target, image.meta)
 
 
 def find_planes(definition: PlaneSet, landmarks: Landmarks) -> dict[str, Plane | str]:
@@ -205,10 +205,3 @@ def _position(point: Mapping[str, float], landmarks: Landmarks) -> Array:
 def _name(point: Mapping[str, float]) -> str:
     """``27+28`` for a mean of landmarks."""
     return "+".join(point)
-
-
-def _as_before(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype.kind not in "iu":
-        return np.asarray(values, dtype=np.float32)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)

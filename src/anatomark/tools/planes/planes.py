@@ -2,87 +2,60 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anatomark.cases.find import Marked, find_marked
-from anatomark.core.image import Image
+from anatomark.cases.case import Case
+from anatomark.cases.find import find_cases
 from anatomark.core.landmarks import common_names
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_bytes
+from anatomark.io.atomic import Where, write_bytes
 from anatomark.io.images import write_image
 from anatomark.progress import Reporter
 from anatomark.tools.definitions import read_definition
-from anatomark.tools.outputs import check_files, check_folder, remove, write_record
+from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case, remove
 from anatomark.tools.planes.geometry import NotDefined, Plane, find_planes
 from anatomark.tools.planes.schema import PlaneSet
 
-RECORD, SLICE, PICTURE = "planes.json", ".nii.gz", ".png"
-Where = str | os.PathLike[str]
+ENDINGS = (".nii.gz", ".png")  # of slice and picture
 
 
 @dataclass(frozen=True)
-class CasePlanes:
-    """One case: for each plane of the definition what ``planes.json`` says of it; ``failed``: why the image could not
-    be used."""
-
-    case: str
-    image: Path | None
-    planes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: str = ""
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Reason by plane that is not defined."""
-        return {name: facts["reason"] for name, facts in self.planes.items() if not facts["defined"]}
-
-
-@dataclass(frozen=True)
-class PlanesResult:
-    """All cases, and the folder that their files are in."""
+class PlanesResult(CaseResults):
+    """What :func:`planes` wrote. A row's ``planes`` holds, by name, what ``planes.json`` says of each plane: where it
+    lies, or ``defined`` false and the ``reason``."""
 
     definition: str
-    out: Path
-    cases: Sequence[CasePlanes]
-
-    @property
-    def failed(self) -> list[CasePlanes]:
-        """Cases whose image could not be used."""
-        return [c for c in self.cases if c.failed]
+    record, done, undone = "planes.json", "cut", "failed"
 
     @property
     def slices(self) -> int:
         """How many were written."""
-        return sum(len(c.planes) - len(c.missing) for c in self.cases)
+        return sum(facts["defined"] for row in self.rows for facts in row.get("planes", {}).values())
 
-    def summary(self) -> dict[str, Any]:
-        """``planes.json``: plain data."""
+    def summary(self) -> Row:
         cases = []
-        for c in self.cases:
-            facts: dict[str, Any] = {"case": c.case, "image": str(c.image)}
-            cases.append({**facts, "failed": c.failed} if c.failed else {**facts, "planes": c.planes})
+        for row in self.rows:
+            one = {"failed": row["reason"]} if row["state"] == "failed" else {"planes": row["planes"]}
+            cases.append({"case": row["case"], "image": row["image"], **one})
         return {"schema": 1, "definition": self.definition, "frame": "LPS", "unit": "mm", "cases": cases}
 
-    def lines(self) -> list[str]:
-        """The same as text, one line a case and one for each plane that is not defined."""
-        lines = []
-        for c in self.cases:
-            there = [n for n in c.planes if n not in c.missing]
-            if c.failed:
-                lines += [f"{c.case}: failed: {c.failed}"] if len(self.cases) > 1 else []  # else it is the error
-                continue
-            lines.append(f"{c.case}: {', '.join(there) or 'none'}")
-            lines += [f"{c.case}: {name} is not defined: {reason}" for name, reason in c.missing.items()]
-        return [*lines, f"{self.slices} slices of {len(self.cases)} cases: {self.out}"]
+    def case_lines(self, row: Row) -> list[str]:
+        missing = {name: facts["reason"] for name, facts in row["planes"].items() if not facts["defined"]}
+        names = ", ".join(n for n in row["planes"] if n not in missing)
+        reasons = (f"{row['case']}: {name} is not defined: {reason}" for name, reason in missing.items())
+        return [f"{row['case']}: {names or 'none'}", *reasons]
+
+    def total(self) -> str:
+        return f"{self.slices} slices of {len(self.rows)} cases: {self.out}"
 
 
-def cut_planes(
+def planes(
     definition: Where,
     paths: Sequence[Where],
     out: Where,
@@ -93,74 +66,67 @@ def cut_planes(
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> PlanesResult:
-    """Cut the planes of ``definition`` (a YAML file, or a ready one's name) out of images and write them into ``out``.
+    """Cut the scan planes of ``definition`` (a YAML file, or a ready one's name) out of images, into a folder.
 
-    ``paths``: a manifest, images or folders of images; ``landmarks``, ``split`` and ``spacing`` as for
-    :func:`~anatomark.cases.find.find_marked`. Per case and plane ``<case>_<plane>.nii.gz``, a slice of one voxel's
-    thickness at its place in the volume, and ``<case>_<plane>.png``; last, where there is a
-    slice, ``planes.json``. A plane whose landmarks are
-    absent or degenerate is recorded with the reason, and an image that cannot be read is, while the others go on.
-    Raises InputError before any work: a faulty definition, a label that no case has, 2D landmarks, files that are there
+    ``paths``: a manifest, images or folders of images; ``landmarks``: the landmark file of one image, or a folder of
+    files named after the images, such as ``predict`` writes (default: the manifest's own); ``split``: these rows of a
+    manifest only; ``spacing``: mm along x, y[, z] of images that state none.
+
+    Per case and plane ``<case>_<plane>.nii.gz``, a slice of one voxel's thickness at its place in the volume, and
+    ``<case>_<plane>.png``; last, where there is a slice, ``planes.json``. A plane whose landmarks are absent or
+    degenerate is recorded with the reason, and so is an image that cannot be read, while the others go on. Raises
+    InputError before any work: a faulty definition, a label that no case has, 2D landmarks, files that are there
     (without ``overwrite``).
     """
     out, report = Path(out), report or Reporter(quiet=True)
     check_folder(out)
     wanted = read_definition(definition, PlaneSet, "planes")
-    found = find_marked([Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, split=split)
-    wanted.check_labels(common_names(one.landmarks for one in found), str(definition))
-    planes = {one.case: find_planes(wanted, one.landmarks) for one in found}
-    _check_files(out, found, wanted, overwrite)
-    cases = []
-    with report.bar("planes", len(found)) as bar:
-        for i, one in enumerate(found):
-            cases.append(_case(one, planes[one.case], out))
-            bar.update(i + 1, one.case)
-    result = PlanesResult(str(definition), out, cases)
-    write_record(out / RECORD, result.summary(), result.slices > 0)
+    cases = find_cases([Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, split=split)
+    wanted.check_labels(common_names(case.landmarks for case in cases), str(definition))
+    found = {case.id: find_planes(wanted, case.landmarks) for case in cases}
+    stem, times = Counter(f"{case}_{name}" for case in found for name in wanted.planes).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
+
+    def files(case: str) -> list[Path]:
+        return [file for name in wanted.planes for file in _files(out, case, name)]
+
+    taken = [out / PlanesResult.record, *(f for case in found for f in files(case))]
+    check_files(taken, (case.path for case in cases if case.path is not None), "cut", overwrite)
+    rows = each_case("planes", cases, lambda case: _cut(case, found[case.id], out), files, report)
+    result = PlanesResult(out, rows, str(definition))
+    result.write_record(result.slices > 0)
     return result
 
 
-def _check_files(out: Path, found: Sequence[Marked], wanted: PlaneSet, overwrite: bool) -> None:
-    stems = Counter(_stem(one.case, name) for one in found for name in wanted.planes)
-    stem, times = stems.most_common(1)[0]
-    if times > 1:
-        raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
-    files = [out / RECORD, *(f for one in found for name in wanted.planes for f in _files(one, name, out))]
-    check_files(files, (one.path for one in found if one.path is not None), "cut", overwrite)
+def _files(out: Path, case: str, plane: str) -> list[Path]:
+    return [out / f"{case}_{plane}{ending}" for ending in ENDINGS]
 
 
-def _files(one: Marked, plane: str, out: Path) -> list[Path]:
-    return [out / f"{_stem(one.case, plane)}{ending}" for ending in (SLICE, PICTURE)]
-
-
-def _case(one: Marked, planes: dict[str, Plane | str], out: Path) -> CasePlanes:
-    try:
-        image = one.image()
-    except InputError as error:
-        remove(f for name in planes for f in _files(one, name, out))
-        return CasePlanes(one.case, one.path, failed=str(error))
-    return CasePlanes(one.case, one.path, {n: _plane(one, image, n, plane, out) for n, plane in planes.items()})
-
-
-def _plane(one: Marked, image: Image, name: str, plane: Plane | str, out: Path) -> dict[str, Any]:
-    """Write slice and picture: what ``planes.json`` says of them."""
+def _cut(case: Case, found: dict[str, Plane | str], out: Path) -> Row:
+    """Write the slice and picture of each plane: what ``planes.json`` says of them."""
     from anatomark.tools.planes.picture import plane_picture  # loads matplotlib
 
-    files = _files(one, name, out)
-    try:
-        if isinstance(plane, str):
-            raise NotDefined(plane)
-        cut = plane.cut(image)
-    except NotDefined as reason:
-        remove(files)
-        return {"defined": False, "reason": str(reason)}
-    write_image(cut, files[0])
-    write_bytes(files[1], plane_picture(cut, plane, one.landmarks, f"{one.case}  {name}"))
-    return {"defined": True, **plane_facts(plane), "spacing_mm": _rounded(cut.grid.spacing[2]),
-            "files": [f.name for f in files]}  # fmt: skip
+    image = case.image()
+    facts: Row = {}
+    for name, plane in found.items():
+        files = _files(out, case.id, name)
+        try:
+            if isinstance(plane, str):
+                raise NotDefined(plane)
+            cut = plane.cut(image)
+        except NotDefined as reason:
+            remove(files)
+            facts[name] = {"defined": False, "reason": str(reason)}
+            continue
+        write_image(cut, files[0])
+        write_bytes(files[1], plane_picture(cut, plane, case.landmarks, f"{case.id}  {name}"))
+        spacing = _rounded(cut.grid.spacing[2])
+        facts[name] = {"defined": True, **_facts(plane), "spacing_mm": spacing, "files": [f.name for f in files]}
+    return {"planes": facts}
 
 
-def plane_facts(plane: Plane) -> dict[str, Any]:
+def _facts(plane: Plane) -> Row:
     """A plane as plain data, LPS mm: where it lies, and how far the points it was laid through are from it."""
     return {
         **{key: _rounded(getattr(plane, key)) for key in ("origin", "normal", "right", "up")},
@@ -171,10 +137,6 @@ def plane_facts(plane: Plane) -> dict[str, Any]:
         "residuals_mm": {name: _rounded(value) for name, value in plane.residuals.items()},
         "left_out": list(plane.left_out),
     }
-
-
-def _stem(case: str, plane: str) -> str:
-    return f"{case}_{plane}"
 
 
 def _rounded(values: Any) -> Any:

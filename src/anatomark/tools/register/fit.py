@@ -15,7 +15,8 @@ import numpy as np
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.tools.register.linear_fit import Bools, Kind, Linear, chi_radius, fit_linear, inliers
+from anatomark.tools.register.kind import Kind
+from anatomark.tools.register.linear_fit import Bools, Linear, chi_radius, fit_linear, inliers
 from anatomark.tools.register.thin_plate import ThinPlate
 
 FLAT = 1e-3  # points whose spread along an axis is less than this share of their longest count as lying on a plane

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.shape import procrustes
+from anatomark.tools.register.kind import Kind
 
 Bools = NDArray[np.bool_]
 STARTS, KEPT = 200, 10  # random starts of the robust fit, and how many of them are followed to the end
@@ -19,19 +19,6 @@ FALSE_ALARM = 0.01  # probability that any landmark of a clean case is rejected,
 
 _nodes, _shares = np.polynomial.legendre.leggauss(48)
 NODES, SHARES = np.append((_nodes + 1) / 2, 1.0), _shares / 2  # Gauss-Legendre on 0..1, and the end
-
-
-class Kind(StrEnum):
-    """Families of transforms, each containing those before it."""
-
-    RIGID = "rigid"
-    SIMILARITY = "similarity"
-    AFFINE = "affine"
-    TPS = "tps"
-
-    def least(self, ndim: int) -> int:
-        """The fewest points that determine one in D dimensions."""
-        return ndim if self in (Kind.RIGID, Kind.SIMILARITY) else ndim + 1
 
 
 @dataclass(frozen=True, eq=False)

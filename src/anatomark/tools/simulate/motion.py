@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
-from anatomark.core.image import Image
+from anatomark.core.image import Image, rounded
 from anatomark.core.intensity import bounds, guess_modality, intensity_rule
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import as_tensor, sample_index
@@ -170,7 +170,6 @@ def _as_dtype(array: NDArray[np.float32], dtype: np.dtype[Any], span: float) -> 
     """Whole numbers rounded and kept within the dtype's range; floats as float32, without digits that noise drowns (it
     makes files half as large)."""
     if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return np.clip(np.rint(array), limits.min, limits.max).astype(dtype)
+        return rounded(array, dtype)
     step = np.float32(2.0 ** np.floor(np.log2(span / LEVELS)))
     return np.asarray(np.rint(array / step) * step, dtype=np.float32)

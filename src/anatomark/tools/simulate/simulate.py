@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.cases.division import fitting_image
-from anatomark.cases.manifest import SPLITS, Case, Manifest, read_manifest
+from anatomark.cases.case import Case
+from anatomark.cases.manifest import SPLITS, Manifest, read_manifest
 from anatomark.cases.store import fingerprint_of
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
@@ -103,7 +103,7 @@ def simulate(
     cases = read_manifest(manifest)
     sources = cases.split(request.split)
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
-    marks = {c.id: c.read_landmarks() for c in listed}
+    marks = {c.id: c.landmarks for c in listed}
     turns = [sources[i % len(sources)] for i in range(request.count)]
     new = [(f"{source.id}_sim{i + 1:04d}", source) for i, source in enumerate(turns)]
     _check(cases, marks, [name for name, _ in new])
@@ -135,7 +135,7 @@ def _check(cases: Manifest, marks: dict[str, Landmarks], new: Sequence[str]) -> 
 
 def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
     """Take ``out``: empty, or holding what the same request began. Raises InputError for anything else."""
-    files = [Path(c.image) for c in cases] + [split_observer(c.landmarks or "")[0] for c in cases]
+    files = [c.path for c in cases if c.path] + [split_observer(c.source or "")[0] for c in cases]
     record = {"schema": 1, **asdict(request), "sources": [fingerprint_of(f) for f in dict.fromkeys(files)]}
     try:
         there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
@@ -169,14 +169,14 @@ def _with_points(
     reference = next(c for c in cases if c.id == chosen)
     if all(f.exists() for f in files.values()):
         return {c: read_landmarks(f) for c, f in files.items()}
-    image = fitting_image(reference, marks[chosen].ndim)
+    image = reference.image()
     points = spread_points(image, request.points, np.random.default_rng([request.seed, 1]))
     report.say(f"{request.points} points spread over {chosen}; carrying them to {len(cases) - 1} other cases")
     with report.bar("carry points", len(cases)) as bar:
         for k, case in enumerate(cases):
             if not files[case.id].exists():
                 there = points
-                other = fitting_image(case, marks[case.id].ndim)
+                other = case.image()
                 if case.id != chosen:
                     there = carried(points, (image, marks[chosen]), (other, marks[case.id]))
                 write_landmarks(_extended(marks[case.id], names, there), files[case.id], spacing=_flat(other.grid))
@@ -200,7 +200,7 @@ def _new_case(
     target = out / LANDMARKS / f"{name}{_ending(marks.ndim)}"
     drawn = 0
     if not target.exists():  # written after the image
-        image = fitting_image(source, marks.ndim)
+        image = source.image()
         new, new_marks, drawn = _drawn(image, marks, draw, name, report)
         write_image(new, out / IMAGES / f"{name}{_picture(new)}")
         write_landmarks(new_marks, target, spacing=_flat(new.grid))
@@ -228,10 +228,10 @@ def _row(name: str, image: str, landmarks: str, source: Case) -> dict[str, str]:
 
 def _original_row(out: Path, case: Case, ndim: int, extended: bool) -> dict[str, str]:
     """A real case: its image stays where it is."""
-    file, observer = split_observer(case.landmarks or "")
+    file, observer = split_observer(case.source or "")
     marks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
     own = f"{ORIGINALS}/{case.id}{_ending(ndim)}"
-    return _row(case.id, _relative(case.image, out), own if extended else marks, case)
+    return _row(case.id, _relative(case.path, out), own if extended else marks, case)
 
 
 def _relative(path: Path, out: Path) -> str:

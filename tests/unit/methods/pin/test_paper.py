@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import PCAShape
 from anatomark.errors import InputError
-from anatomark.methods.base import Plan, Stage, Study, StudyCase, TrainingCase
+from anatomark.methods.base import Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.pin.paper import PublishedConfig, PublishedPIN
+from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig, PaperPINFacts, default_spacing
 from anatomark.methods.pin.rules import update
 from anatomark.methods.pin.spaces import start_pattern
-from anatomark.methods.pin.working import default_spacing
+from anatomark.model.start import moved_weights
 
 NAMES = ("a", "b", "c")
 SHARE = {"patch_px": 14, "dropout": 0.0, "batch": 16, "sampling": "multiscale"}
@@ -38,28 +38,28 @@ def phantom(seed: int, ndim: int = 3, spacing: float = 0.5) -> tuple[Image, Land
 
 
 def study(cases: list[tuple[Image, Landmarks]]) -> Study:
-    made = [StudyCase(str(i), marks, lambda image=image: image) for i, (image, marks) in enumerate(cases)]
+    made = [Case(str(i), given=marks, held=image) for i, (image, marks) in enumerate(cases)]
     return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5})
 
 
-def make(cases: list[tuple[Image, Landmarks]], **settings: object) -> PublishedPIN:
+def make(cases: list[tuple[Image, Landmarks]], **settings: object) -> PaperPIN:
     torch.manual_seed(0)
-    config = PublishedConfig(**{**SHARE, **settings})
-    plan = PublishedPIN.prepare(config, study(cases))
-    return PublishedPIN(config, Plan.model_validate(json.loads(plan.model_dump_json())))
+    config = PaperPINConfig(**{**SHARE, **settings})
+    facts = PaperPIN.prepare(config, study(cases))
+    return PaperPIN(config, PaperPINFacts.model_validate(json.loads(facts.model_dump_json())))
 
 
-def training(method: PublishedPIN, cases: list[tuple[Image, Landmarks]]) -> list[TrainingCase]:
+def training(method: PaperPIN, cases: list[tuple[Image, Landmarks]]) -> list[Case]:
     names = method.names
-    return [TrainingCase(str(i), method.working_images(x), m.select(names)) for i, (x, m) in enumerate(cases)]
+    return [Case(str(i), given=m.select(names), images=method.working_images(x)) for i, (x, m) in enumerate(cases)]
 
 
-def train(method: PublishedPIN, cases: list[tuple[Image, Landmarks]], steps: int, lr: float = 1e-3) -> list[float]:
+def train(method: PaperPIN, cases: list[tuple[Image, Landmarks]], steps: int, lr: float = 1e-3) -> list[float]:
     """A short loop as the engine's, through the method's own stages, examples and loss."""
     read, losses = training(method, cases), []
     method.train()
     for stage in method.stages():
-        method.begin(stage, {})
+        method.begin(stage, Evidence())
         chosen = [p for m in stage.modules for p in method.get_submodule(m).parameters()]
         optimizer = torch.optim.Adam(chosen, lr=lr)
         rng = np.random.default_rng(1)
@@ -77,12 +77,12 @@ def train(method: PublishedPIN, cases: list[tuple[Image, Landmarks]], steps: int
     return losses
 
 
-def stacked(method: PublishedPIN, read: list[TrainingCase], stage: Stage, rng: np.random.Generator) -> dict:
+def stacked(method: PaperPIN, read: list[Case], stage: Stage, rng: np.random.Generator) -> dict:
     drawn = [method.examples(read[rng.integers(len(read))], stage, rng) for _ in range(stage.batch)]
     return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
 
 
-def error(method: PublishedPIN, cases: list[tuple[Image, Landmarks]]) -> float:
+def error(method: PaperPIN, cases: list[tuple[Image, Landmarks]]) -> float:
     names = method.names
     found = [np.linalg.norm(method.locate(x).points - m.select(names).points, axis=1) for x, m in cases]
     return float(np.mean(found))
@@ -126,10 +126,10 @@ def test_it_overfits_a_2d_phantom() -> None:
 
 
 def test_the_papers_settings_are_the_defaults() -> None:
-    c = PublishedConfig()
+    c = PaperPINConfig()
     assert (c.patch_px, c.alpha, c.rule, c.batch, c.lr, c.steps) == (101, 0.5, "C", 64, 1e-3, 100_000)
     assert (c.variance, c.whiten, c.sampling, c.dropout, c.intensity) == (0.995, False, "uniform", 0.5, "none")
-    assert PublishedPIN.presets == {"paper": {}, "paper-single": {"mode": "single"}}
+    assert PaperPIN.presets == {"paper": {}, "paper-single": {"mode": "single"}}
 
 
 def test_starts_and_iterations_are_the_published_ones(six: list[tuple[Image, Landmarks]]) -> None:
@@ -176,7 +176,7 @@ def test_locate_repeats_itself_and_leaves_the_mode_alone(six: list[tuple[Image, 
     assert ((first.score >= 0) & (first.score <= 1)).all()
 
 
-def tamed(method: PublishedPIN, voxels: float = 0.5) -> PublishedPIN:
+def tamed(method: PaperPIN, voxels: float = 0.5) -> PaperPIN:
     """Random weights that move about half a voxel a step, so that the patches differ and stay inside."""
     with torch.no_grad():
         for net in method.nets:
@@ -277,7 +277,7 @@ def test_missing_points_carry_no_loss(six: list[tuple[Image, Landmarks]]) -> Non
     example = several.examples(training(several, gone)[0], several.stages()[0], rng)
     assert example["weight"] == 1
     assert torch.isfinite(example["displacement"]).all()
-    nothing = replace(training(several, gone)[0], landmarks=Landmarks(NAMES, np.full((3, 3), np.nan)))
+    nothing = training(several, gone)[0].with_landmarks(Landmarks(NAMES, np.full((3, 3), np.nan)))
     assert several.examples(nothing, several.stages()[0], rng)["weight"] == 0
 
 
@@ -318,7 +318,7 @@ def test_stages_are_one_network_for_each_single_landmark(six: list[tuple[Image, 
 def test_networks_of_later_stages_are_left_alone(six: list[tuple[Image, Landmarks]]) -> None:
     method = make(six, mode="single")
     assert method.locate(six[0][0]).defined.all()
-    method.begin(method.stages()[1], {})
+    method.begin(method.stages()[1], Evidence())
     assert method.locate(six[0][0]).defined.tolist() == [True, True, False]
 
 
@@ -335,7 +335,7 @@ def test_the_autoencoder_learns_the_shapes_once(six: list[tuple[Image, Landmarks
         return float(np.linalg.norm(np.stack(back) - truth[1:], axis=2).mean())
 
     before = residual()
-    method.begin(stage, {})
+    method.begin(stage, Evidence())
     after = residual()
     assert after < 0.5 < 1.0 < before  # voxels
     assert not any(p.requires_grad for p in method.autoencoder.parameters())
@@ -343,7 +343,7 @@ def test_the_autoencoder_learns_the_shapes_once(six: list[tuple[Image, Landmarks
     assert 0.5 < codes.std() < 1.5
     again = make(cases, shape_model="autoencoder", modes=6)
     again.load_state_dict(method.state_dict())
-    again.begin(stage, {})  # a resumed run keeps what it has
+    again.begin(stage, Evidence())  # a resumed run keeps what it has
     for name, value in method.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -365,15 +365,19 @@ def test_default_spacing_thins_large_2d_images() -> None:
     assert default_spacing([skull]) == pytest.approx(0.141)
 
 
+def taken(new: PaperPIN, old: PaperPIN) -> dict[str, torch.Tensor]:
+    return moved_weights(old.state_dict(), new.per_landmark(), new.names, old.names, new.state_dict())
+
+
 def test_weights_of_another_model_find_their_landmarks() -> None:
     cases = [phantom(i) for i in range(4)]
     old, new = make(cases, mode="single"), make(cases, mode="single", landmarks=["c", "a"])
-    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    new.load_state_dict(taken(new, old))
     for net, i in zip(new.nets, (2, 0), strict=True):
         torch.testing.assert_close(net.state_dict(), old.nets[i].state_dict())
     several, fewer = make(cases), make(cases, landmarks=["c", "a"])
     first = "nets.0.convs.0.weight"
-    before, after = several.state_dict()[first], fewer.adapt_state(several.state_dict(), several.plan)[first]
+    before, after = several.state_dict()[first], taken(fewer, several)[first]
     torch.testing.assert_close(after, torch.cat([before[:, 6:9], before[:, 0:3]], 1))
 
 
@@ -382,11 +386,13 @@ def test_chosen_landmarks_are_taught_by_name(sampling: str) -> None:
     cases = [phantom(i) for i in range(3)]
     chosen = make(cases, mode="single", landmarks=["c"], sampling=sampling)
     image, marks = cases[0]
-    whole = TrainingCase("0", chosen.working_images(image), marks)  # as the engine has it: all of the study's landmarks
-    by_name = TrainingCase("0", whole.images, marks.select(["c"]))
+    whole = Case(
+        "0", given=marks, images=chosen.working_images(image)
+    )  # as the engine has it: all of the study's landmarks
+    by_name = whole.with_landmarks(marks.select(["c"]))
     stage = chosen.stages()[0]
 
-    def targets(case: TrainingCase) -> torch.Tensor:
+    def targets(case: Case) -> torch.Tensor:
         made = chosen.collect([case], stage, np.random.default_rng(3))
         batch = chosen.examples(case, stage, np.random.default_rng(3)) if made is None else next(made)
         return batch["displacement"]

@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.pin.paper_net import PublishedNet, conv_dtype, feature_sizes
+from anatomark.methods.pin.paper_net import PaperNet, conv_dtype, feature_sizes
 
 
 @pytest.mark.parametrize("patch", [94, 101, 125])
 def test_published_sizes_end_as_one_pixel_of_512_maps(patch: int) -> None:
-    net = PublishedNet(3, 3, patch)
+    net = PaperNet(3, 3, patch)
     assert feature_sizes(patch)[-1] == 1
     assert len(net.convs) == 5
     assert net.regression[0].in_features == 512
@@ -24,19 +24,19 @@ def test_published_sizes_end_as_one_pixel_of_512_maps(patch: int) -> None:
 def test_sizes_beyond_the_published_ones() -> None:
     assert feature_sizes(93) == [45, 21, 9, 3]
     assert feature_sizes(126)[-1] == 2
-    assert PublishedNet(1, 2, 126).regression[0].in_features == 4 * 512
+    assert PaperNet(1, 2, 126).regression[0].in_features == 4 * 512
     with pytest.raises(ValueError, match="too small"):
-        PublishedNet(1, 2, 3)
+        PaperNet(1, 2, 3)
 
 
 def test_thirty_channels_have_the_published_number_of_parameters() -> None:
-    count = sum(p.numel() for p in PublishedNet(30, 15, 101).parameters())
+    count = sum(p.numel() for p in PaperNet(30, 15, 101).parameters())
     assert round(count / 1e6, 1) == 4.8
 
 
 def test_initialisation_is_the_published_one() -> None:
     torch.manual_seed(0)
-    net = PublishedNet(30, 15, 101)
+    net = PaperNet(30, 15, 101)
     for name, p in net.named_parameters():
         if name.endswith("bias"):
             assert (p == 0.1).all()
@@ -46,7 +46,7 @@ def test_initialisation_is_the_published_one() -> None:
 
 
 def test_pooling_before_rectifying_is_the_published_order() -> None:
-    net = PublishedNet(3, 3, 22).eval()
+    net = PaperNet(3, 3, 22).eval()
     x = torch.randn(2, 3, 22, 22)
     use_bf16(False)
     try:
@@ -63,7 +63,7 @@ def test_pooling_before_rectifying_is_the_published_order() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
 def test_bf16_is_close_to_float32_and_only_in_the_convolutions(dtype: torch.dtype) -> None:
     torch.manual_seed(3)
-    net = PublishedNet(3, 3, 40).eval()
+    net = PaperNet(3, 3, 40).eval()
     x = torch.randint(0, 255, (4, 3, 40, 40)).to(dtype)
     outputs = []
     for force in (True, False):
@@ -80,7 +80,7 @@ def test_bf16_is_close_to_float32_and_only_in_the_convolutions(dtype: torch.dtyp
 
 
 def test_training_reaches_every_parameter() -> None:
-    net = PublishedNet(3, 3, 22)
+    net = PaperNet(3, 3, 22)
     d, logits = net(torch.randn(4, 3, 22, 22))
     (d.square().mean() + logits.square().mean()).backward()
     for name, p in net.named_parameters():

@@ -16,15 +16,14 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Plan
-from anatomark.methods.pin.preparation import CascadeConfig
-from anatomark.methods.pin.recommended import CascadePIN
+from anatomark.methods.base import Evidence
+from anatomark.methods.pin.recommended import PIN, PINConfig, PINFacts
 
 pytestmark = pytest.mark.usefixtures("float32")
 
 
 class Trained(NamedTuple):
-    method: CascadePIN
+    method: PIN
     cases: list[tuple[Image, Landmarks]]
     losses: dict[str, list[float]]
 
@@ -99,10 +98,10 @@ def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
         lost.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
 
 
-def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
+def test_a_model_is_its_facts_and_its_weights(trained: Trained) -> None:
     method = trained.method
-    config = CascadeConfig.model_validate_json(method.config.model_dump_json())
-    again = CascadePIN(config, Plan.model_validate_json(method.plan.model_dump_json()))
+    config = PINConfig.model_validate_json(method.config.model_dump_json())
+    again = PIN(config, PINFacts.model_validate_json(method.facts.model_dump_json()))
     again.load_state_dict(method.state_dict())
     image = trained.cases[3][0]
     np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
@@ -115,9 +114,9 @@ def test_without_the_free_step_it_stops_at_the_shape_model(trained: Trained) -> 
     stopped = method.locate(image)
     assert np.abs(stopped.points - free.points).max() > 0.05
     method.config = trained.method.config
-    method.begin(method.stages()[1], {})  # while level 1 is trained, level 2 is left out
+    method.begin(method.stages()[1], Evidence())  # while level 1 is trained, level 2 is left out
     np.testing.assert_array_equal(method.locate(image).points, stopped.points)
-    method.begin(method.stages()[0], {})
+    method.begin(method.stages()[0], Evidence())
     assert method.locate(image).score is None  # no level, no votes
 
 
@@ -145,7 +144,7 @@ def test_a_single_landmark_has_a_model_too() -> None:
     image, marks = phantom.phantom(0, 3)
     one = marks.select(["b"])
     study = replace(phantom.study([(image, one)]), names=("b",))
-    method = CascadePIN(CascadeConfig(**phantom.SMALL), CascadePIN.prepare(CascadeConfig(**phantom.SMALL), study))
+    method = PIN(PINConfig(**phantom.SMALL), PIN.prepare(PINConfig(**phantom.SMALL), study))
     assert 0 < method.radius < image.grid.extent_mm.min()
     (case,) = phantom.training_cases(method, [(image, one)])
     for stage in method.stages():
@@ -159,8 +158,8 @@ def test_cases_with_too_few_points_do_not_widen_the_search() -> None:
     cases = [phantom.phantom(i, 3) for i in range(4)]
     few = [(image, marks.select(["a", "c"]).select(marks.names)) for image, marks in cases[2:3]]
     none = [(image, marks.select(["x"]).select(marks.names)) for image, marks in cases[3:]]
-    config = CascadeConfig(**phantom.SMALL)
-    whole = CascadePIN.prepare(config, phantom.study(cases[:2])).facts
-    holed = CascadePIN.prepare(config, phantom.study(cases[:2] + few + none)).facts
-    assert holed["rotations_deg"] == pytest.approx(whole["rotations_deg"], abs=15)
-    assert holed["start_shift_mm"] == pytest.approx(whole["start_shift_mm"], rel=0.3)
+    config = PINConfig(**phantom.SMALL)
+    whole = PIN.prepare(config, phantom.study(cases[:2]))
+    holed = PIN.prepare(config, phantom.study(cases[:2] + few + none))
+    assert holed.rotations_deg == pytest.approx(whole.rotations_deg, abs=15)
+    assert holed.start_shift_mm == pytest.approx(whole.start_shift_mm, rel=0.3)

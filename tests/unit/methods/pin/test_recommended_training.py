@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +12,16 @@ from pydantic import ValidationError
 from torch import nn
 
 import phantom
-from anatomark.core.grid import Grid
+from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
-from anatomark.methods.base import Plan
 from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.pin.preparation import CascadeConfig, Level, adapt_plan, default_levels
-from anatomark.methods.pin.recommended import CascadePIN, State
+from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
+from anatomark.methods.pin.recommended import PIN, State
 from anatomark.methods.pin.votes import read_votes
+from anatomark.model.start import moved_weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,7 +104,10 @@ def test_the_part_of_an_image_around_the_points_gives_the_same_patches(ndim: int
     method = phantom.untrained(ndim)
     corner = grid.to_world(np.array(shape) * 0.85)
     state = State([Pose(random_rotation(np.random.default_rng(1), ndim), corner)], method.mean[None])
-    part, whole = method._around(Parts(image, method.plan.intensity), 0, state.world()[0]), method.working_images(image)
+    part, whole = (
+        method._around(Parts(image, method.facts.intensity), 0, state.world()[0]),
+        method.working_images(image),
+    )
     for key, made in part.items():
         assert max(whole[key].grid.spacing / grid.spacing) > 1.5
         assert made.array.size < 0.8 * whole[key].array.size
@@ -195,7 +199,7 @@ def test_an_unannotated_landmark_carries_no_loss(ndim: int) -> None:
         if stage.name == "context":
             rows = [method.context.head[4].weight.grad.view(5, ndim, -1)]
         else:
-            net = method.nets[int(stage.name[-1]) - 1]
+            net = method.nets[stage.index - 1]
             rows = [net.weight.grad, net.bias.grad]
         for row in rows:
             assert not row[2].any()
@@ -250,9 +254,9 @@ def test_rotations_and_levels_come_from_the_cases() -> None:
     turned = phantom.untrained(3, [phantom.phantom(i, 3, 180) for i in range(5)], rotations_deg=None)
     assert upright.rotations == 30
     assert turned.rotations == 180
-    np.testing.assert_array_equal(turned.plan.facts["start_offset_mm"], 0)
-    assert [v.update for v in default_levels(3, 1 / 100)] == ["shape", "free"]
-    assert len(default_levels(3, 1 / 300)) == 3
+    np.testing.assert_array_equal(turned.facts.start_offset_mm, 0)
+    assert [v.update for v in default_levels(1 / 100)] == ["shape", "free"]
+    assert len(default_levels(1 / 300)) == 3
     assert len(phantom.untrained(3, levels=None).levels) == 2
 
 
@@ -271,18 +275,21 @@ def test_a_patch_size_that_does_not_halve_thrice_is_refused(px: int) -> None:
         Level(px=px, spacing=0.1, rotation_deg=1, shift=0, log_scale=0, reach=0.1)
 
 
-def bare(names: list[str], ndim: int) -> CascadePIN:
-    """A model of random weights with any number of landmarks, made without images."""
-    mean = np.random.default_rng(0).normal(0, 10, (len(names), ndim))
-    shape = {"mean": mean.ravel().tolist(), "modes": [[0.0]] * mean.size, "sd": [1.0]}
-    facts = {
-        "mean_shape": mean.tolist(), "radius_mm": 30.0, "rotations_deg": 30.0, "shape": shape,
-        "levels": [v.model_dump() for v in phantom.LEVELS],
+def facts_of(names: list[str], points: Array, **given: Any) -> PINFacts:
+    """Of a mean shape (N, D), without images."""
+    shape = {"mean": points.ravel().tolist(), "modes": [[0.0]] * points.size, "sd": [1.0]}
+    plain = {
+        "names": names, "ndim": points.shape[1], "modality": "mr", "intensity": {"kind": "window"},
+        "mean_shape": points.tolist(), "radius_mm": 30.0, "rotations_deg": 30.0, "shape": shape,
+        "start_offset_mm": [0.0] * points.shape[1], "start_shift_mm": 5.0, "levels": phantom.LEVELS,
     }  # fmt: skip
-    method = CascadePIN(
-        CascadeConfig(**phantom.SMALL),
-        Plan(names=names, ndim=ndim, modality="mr", intensity={"kind": "window"}, facts=facts),
-    )
+    return PINFacts(**{**plain, **given})
+
+
+def bare(names: list[str], ndim: int) -> PIN:
+    """A model of random weights with any number of landmarks, made without images."""
+    points = np.random.default_rng(0).normal(0, 10, (len(names), ndim))
+    method = PIN(PINConfig(**phantom.SMALL), facts_of(names, points))
     for net in method.nets:
         for film in net.films:
             nn.init.normal_(film)
@@ -300,7 +307,8 @@ MANY = "".join(map(chr, range(100, 228)))  # 128 landmarks have 384 coordinates,
 )  # fmt: skip
 def test_weights_of_another_model_find_their_landmarks(ndim: int, before: str, names: str) -> None:
     old, new = bare(list(before), ndim).eval(), bare(list(names), ndim).eval()
-    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    own = new.state_dict()
+    new.load_state_dict(moved_weights(old.state_dict(), new.per_landmark(), names, before, own))
     at = [before.index(n) if n in before else -1 for n in names]
     known = [i for i, row in enumerate(at) if row >= 0]
     rows = [at[i] for i in known]
@@ -316,27 +324,27 @@ def test_weights_of_another_model_find_their_landmarks(ndim: int, before: str, n
                 torch.testing.assert_close(one.weight[i], other.weight.mean(0))
 
 
-def test_a_plan_laid_onto_another_model_makes_its_weights_fit_a_subset() -> None:
+def test_facts_laid_onto_another_model_make_its_weights_fit_a_subset() -> None:
     # the subset's own radius and centre differ, so without the old frame the old weights would read other patches
     rng = np.random.default_rng(3)
     points = rng.normal(size=(6, 3)) * 20
     names = [f"p{i}" for i in range(6)]
 
-    def plan_of(kept: list[str]) -> Plan:
+    def of(kept: list[str], levels: list[Level]) -> PINFacts:
         rows = [names.index(n) for n in kept]
         mean = points[rows] - points[rows].mean(0)
         shape = PCAShape(mean.ravel(), np.linalg.qr(rng.normal(size=(mean.size, 2)))[0], np.array([2.0, 1.0]))
         radius = float(np.linalg.norm(mean, axis=1).max())
-        facts = {"mean_shape": mean.tolist(), "radius_mm": radius, "rotations_deg": 30.0, "levels": [], "warp_mm": 5.0}
-        facts |= {"start_offset_mm": [0.0] * 3, "start_shift_mm": radius / 4, "shape": shape.to_json()}
-        return Plan(names=kept, ndim=3, modality="mr", intensity={}, facts=facts)
+        return facts_of(kept, mean, radius_mm=radius, shape=shape.to_json(), levels=levels)
 
-    old, new = plan_of(names), plan_of(["p4", "p0", "p2"])
-    laid = adapt_plan(new, old)
-    assert laid.facts["radius_mm"] == old.facts["radius_mm"] != new.facts["radius_mm"]
-    expected = np.asarray(old.facts["mean_shape"])[[4, 0, 2]]
-    np.testing.assert_allclose(laid.facts["mean_shape"], expected, atol=1e-9)
-    np.testing.assert_allclose(np.asarray(laid.facts["shape"]["mean"]).reshape(-1, 3), expected, atol=1e-9)
-    modes = np.asarray(laid.facts["shape"]["modes"])
+    old, new = of(names, phantom.LEVELS), of(["p4", "p0", "p2"], [])
+    laid = PIN.adapted(new, old)
+    assert laid.radius_mm == old.radius_mm != new.radius_mm
+    assert laid.levels == old.levels
+    expected = np.asarray(old.mean_shape)[[4, 0, 2]]
+    np.testing.assert_allclose(laid.mean_shape, expected, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(laid.shape["mean"]).reshape(-1, 3), expected, atol=1e-9)
+    modes = np.asarray(laid.shape["modes"])
     np.testing.assert_allclose(modes.T @ modes, np.eye(2), atol=1e-9)
-    assert adapt_plan(plan_of(["p1", "p2"]), old).facts["radius_mm"] != old.facts["radius_mm"]
+    few = of(["p1", "p2"], [])
+    assert PIN.adapted(few, old) is few

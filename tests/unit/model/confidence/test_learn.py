@@ -15,8 +15,8 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
-from anatomark.model.confidence import learn as trust
-from anatomark.model.confidence.learn import REFERENCE
+from anatomark.model.confidence import review
+from anatomark.model.confidence.review import REFERENCE
 from anatomark.model.config import make_config
 from anatomark.model.predict import load, predict_paths
 from anatomark.progress import Reporter
@@ -102,14 +102,14 @@ def test_a_damaged_reference_is_refused_in_one_line(home: Path, tmp_path: Path) 
 def test_a_landmark_that_is_rarely_marked_does_not_end_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trust, "MOST", 3)
+    monkeypatch.setattr(review, "MOST", 3)
     study = tiny.write_study(tmp_path / "data", 9, splits=["train"] * 8 + ["val"])
     sources = read_division(study, make_config(method="tiny")).train
-    kept = {trust._spread(8)[0] + 1}
+    kept = {review._spread(8)[0] + 1}
     rare = [
         replace(s, landmarks=s.landmarks if i in kept else _without(s.landmarks, "b")) for i, s in enumerate(sources)
     ]
-    chosen = trust._chosen(rare)
+    chosen = review._chosen(rare)
     assert np.isfinite(np.stack([s.landmarks.points for s in chosen])).any(0).all()
     assert len(chosen) == 4
 

@@ -19,14 +19,13 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
 from anatomark.io.landmarks import read_landmarks
-from anatomark.model.confidence.presence import (
+from anatomark.model.confidence.presence import presence_scores, with_absent
+from anatomark.model.confidence.presence_trials import (
     Trials,
     case_trials,
     crop_trials,
     frozen_threshold,
-    presence_scores,
     random_crop,
-    with_absent,
 )
 from anatomark.model.config import make_config
 from anatomark.model.model import flags
@@ -158,9 +157,9 @@ def test_trials_know_what_was_cut_away() -> None:
 
     made = case_trials(sees, "case", image, truth, sees(image), 0)
     assert made.crops == 1 and made.failed == 0
-    assert set(made.there) == {0.9} == set(made.whole) and len(made.whole) == 20
+    assert set(made.present) == {0.9} == set(made.whole) and len(made.whole) == 20
     assert len(made.absent) >= 3 and made.absent.max() <= 0.2
-    assert len(made.absent) + len(made.there) <= 20
+    assert len(made.absent) + len(made.present) <= 20
     told = replace(truth, status=(ABSENT, *[DEFINED] * 19))
     whole = case_trials(None, "case", image, told, sees(image), 0)
     assert whole.absent.tolist() == [0.9] and len(whole.whole) == 19 and whole.crops == 0

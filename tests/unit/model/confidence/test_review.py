@@ -11,7 +11,8 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
-from anatomark.model.confidence.review import Reference, Usual, reasons
+from anatomark.model.confidence.reference import Reference
+from anatomark.model.confidence.review import Review, Usual
 
 SHAPE = {
     2: np.array([[-30, -20], [25, -25], [0, 5], [-20, 30], [28, 22.0], [5, -35], [-36, 4]]),
@@ -44,18 +45,17 @@ def learned(request: pytest.FixtureRequest) -> tuple[int, Reference, Usual]:
     rng = np.random.default_rng(d)
     cases = [case(rng, d) for _ in range(16)]
     reference, others = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
-    looks = [replace(reference, shapes=o).look(*one) for o, one in zip(others, cases, strict=True)]
+    looks = [o.measure(*one) for o, one in zip(others, cases, strict=True)]
     reference = reference.with_pictures(looks)
-    known = [reference.likeness(s, own=s) for s in looks]
-    unseen = [reference.likeness(reference.look(*case(rng, d))) for _ in range(8)]
+    known = [reference.compare(s, own=s) for s in looks]
+    unseen = [reference.compare(reference.measure(*case(rng, d))) for _ in range(8)]
     return d, reference, Usual.learned(known, unseen)
 
 
 def judged(learned: tuple[int, Reference, Usual], image: Image, found: Landmarks) -> tuple[float, list[str]]:
-    _, reference, usual = learned
-    seen = reference.look(image, found)
-    values = reference.likeness(seen)
-    return usual.suspicion(values), reasons(usual, reference, values, seen)
+    judgement = Review(*learned[1:]).judge(image, found)
+    assert judgement.limit == learned[2].limit
+    return judgement.suspicion, list(judgement.reasons)
 
 
 def test_usual_cases_are_left_alone(learned: tuple[int, Reference, Usual]) -> None:
@@ -121,7 +121,7 @@ def test_too_few_landmarks_cannot_be_looked_at(learned: tuple[int, Reference, Us
     few = found.points.copy()
     few[2:] = np.nan
     gone = Landmarks(found.names, few, tuple(Status.ABSENT if k > 1 else Status.DEFINED for k in range(len(few))))
-    assert learned[1].look(image, gone) is None
+    assert learned[1].measure(image, gone) is None
 
 
 def test_it_survives_being_written(learned: tuple[int, Reference, Usual]) -> None:
@@ -129,8 +129,8 @@ def test_it_survives_being_written(learned: tuple[int, Reference, Usual]) -> Non
     again = Reference.from_tensors(reference.names, reference.to_tensors())
     other = Usual.from_json(usual.to_json())
     image, found = case(np.random.default_rng(10), d)
-    a = usual.suspicion(reference.likeness(reference.look(image, found)))
-    b = other.suspicion(again.likeness(again.look(image, found)))
+    a = usual.suspicion(reference.compare(reference.measure(image, found)))
+    b = other.suspicion(again.compare(again.measure(image, found)))
     assert a == pytest.approx(b, abs=0.05)
 
 
@@ -138,14 +138,14 @@ def test_pose_of_the_patient_does_not_matter_where_any_pose_is_usual() -> None:
     rng = np.random.default_rng(12)
     cases = [case(rng, 2, turn=180.0) for _ in range(12)]
     reference, others = Reference.of_shapes(cases[0][1].names, np.stack([m.points for _, m in cases]))
-    looks = [replace(reference, shapes=o).look(*one) for o, one in zip(others, cases, strict=True)]
+    looks = [o.measure(*one) for o, one in zip(others, cases, strict=True)]
     reference = reference.with_pictures(looks)
-    known = [reference.likeness(s, own=s) for s in looks]
+    known = [reference.compare(s, own=s) for s in looks]
     usual = Usual.learned(known, [])
     flagged = []
     for _ in range(10):
-        seen = reference.look(*case(rng, 2, turn=180.0))
-        flagged.append(usual.suspicion(reference.likeness(seen)) > usual.limit)
+        seen = reference.measure(*case(rng, 2, turn=180.0))
+        flagged.append(usual.suspicion(reference.compare(seen)) > usual.limit)
     assert sum(flagged) <= 1
 
 
@@ -177,8 +177,8 @@ def test_what_is_left_out_is_left_out() -> None:
     again, without = Reference.of_shapes(cases[0][1].names, np.stack([strange, *(m.points for _, m in cases[1:])]))
     assert reference.shapes.size == again.shapes.size == 1
     # poses of all shapes hang together a little; the modes without the first case hardly move, those of others do
-    assert abs(np.abs(others[0].modes[:, 0] @ without[0].modes[:, 0]) - 1) < 0.05
-    assert np.abs(others[1].modes[:, 0] @ without[1].modes[:, 0]) < 0.95
+    assert abs(np.abs(others[0].shapes.modes[:, 0] @ without[0].shapes.modes[:, 0]) - 1) < 0.05
+    assert np.abs(others[1].shapes.modes[:, 0] @ without[1].shapes.modes[:, 0]) < 0.95
 
 
 def test_slices_that_are_thick_along_one_axis_are_not_noise() -> None:
@@ -186,5 +186,5 @@ def test_slices_that_are_thick_along_one_axis_are_not_noise() -> None:
     image, found = case(rng, 3)
     reference, _ = Reference.of_shapes(found.names, np.stack([case(rng, 3)[1].points for _ in range(6)]))
     thick = Image(image.array[..., ::2], Grid.from_axes((48, 48, 24), image.grid.axes * [1, 1, 2], image.grid.origin))
-    values = [reference.look(i, found).values["noise"] for i in (image, thick)]
+    values = [reference.measure(i, found).values["noise"] for i in (image, thick)]
     assert abs(values[1] - values[0]) < 0.15

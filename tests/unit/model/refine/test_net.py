@@ -81,27 +81,3 @@ def test_a_landmarks_network_sees_its_own_sub_image_only() -> None:
     patches[:, 2] = patches[:, 2].flip(-1)
     changed = (net(patches)[0] - before).abs().amax((0, 2, 3)) > 1e-6
     assert changed.tolist() == [False, False, True, False, False]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("trunk", ["grouped", "shared"])
-def test_weights_of_other_landmarks_go_by_name(trunk: Trunk) -> None:
-    old, new = net_of(trunk=trunk), net_of(3, trunk, seed=1)
-    fresh = {k: v.clone() for k, v in new.state_dict().items()}
-    rows = [4, -1, 1]
-    new.load_state_dict(new.adapted(old.state_dict(), rows, N))
-    patches = patches_of()
-    want = old(patches)[0]
-    got = new(torch.stack([patches[:, max(r, 0)] for r in rows], 1))[0]
-    torch.testing.assert_close(got[:, [0, 2]], want[:, [4, 1]], rtol=1e-4, atol=1e-5)
-    if trunk == "grouped":  # the new landmark's network is as it was
-        torch.testing.assert_close(new.convs[0].weight[4:8], fresh["convs.0.weight"][4:8])
-    else:
-        torch.testing.assert_close(new.weight[1], old.weight.mean(0))
-
-
-def test_weights_of_another_size_are_left_out() -> None:
-    wide = LocalNet(CHANNELS, 1, N, 16).state_dict()
-    kept = net_of().adapted(wide, list(range(N)), N)
-    assert not [k for k in kept if k.startswith("convs.")]
-    assert "bias" in kept

@@ -19,6 +19,7 @@ from anatomark.tools.definitions import read_definition, ready
 from anatomark.tools.planes.errors import plane_error, plane_lines, plane_rows, plane_summary
 from anatomark.tools.planes.geometry import Plane, find_planes
 from anatomark.tools.planes.schema import PlaneSet
+from points import named
 
 SEEDS = st.integers(0, 10_000)
 HEAD = {"ac": (0, 0, 0), "pc": (0, 25, 2), "top": (0, 10, 60), "left": (40, 5, 0), "right": (-40, 5, 0)}
@@ -39,7 +40,7 @@ def definition(planes: Any) -> PlaneSet:
 
 
 def one(points: dict[str, Any], **plane: Any) -> Plane | str:
-    return find_planes(definition({"it": {"size_mm": 20, **plane}}), Landmarks.from_mapping(points))["it"]
+    return find_planes(definition({"it": {"size_mm": 20, **plane}}), named(points))["it"]
 
 
 def sure(found: Plane | str) -> Plane:
@@ -54,7 +55,7 @@ def pose(seed: int) -> Pose:
 
 @given(SEEDS)
 def test_a_plane_of_points_moves_with_the_head(seed: int) -> None:
-    marks, motion = Landmarks.from_mapping(HEAD), pose(seed)
+    marks, motion = named(HEAD), pose(seed)
     moved = marks.with_points(motion.apply(marks.points))
     before, after = find_planes(definition(BRAIN), marks), find_planes(definition(BRAIN), moved)
     for name in BRAIN:
@@ -67,7 +68,7 @@ def test_a_plane_of_points_moves_with_the_head(seed: int) -> None:
 
 
 def test_the_three_planes_of_a_head_are_seen_as_radiologists_see_them() -> None:
-    found = find_planes(definition(BRAIN), Landmarks.from_mapping(HEAD))
+    found = find_planes(definition(BRAIN), named(HEAD))
     sagittal, axial, coronal = (sure(found[n]) for n in BRAIN)
     assert np.allclose(sagittal.normal, (1, 0, 0)) and sagittal.right[1] > 0.9  # anterior at the left
     assert np.allclose(axial.distance(np.array([HEAD["ac"], HEAD["pc"]])), 0) and axial.right[0] > 0.99
@@ -133,7 +134,7 @@ def test_absent_landmarks() -> None:
     short = find_planes(definition({"it": {**rest, "through": ["ac", "top", "no", "left"]}}), gone)["it"]
     assert short == "landmark 'top' is absent (2 of at least 3 points)"
     with pytest.raises(InputError, match="are 2D"):
-        find_planes(definition(BRAIN), Landmarks.from_mapping({"ac": (0, 0)}))
+        find_planes(definition(BRAIN), named({"ac": (0, 0)}))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_angle_and_offset_are_what_was_done_to_the_plane(seed: int, degrees: flo
 
 
 def test_rows_and_summary_count_what_is_undefined() -> None:
-    marks = Landmarks.from_mapping(HEAD)
+    marks = named(HEAD)
     off = marks.with_points(marks.points + (2, 0, 0))
     gone = Landmarks(marks.names, np.where(np.arange(5)[:, None] == 2, np.nan, marks.points))
     truth = {"a": marks, "b": marks, "c": gone, "d": marks}

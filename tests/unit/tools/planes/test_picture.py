@@ -10,12 +10,12 @@ import SimpleITK as sitk
 
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks
 from anatomark.model.config import checked
 from anatomark.pictures.overlay import PREDICTION, TRUTH
 from anatomark.tools.planes.geometry import Plane, find_planes
 from anatomark.tools.planes.picture import plane_picture
 from anatomark.tools.planes.schema import PlaneSet
+from points import named
 
 
 def _near(pixels: np.ndarray, colour: str) -> np.ndarray:
@@ -27,7 +27,7 @@ def _near(pixels: np.ndarray, colour: str) -> np.ndarray:
 @pytest.mark.parametrize(("slab", "shown"), [(0, False), (0, True), (12, True)])
 def test_filled_in_the_plane_and_rings_near_it(tmp_path: Path, slab: float, shown: bool) -> None:
     beside = 5.0 if slab or not shown else 1.5
-    marks = Landmarks.from_mapping({"in": (0, 20, -10), "beside": (beside, -20, 15), "far": (30, 0, 0)})
+    marks = named({"in": (0, 20, -10), "beside": (beside, -20, 15), "far": (30, 0, 0)})
     plane = {"through": ["in"], "normal": "left", "centre": {"in": 1}, "size_mm": [100, 80], "slab_mm": slab}
     found = find_planes(checked(PlaneSet, {"planes": {"it": plane}}, "test"), marks)["it"]
     assert isinstance(found, Plane)

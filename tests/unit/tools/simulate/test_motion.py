@@ -13,6 +13,7 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.tools.simulate.motion import Simulation, draw_motion, read_through, simulated
 from phantom import oblique, phantom
+from points import named
 
 
 def _bytes(image: Image) -> Image:
@@ -82,7 +83,7 @@ def test_bright_tissue_is_not_cut_off_at_the_dtypes_end() -> None:
     rng = np.random.default_rng(0)
     grid = Grid.from_axes((64, 64), [[0, 1], [1, 0]], (0, 0))
     image = Image(rng.uniform(100, 255, (1, 64, 64)).astype(np.uint8), grid)
-    marks = Landmarks.from_mapping({"a": (20, 20), "b": (40, 44)})
+    marks = named({"a": (20, 20), "b": (40, 44)})
     shares = [(simulated(image, marks, np.random.default_rng(s))[0].array == 255).mean() for s in range(12)]
     assert max(shares) < 0.02
 
@@ -137,7 +138,7 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_a_brain_sized_volume_takes_seconds() -> None:
     grid = Grid.from_axes((182, 218, 182), np.eye(3)[:, ::-1], (0, 0, 0))
     image = Image(np.random.default_rng(0).integers(0, 200, (1, *grid.shape)).astype(np.uint8), grid)
-    marks = Landmarks.from_mapping({"a": (50, 60, 70), "b": (120, 150, 100)})
+    marks = named({"a": (50, 60, 70), "b": (120, 150, 100)})
     begun = time.process_time()
     simulated(image, marks, np.random.default_rng(0))
     assert time.process_time() - begun < 20

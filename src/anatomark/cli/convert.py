@@ -1,0 +1,40 @@
+"""``anatomark convert``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anatomark.cli.options import Overwrite, Spacing
+from anatomark.errors import InputError
+
+
+class LabelFrom(StrEnum):
+    """Where ``convert`` takes the names from."""
+
+    LABEL = "label"
+    DESCRIPTION = "description"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Landmark file; table.csv#observer picks one.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".mrk.json, .fcsv, .csv, .tsv or .json")],
+    case: Annotated[str | None, typer.Option(help="Which case of a table that holds many.")] = None,
+    frame: Annotated[str | None, typer.Option(help="LPS, RAS or image, where IN does not say.")] = None,
+    unit: Annotated[str | None, typer.Option(help="mm or px, where IN does not say.")] = None,
+    spacing: Spacing = None,
+    label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert between landmark formats."""
+    from anatomark.io.frames import parse_spacing
+    from anatomark.io.landmarks import convert as run_convert
+
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; add --overwrite to replace it")
+    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
+    written = run_convert(source, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
+    typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")

@@ -1,0 +1,79 @@
+"""``anatomark evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from anatomark.cli.options import (
+    Cases,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Threads,
+    Views,
+    of_it_alignment,
+    print_json,
+    reporter,
+)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|PREDICTIONS", help="Run folder, zoo name, A+B, predictions.")],
+    cases: Cases,
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Which observer, or mean of all.")] = None,
+    planes: Annotated[
+        str | None, typer.Option(metavar="DEFINITION", help="Angle and offset errors of these scan planes too.")
+    ] = None,
+    tta: Views = 1,
+    device: Device = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model, or a folder of predictions, against the manifest's landmarks: tables and report.html."""
+    from anatomark.evaluation.evaluate import evaluate as measure
+    from anatomark.tools.planes.errors import plane_lines
+
+    result = measure(
+        model, cases, out, split=split, truth=truth, planes=planes, overwrite=overwrite, report=reporter(as_json),
+        device=device, threads=threads, tta=tta,
+    )  # fmt: skip
+    if as_json:
+        print_json(result.summary())
+        return
+    for line in summary_lines(result.summary()) + plane_lines(result.tables.get("scan planes", ())):
+        typer.echo(line)
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def summary_lines(s: dict[str, Any]) -> list[str]:
+    """The main figures of an evaluation's summary as text, comparisons (baselines, observers) below."""
+    where = f"{s['model']} on {s['split']} of {s['manifest']}: {s['cases']} cases, {s['landmarks']} landmarks"
+    rows = {s["model"]: s, **s["comparisons"]}
+    width = max(len(name) for name in rows)
+    head = f"{'':<{width}} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
+    lines = [f"{where}, truth: {s['truth']}", head]
+    lines += [_figures(f"{name:<{width}}", one) for name, one in rows.items()]
+    if s["mre_ci95_mm"]:
+        lines.append("mean, 95 % confidence over cases: {:.3f} to {:.3f} mm".format(*s["mre_ci95_mm"]))
+    if s["absent"]:
+        precision = "-" if s["absence_precision"] is None else f"{s['absence_precision']:.1%}"
+        known = f"recall {s['absence_recall']:.1%} of {s['absent']}, precision {precision}"
+        lines.append(f"absent landmarks: {known}, {s['false_absences']} false absences")
+    if s["seconds_per_case"] is not None:
+        lines.append(f"{s['seconds_per_case']:.2f} s per case{of_it_alignment(s.get('align_seconds_per_case'))}")
+    if flagged := s.get("review", {}).get("flagged"):
+        lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
+    return lines + list(s["notes"])
+
+
+def _figures(name: str, s: dict[str, Any]) -> str:
+    """One row of the table; nothing located gives dashes."""
+    mm = [f"{s[k]:.3f}" if s[k] is not None else "-" for k in ("mre_mm", "median_mm", "p95_mm")]
+    rates = ", ".join(f"{v:.1%}" if v is not None else "-" for v in s["sdr"].values())
+    return f"{name} {mm[0]:>7} {mm[1]:>8} {mm[2]:>6} {s['failures']:>8}   {rates}"

@@ -1,0 +1,22 @@
+"""``anatomark plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anatomark.cli.options import Cases, Json, show
+
+
+def plan(
+    cases: Cases,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the suggested config here.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time to plan for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
+    from anatomark.training.plan import plan as look
+
+    show(look(cases, out, minutes=minutes), as_json)
