@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from anatomark import InputError
-from anatomark.io.atomic import read_text, write_text
-from anatomark.io.sheets import read_sheet
+from anatomark.io.atomic import read_text
+from anatomark.io.sheets import read_sheet, write_csv
 from data import data_folder, data_set
 
 SPACING_MM = "0.1"
@@ -33,10 +33,7 @@ COLUMNS = ("case", "image", "landmarks", "split")
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], first_line: str = "") -> Path:
     """A CSV file, with a line before its header where one is given."""
-    text = io.StringIO(first_line, newline="")
-    text.seek(0, io.SEEK_END)
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
+    write_csv(path, (dict(zip(header, row, strict=True)) for row in rows), header, head=first_line)
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from anatomark.benchmark.suite import Places, Suite, near
 from anatomark.cases.manifest import Manifest, read_manifest
-from anatomark.errors import InputError
+from anatomark.errors import InputError, listed
 from anatomark.io.landmarks import split_observer
 from anatomark.model.config import RunConfig, completed, make_config
 
@@ -93,7 +93,7 @@ class _Plan:
         missing = [m for m in names if m not in {c.method for c in members}]
         if members and missing:
             raise InputError(
-                f"{self.path}: methods.{method}.ensemble: {', '.join(map(repr, missing))} of it not trained on "
+                f"{self.path}: methods.{method}.ensemble: {listed(missing, quote=True)} of it not trained on "
                 f"{data!r}; train there too, or name in methods.{method}.data where all are"
             )
         return members

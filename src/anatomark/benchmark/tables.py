@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,25 @@ from anatomark.benchmark.suite import Suite
 from anatomark.evaluation.metrics import BOOTSTRAP
 from anatomark.evaluation.paired import Paired, compare_methods
 from anatomark.io.atomic import write_bytes, write_json, write_text
+from anatomark.io.sheets import write_csv
 
 Row = dict[str, Any]
 
 
 def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Mapping[str, str]) -> list[Path]:
     """Everything that follows from the finished cells; returns the files. ``states`` by name of the cell."""
-    cells = [cell_row(r) for r in results]
     grouped = {d: by_method(results, suite, d) for d in suite.data}
     compared = {d: compare_methods({m: [r.errors for r in rs] for m, rs in g.items()}) for d, g in grouped.items()}
     rows = {d: method_rows(suite, g, compared[d]) for d, g in grouped.items()}
-    files = {
-        "results.csv": _csv(cells),
-        "per_case.csv": _csv([row for r in results for row in case_rows(r)]),
-        "paired.csv": _csv([paired_row(d, p) for d, pairs in compared.items() for p in pairs]),
-        "methods.csv": _csv([row for group in rows.values() for row in group]),
-        "table.md": "\n".join(markdown(suite, rows, states, fewer_landmarks(results))),
+    tables = {
+        "results.csv": [cell_row(r) for r in results],
+        "per_case.csv": [row for r in results for row in case_rows(r)],
+        "paired.csv": [paired_row(d, p) for d, pairs in compared.items() for p in pairs],
+        "methods.csv": [row for group in rows.values() for row in group],
     }
-    for name, text in files.items():
-        write_text(out / name, text)
+    for name, table in tables.items():
+        write_csv(out / name, table, digits=6)
+    write_text(out / "table.md", "\n".join(markdown(suite, rows, states, fewer_landmarks(results))))
     pictures = [_picture(out, d, g, rows[d]) for d, g in grouped.items() if g]
     figures = {
         f"{row['data']}_{row['method']}_{key}": row[key]
@@ -52,7 +50,7 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
         "commit": commit(),
     }
     write_json(out / "benchmark.json", facts)
-    return [out / "table.md", *pictures, *(out / n for n in files if n != "table.md"), out / "benchmark.json"]
+    return [out / "table.md", *pictures, *(out / name for name in tables), out / "benchmark.json"]
 
 
 def by_method(results: Sequence[Result], suite: Suite, data: str) -> dict[str, list[Result]]:
@@ -244,14 +242,3 @@ def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows
     title = f"{data}: {rows[0]['cases']} case{'s' * (rows[0]['cases'] != 1)}, truth {rows[0]['truth']}"
     write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
     return path
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    """A table whose columns are all that occur, in their order; numbers with six digits; just a line without rows."""
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
