@@ -53,12 +53,10 @@ class Cell:
 
     @property
     def model(self) -> str:
-        """What is evaluated."""
         return "+".join(map(str, self.members)) or str(self.predictions or self.run)
 
     @property
     def runs(self) -> tuple[Path, ...]:
-        """The run folders of the models that it uses."""
         return self.members or (() if self.predictions is not None else (self.run,))
 
 

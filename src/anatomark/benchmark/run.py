@@ -32,7 +32,6 @@ class Benchmarked:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "out": str(self.out),
             "cells": {n: {"state": str(s), "minutes_left": self.minutes[n]} for n, s in self.states.items()},
@@ -42,7 +41,7 @@ class Benchmarked:
         }
 
     def lines(self) -> list[str]:
-        """Text."""
+        """How much is finished and where the table is, or cell by cell what is to be done."""
         done = sum(s is State.FINISHED for s in self.states.values())
         if not self.dry:
             ends = [f"{done} of {len(self.states)} cells finished"]

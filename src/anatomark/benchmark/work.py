@@ -110,15 +110,16 @@ def do_cell(cell: Cell, report: Reporter) -> str:
 def _fit_command(cell: Cell) -> list[str]:
     begun = (cell.run / "config.yaml").exists() or (cell.run / "folds" / "1" / "config.yaml").exists()
     return _command(
-        "fit", cell.manifest, config=cell.folder / "config.yaml", out=cell.run, device=_device(cell), resume=begun,
-        folds=cell.folds, init=cell.init,
+        "fit", cell.manifest, config=cell.folder / "config.yaml", out=cell.run, resume=begun, folds=cell.folds,
+        init=cell.init,
     )  # fmt: skip
 
 
 def _evaluate_command(cell: Cell) -> list[str]:
     options: dict[str, Any] = {"out": cell.evaluation, "split": cell.split, "truth": cell.truth}
     if cell.predictions is None:  # a model
-        options |= {"tta": cell.tta, "threads": cell.threads, "device": _device(cell)}
+        device = cell.device if cell.config is None else cell.config.device
+        options |= {"tta": cell.tta, "threads": cell.threads, "device": device}
     return _command("evaluate", cell.model, cell.manifest, **options)
 
 
@@ -126,14 +127,6 @@ def _command(*words: object, **options: object) -> list[str]:
     """A command line of anatomark; options that are None, False or 0 are left out, True stands without a value."""
     given = {f"--{name}": value for name, value in options.items() if value}
     return [str(w) for w in (*words, *(w for o, v in given.items() for w in ((o,) if v is True else (o, v))))]
-
-
-def _device(cell: Cell) -> str:
-    """The cell's device. For ``auto``, fit takes a GPU and evaluate none, so both are given the same."""
-    import torch
-
-    device = (cell.device if cell.config is None else cell.config.device) or "auto"
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _step(cell: Cell, name: str, command: list[str], record: dict[str, Any], report: Reporter) -> str:

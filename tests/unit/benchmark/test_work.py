@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import tiny
 from anatomark.benchmark import work
-from anatomark.benchmark.cells import Cell, fingerprint, plan_cells
+from anatomark.benchmark.cells import Cell, asked, fingerprint, plan_cells
 from anatomark.benchmark.results import fewer_landmarks, read_result
 from anatomark.benchmark.suite import read_suite
 from anatomark.benchmark.work import State, locked, state_of
@@ -72,19 +71,30 @@ def test_threads_and_device_belong_to_what_is_measured_here(folder: Path) -> Non
         state_of(_cells(folder, threads=2)[1])
 
 
-@pytest.mark.parametrize("gpu", [True, False])
-def test_training_and_evaluation_are_told_the_same_device(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    for changes, device in (
-        ({}, "cuda" if gpu else "cpu"),
-        ({"device": "mps"}, "mps"),
-        ({"set": {"device": "mps"}}, "mps"),
-    ):
-        cell = _cells(folder, **changes)[0]
-        for command in (work._fit_command(cell), work._evaluate_command(cell)):
-            assert command[command.index("--device") + 1] == device
+@pytest.mark.parametrize(
+    ("changes", "device"), [({}, "auto"), ({"device": "mps"}, "mps"), ({"set": {"device": "mps"}}, "mps")]
+)
+def test_training_and_evaluation_are_given_the_same_device(folder: Path, changes: dict[str, Any], device: str) -> None:
+    cell = _cells(folder, **changes)[0]
+    assert cell.config is not None and asked(cell.config).get("device", "auto") == device
+    assert "--device" not in work._fit_command(cell)  # the config counts
+    command = work._evaluate_command(cell)
+    assert command[command.index("--device") + 1] == device
+
+
+def test_commands_name_what_differs_from_the_defaults(folder: Path) -> None:
+    cell = _cells(folder, threads=2, methods={"a": {"method": "tiny", "folds": 3, "init": "zoo-name"}})[0]
+    config, run = cell.folder / "config.yaml", cell.run
+    command = ["fit", str(cell.manifest), "--config", str(config), "--out", str(run)]
+    assert work._fit_command(cell) == [*command, "--folds", "3", "--init", "zoo-name"]
+    (run / "folds" / "1").mkdir(parents=True)
+    (run / "folds" / "1" / "config.yaml").touch()
+    assert work._fit_command(cell) == [*command, "--resume", "--folds", "3", "--init", "zoo-name"]
+    assert work._evaluate_command(cell)[-4:-2] == ["--threads", "2"]
+    measured = _cells(folder, methods={"given": {"predictions": "there"}}, steps=None)[0]
+    assert work._evaluate_command(measured) == [
+        "evaluate", str(folder / "there"), str(cell.manifest), "--out", str(measured.evaluation), "--split", "test"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says it of a child")
