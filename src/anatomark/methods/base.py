@@ -136,6 +136,9 @@ class PerLandmark:
     new: Literal["mean", "zero", "own"] = "mean"
 
 
+AnyFacts = Facts  # within a method the name is that of its own class
+
+
 class Method(nn.Module):
     """A landmark method. A module is rebuilt from ``(config, facts)`` alone and then loads its weights."""
 
@@ -155,12 +158,12 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def prepare(cls, config: Any, study: Study) -> Facts:
+    def prepare(cls, config: Any, study: Study) -> AnyFacts:
         """All that depends on the data, serialisable. Raises InputError where the data do not allow it."""
         raise NotImplementedError
 
     @classmethod
-    def adapted(cls, facts: Any, old: Any) -> Facts:
+    def adapted(cls, facts: Any, old: Any) -> AnyFacts:
         """``facts`` in the frames and units of another model of this class with the facts ``old``, so that its weights
         mean the same to this one. Optional."""
         return facts
