@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 import phantom
 from anatomark.cases.case import Case
@@ -21,6 +20,7 @@ from anatomark.methods.base import Batch
 from anatomark.methods.dqn import method as agent
 from anatomark.methods.dqn.method import AGENTS, DQN, DQNConfig, DQNFacts
 from anatomark.methods.dqn.moves import Walk, directions, reward
+from anatomark.model.start import moved_weights
 from anatomark.training.optimise import make_optimizer, rate_factor, set_modes
 
 pytestmark = pytest.mark.usefixtures("float32")

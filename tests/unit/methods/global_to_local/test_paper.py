@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
@@ -21,6 +20,7 @@ from anatomark.methods.base import Batch, Evidence, Stage, Study
 from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, PaperGlobalToLocalConfig, cut
 from anatomark.methods.global_to_local.votes import cell_centres, decode
 from anatomark.methods.kit.precision import use_bf16
+from anatomark.model.start import moved_weights
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {

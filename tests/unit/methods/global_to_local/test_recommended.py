@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 import phantom
 from anatomark.cases.case import Case
@@ -24,6 +23,7 @@ from anatomark.methods.global_to_local.recommended import GlobalToLocal, GlobalT
 from anatomark.methods.global_to_local.votes import log_displacement
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.views import Views
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {

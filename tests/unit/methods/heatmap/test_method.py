@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 import phantom
 from anatomark.core.image import Image
@@ -19,6 +18,7 @@ from anatomark.errors import InputError
 from anatomark.methods import presets
 from anatomark.methods.heatmap.method import Heatmap, HeatmapConfig
 from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {

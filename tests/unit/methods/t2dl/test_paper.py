@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
@@ -31,6 +30,7 @@ from anatomark.methods.t2dl.working import (
     read_warped,
     z_score,
 )
+from anatomark.model.start import moved_weights
 from anatomark.training.optimise import make_optimizer, set_modes, set_rate
 
 NAMES = ("a", "b", "c")

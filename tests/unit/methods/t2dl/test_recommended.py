@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from anatomark.model.start import moved_weights
 
 import phantom
 from anatomark.cases.case import Case
@@ -21,6 +20,7 @@ from anatomark.methods.base import Task
 from anatomark.methods.kit.frame import random_view
 from anatomark.methods.t2dl import recommended
 from anatomark.methods.t2dl.recommended import T2DL, T2DLConfig, T2DLFacts
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
