@@ -173,7 +173,7 @@ class GlobalToLocal(Method):
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Mean absolute error of every cell's log displacement, cross entropy over the cells and "not here", and the
         error of the point that they make together."""
-        # some of many landmarks vote in a step, all are found directly: the votes of 45 cost more than the convolutions
+        # some of many landmarks vote in a step, all are regressed: the votes of 45 cost more than the convolutions
         n, k, d = len(self.names), self.net.cells, self.ndim
         chosen = torch.randperm(n, device=batch["block"].device)[:LANDMARKS_AT_ONCE]
         votes = self.net(batch["block"], chosen)
