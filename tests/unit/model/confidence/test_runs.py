@@ -1,23 +1,28 @@
-"""What a run remembers of its training images, how predictions carry the flag, and calibration anew."""
+"""What trained runs say: the flag and presence in predictions and files, and calibration anew."""
 
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tiny
 from anatomark.cases.division import read_division
+from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
+from anatomark.io.landmarks import read_landmarks
 from anatomark.model.confidence import review
 from anatomark.model.confidence.review import REFERENCE
 from anatomark.model.config import make_config
+from anatomark.model.model import flags
 from anatomark.model.predict import load, predict_paths
 from anatomark.progress import Reporter
 from anatomark.training.calibrate import calibrate
@@ -25,6 +30,7 @@ from anatomark.training.fit import fit
 
 tiny.register()
 QUIET = Reporter(quiet=True)
+ABSENT, DEFINED = Status.ABSENT, Status.DEFINED
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +125,86 @@ def _without(landmarks: Landmarks, name: str) -> Landmarks:
         Status.UNANNOTATED if n == name else s for n, s in zip(landmarks.names, landmarks.status, strict=True)
     )
     return replace(landmarks, status=status)
+
+
+# ---------------------------------------------------------------------- presence
+
+
+def seeing(self: Any, image: Image, start: Landmarks | None = None) -> Landmarks:
+    """Finds the three blobs by their places in the world; scores them by what of each is in the image."""
+    points = np.array([[12.0, 14, 20], [30, 16, 24], [22, 34, 18]])[:, : image.ndim]
+    index = image.grid.to_index(points)
+    depth = np.minimum(index, np.array(image.grid.shape) - 1 - index).min(1)
+    return Landmarks(("a", "b", "c"), points, score=1 / (1 + np.exp(-4 * (depth + 0.5))))
+
+
+@pytest.mark.parametrize(("ndim", "folds"), [(3, 0), (2, 3)])
+def test_a_fit_freezes_the_threshold_and_predict_applies_it(
+    ndim: int, folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tiny.write_study(tmp_path / "data", 8, ndim=ndim, splits=["train"] * 4 + ["val"] * 4)
+    monkeypatch.setattr(tiny.Tiny, "locate", seeing)
+    fit(cases, tmp_path / "run", make_config(method="tiny", steps=2), folds=folds, report=QUIET)
+    entry = tiny.read_json(tmp_path / "run" / "calibration.json")["presence"]
+    assert entry["crops"] + entry["failed"] == 4 and entry["crops"] >= 3
+    assert 0.02 < entry["threshold"] < 0.98
+    assert entry["recall"] > 0.7 and entry["precision"] > 0.7 and entry["false_absences"] == 0
+    assert "Absence: below a score" in (tmp_path / "run" / "card.md").read_text()
+    image, _ = tiny.blobs(7, ndim)
+    narrow = Image(image.array[..., :11], Grid((*image.grid.shape[:-1], 11), image.grid.affine))
+    found = load(tmp_path / "run").predict(narrow)  # 0 to 20 mm along x: b at 30 and c at 22 are cut off
+    assert found.status == (DEFINED, ABSENT, ABSENT)
+    assert found.meta["flags"][0].endswith("absent: b, c")
+
+
+def test_files_of_a_prediction_say_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = tiny.write_study(tmp_path / "data", 8, ndim=2, splits=["train"] * 4 + ["val"] * 4)
+    fit(cases, tmp_path / "run", make_config(method="tiny", steps=2), report=QUIET)
+
+    def unsure(self: Any, image: Image, start: Landmarks | None = None) -> Landmarks:
+        return replace(seeing(self, image), score=np.array([0.99, 0.001, 0.99]))
+
+    monkeypatch.setattr(tiny.Tiny, "locate", unsure)
+    facts = tiny.read_json(tmp_path / "run" / "calibration.json")
+    facts["presence"] = {"threshold": 0.5}
+    (tmp_path / "run" / "calibration.json").write_text(json.dumps(facts))
+    model, out = load(tmp_path / "run"), tmp_path / "out"
+    predict_paths(model, [tmp_path / "data" / "case0.png"], out, spacing=2.0, pictures=True)
+    for name in ("case0.mrk.json", "case0.json", "case0.csv"):
+        found = read_landmarks(out / name, case="case0" if name.endswith("csv") else None)
+        assert found.status == (DEFINED, ABSENT, DEFINED), name
+    control = tiny.read_json(out / "case0.mrk.json")["markups"][0]["controlPoints"][1]
+    assert control["positionStatus"] == "undefined" and "position" not in control
+    entry = tiny.read_json(out / "case0.json")["landmarks"][1]
+    assert (entry["status"], entry["position"], entry["score"]) == ("absent", None, 0.001)
+    predict_paths(model, [tmp_path / "data" / "case0.png"], tmp_path / "fcsv", spacing=2.0, format="fcsv")
+    assert read_landmarks(tmp_path / "fcsv" / "case0.fcsv").status == (DEFINED, ABSENT, DEFINED)
+
+
+def test_without_independent_cases_only_the_border_decides(tmp_path: Path) -> None:
+    few = tiny.write_study(tmp_path / "data", 2)
+    fit(few, tmp_path / "run", make_config(method="tiny", steps=2), report=QUIET)
+    facts = tiny.read_json(tmp_path / "run" / "calibration.json")
+    assert "presence" in facts and facts["presence"] is None
+
+
+def test_a_method_that_fails_on_a_crop_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tiny.write_study(tmp_path / "data", 4, splits=["train"] * 2 + ["val"] * 2)
+
+    def whole_only(self: Any, image: Image, start: Landmarks | None = None) -> Landmarks:
+        if image.grid.shape != (24, 24, 24):
+            raise InputError("the image is too small")
+        return seeing(self, image)
+
+    monkeypatch.setattr(tiny.Tiny, "locate", whole_only)
+    fit(cases, tmp_path / "run", make_config(method="tiny", steps=2), report=QUIET)
+    assert tiny.read_json(tmp_path / "run" / "calibration.json")["presence"] is None
+
+
+def test_absent_landmarks_of_a_run_without_a_reference_are_a_flag() -> None:
+    status = (DEFINED, ABSENT, ABSENT)
+    some = Landmarks(("a", "b", "c"), np.array([[5.0, 5], [np.nan] * 2, [np.nan] * 2]), status)
+    image = Image(np.zeros((1, 10, 10)), Grid.from_axes((10, 10), np.eye(2)[:, ::-1], np.zeros(2)))
+    assert flags(some, image) == ["absent: b, c"]
