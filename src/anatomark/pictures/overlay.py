@@ -121,11 +121,11 @@ def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, na
     with every landmark, and a zoom on each of ``names``.
     """
     view = _View(image)
-    truth = truth.select([n for n, known in zip(truth.names, truth.defined, strict=True) if known])
+    truth = truth.select([n for n, defined in zip(truth.names, truth.defined, strict=True) if defined])
     nothing = Landmarks(truth.names, np.full_like(truth.points, np.nan))
-    found = nothing if predicted is None else predicted.select(truth.names)
+    predicted = nothing if predicted is None else predicted.select(truth.names)
     names = [n for n in names if n in truth.names]
-    figure = _rows_3d(view, found, truth, names) if image.ndim == 3 else _zooms_2d(view, found, truth, names)
+    figure = _rows_3d(view, predicted, truth, names) if image.ndim == 3 else _zooms_2d(view, predicted, truth, names)
     return png(figure)
 
 
@@ -142,9 +142,9 @@ def overlay(
     write_bytes(path, png(draw(_View(image), predicted, truth, review_text(flags)), dpi=110))
 
 
-def absent_text(found: Landmarks, most: int = 8) -> str:
+def absent_text(predicted: Landmarks, most: int = 8) -> str:
     """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
-    names = [n for n, absent in zip(found.names, found.absent, strict=True) if absent]
+    names = [n for n, absent in zip(predicted.names, predicted.absent, strict=True) if absent]
     return f"absent: {listed(names, most)}" if names else ""
 
 
@@ -162,15 +162,15 @@ def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
 
 
 def _pair(
-    ax: Axes, view: _View, section: _Section, found: Landmarks, truth: Landmarks | None, name: str, *, size: float
+    ax: Axes, view: _View, section: _Section, predicted: Landmarks, truth: Landmarks | None, name: str, *, size: float
 ) -> None:
     """Truth, prediction, the line between them and the 90 % circle of one landmark on one panel."""
-    at = found.names.index(name)
+    at = predicted.names.index(name)
     true = view.locate(section, truth[name]) if truth is not None and name in truth.names else np.full(2, np.nan)
-    spot = view.locate(section, found.points[at])
+    spot = view.locate(section, predicted.points[at])
     if np.isfinite(true).all() and np.isfinite(spot).all():
         ax.plot([true[0], spot[0]], [true[1], spot[1]], color=PREDICTION, lw=0.8, alpha=0.9)
-    radius = np.nan if found.radius90 is None else float(found.radius90[at])
+    radius = np.nan if predicted.radius90 is None else float(predicted.radius90[at])
     if np.isfinite(spot).all() and np.isfinite(radius):
         ax.add_patch(Circle((float(spot[0]), float(spot[1])), radius, fill=False, ec=PREDICTION, lw=0.7, alpha=0.7))
     for position, colour in ((true, TRUTH), (spot, PREDICTION)):
@@ -184,25 +184,25 @@ def _key(figure: Figure, x: float, y: float) -> None:
         figure.text(x, y, text, color=colour, fontsize=10, ha=align, va="center", weight="bold", bbox=box)
 
 
-def _error_text(found: Landmarks, truth: Landmarks, name: str) -> str:
-    step = found.points[found.names.index(name)] - truth[name]
+def _error_text(predicted: Landmarks, truth: Landmarks, name: str) -> str:
+    step = predicted.points[predicted.names.index(name)] - truth[name]
     return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else "not found"
 
 
-def _half(view: _View, found: Landmarks, truth: Landmarks, name: str) -> float:
-    error = float(np.linalg.norm(found.points[found.names.index(name)] - truth[name]))
+def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> float:
+    error = float(np.linalg.norm(predicted.points[predicted.names.index(name)] - truth[name]))
     wanted = max(0.07 * view.extent, 1.6 * error if np.isfinite(error) else 0)
     return min(wanted, 0.5 * view.extent)
 
 
-def _rows_3d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
     rows, side, head, gap = len(names), 2.6, 0.42, 0.07
     width, row = 4 * side + 3 * gap, side + head
     height = rows * row + 0.1
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     for r, name in enumerate(names):
-        half, bottom = _half(view, found, truth, name), height - (r + 1) * row
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        half, bottom = _half(view, predicted, truth, name), height - (r + 1) * row
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
         for c, section in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(
@@ -210,7 +210,7 @@ def _rows_3d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[st
             )
             view.draw(ax, section, truth[name], half if c else None)
             if c:
-                _pair(ax, view, section, found, truth, name, size=10)
+                _pair(ax, view, section, predicted, truth, name, size=10)
                 scale_bar(ax, 2 * half)
             else:
                 corner = view.locate(section, truth[name]) - half
@@ -222,7 +222,7 @@ def _rows_3d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[st
     return figure
 
 
-def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
     size = view.grid.extent_mm
     tall = 6.3
     wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
@@ -233,31 +233,31 @@ def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[s
     ax = figure.add_axes((0, 0, wide / width, 1))
     view.draw(ax, FLAT, view.grid.centre)
     for name in truth.names:
-        _pair(ax, view, FLAT, found, truth, name, size=5)
+        _pair(ax, view, FLAT, predicted, truth, name, size=5)
     for i, name in enumerate(names):
         left, bottom = wide + gap + (i % columns) * (side + gap), tall - (i // columns + 1) * (side + head)
         zoom = figure.add_axes((left / width, bottom / tall, side / width, side / tall))
-        half = _half(view, found, truth, name)
+        half = _half(view, predicted, truth, name)
         view.draw(zoom, FLAT, truth[name], half)
-        _pair(zoom, view, FLAT, found, truth, name, size=11)
+        _pair(zoom, view, FLAT, predicted, truth, name, size=11)
         scale_bar(zoom, 2 * half)
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
     _key(figure, 0.45 * wide / width, 1 - 0.25 / tall)
     return figure
 
 
-def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+def _whole_2d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
     size = view.grid.extent_mm
     figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
     ax = figure.add_axes((0, 0, 1, 1))
     view.draw(ax, FLAT, view.grid.centre)
-    for name in found.names:
-        _pair(ax, view, FLAT, found, truth, name, size=7)
-    captions, spots = map(caption, found.names, found.descriptions), view.locate(FLAT, found.points)
+    for name in predicted.names:
+        _pair(ax, view, FLAT, predicted, truth, name, size=7)
+    captions, spots = map(caption, predicted.names, predicted.descriptions), view.locate(FLAT, predicted.points)
     points = [(text, float(x), float(y)) for text, (x, y) in zip(captions, spots, strict=True) if np.isfinite(x + y)]
     draw_labels(ax, points, 8, (0.0, float(size[1])))
-    if text := absent_text(found):
+    if text := absent_text(predicted):
         figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True, snap=False)
     if review:
         figure.text(
@@ -266,28 +266,28 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None, review: st
     return figure
 
 
-def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
-    names = [n for n, known in zip(found.names, found.defined, strict=True) if known]
+def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+    names = [n for n, defined in zip(predicted.names, predicted.defined, strict=True) if defined]
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
-    notes = [(text, c) for text, c in ((absent_text(found), INK), (review, WARNING)) if text]
+    notes = [(text, c) for text, c in ((absent_text(predicted), INK), (review, WARNING)) if text]
     width, height = blocks * block - gap, rows * (side + head) + head * len(notes)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
     for i, name in enumerate(names):
-        at = found.names.index(name)
+        at = predicted.names.index(name)
         left, bottom = (i // rows) * block, height - (i % rows + 1) * (side + head)
-        text = caption(name, found.descriptions[at])
-        if found.score is not None and np.isfinite(found.score[at]):
-            text += f"   p={found.score[at]:.2f}"
-        if found.radius90 is not None and np.isfinite(found.radius90[at]):
-            text += f"   r90={found.radius90[at]:.1f} mm"
+        text = caption(name, predicted.descriptions[at])
+        if predicted.score is not None and np.isfinite(predicted.score[at]):
+            text += f"   p={predicted.score[at]:.2f}"
+        if predicted.radius90 is not None and np.isfinite(predicted.radius90[at]):
+            text += f"   r90={predicted.radius90[at]:.1f} mm"
         x, y = (left + 0.05) / width, (bottom + side + 0.07) / height
         figure.text(x, y, text, color=INK, fontsize=8.5, weight="bold")
         for c, section in enumerate((AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(((left + c * side) / width, bottom / height, side / width * 0.985, side / height))
-            view.draw(ax, section, found[name], half)
-            _pair(ax, view, section, found, truth, name, size=7)
+            view.draw(ax, section, predicted[name], half)
+            _pair(ax, view, section, predicted, truth, name, size=7)
             if i % rows == 0:
                 edge_letters(ax, section.edges, 7)
                 ax.text(0.97, 0.97, section.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)

@@ -53,9 +53,9 @@ class Region:
 
     def check(self, cases: Sequence[Case]) -> None:
         """Raises InputError where no case has one of the points, or the size has not a case's dimension."""
-        known = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
-        if wrong := [p for p in self.points or () if p not in known]:
-            raise InputError(f"`points` {wrong[0]}: no case has this landmark{nearest(wrong[0], known)}")
+        names = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
+        if wrong := [p for p in self.points or () if p not in names]:
+            raise InputError(f"`points` {wrong[0]}: no case has this landmark{nearest(wrong[0], names)}")
         if self.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(self.size_mm)]):
             d, count = odd[0].landmarks.ndim, len(self.size_mm)
             needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"

@@ -91,12 +91,12 @@ def measure(
     cases = find_landmarks(given, landmarks=Path(landmarks) if landmarks else None, split=split)
     if not any(len(case.landmarks) for case in cases):
         raise InputError(f"{given[0]}: holds no landmarks")
-    found = {case.id: case.landmarks for case in cases}
-    measured = _measured(found, wanted, where)
+    by_case = {case.id: case.landmarks for case in cases}
+    measured = _measured(by_case, wanted, where)
     agreement: list[Agreement] = []
     if truth:
         own = {case.id: case.landmarks for case in find_cases(given, split=split)}
-        agreement = compare(measured, _measured({name: own[name] for name in found}, wanted, where))
+        agreement = compare(measured, _measured({name: own[name] for name in by_case}, wanted, where))
     tables: dict[str, list[dict[str, Any]]] = {
         "table": measured.rows(),
         "agreement_table": [a.figures() for a in agreement],

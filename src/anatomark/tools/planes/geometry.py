@@ -105,13 +105,13 @@ def find_planes(definition: PlaneSet, landmarks: Landmarks) -> dict[str, Plane |
     """
     if landmarks.ndim != 3:
         raise InputError(f"{landmarks.meta.get('path') or 'the landmarks'}: are 2D; scan planes lie in 3D volumes")
-    found: dict[str, Plane | str] = {}
+    planes: dict[str, Plane | str] = {}
     for name, one in definition.planes.items():
         try:
-            found[name] = _find(one, landmarks, found)
+            planes[name] = _find(one, landmarks, planes)
         except NotDefined as reason:
-            found[name] = str(reason)
-    return found
+            planes[name] = str(reason)
+    return planes
 
 
 def _find(definition: PlaneDefinition, landmarks: Landmarks, above: Mapping[str, Plane | str]) -> Plane:

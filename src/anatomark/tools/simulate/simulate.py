@@ -109,34 +109,34 @@ def simulate(
     cases = read_manifest(manifest)
     sources = cases.split(request.split)
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
-    marks = {c.id: c.landmarks for c in listed}
+    landmarks = {c.id: c.landmarks for c in listed}
     turns = [sources[i % len(sources)] for i in range(request.count)]
     new = [(f"{source.id}_sim{i + 1:04d}", source) for i, source in enumerate(turns)]
-    _check(cases, marks, [name for name, _ in new])
+    _check(cases, landmarks, [name for name, _ in new])
     _claim(out, listed, request)
     if request.points:
-        marks = _with_points(out, listed, marks, request, report)
+        landmarks = _with_points(out, listed, landmarks, request, report)
     rows, before, redrawn = [], 0, 0
     with report.bar("simulate", request.count) as bar:
         for i, (name, source) in enumerate(new):
-            row, drawn = _new_case(out, name, source, marks[source.id], (request, i), report)
+            row, drawn = _new_case(out, name, source, landmarks[source.id], (request, i), report)
             before, redrawn = before + (drawn == 0), redrawn + max(0, drawn - 1)
             rows.append(row)
             bar.update(i + 1, name)
     if request.originals:
-        rows = [_original_row(out, c, marks[c.id].ndim, bool(request.points)) for c in listed] + rows
+        rows = [_original_row(out, c, landmarks[c.id].ndim, bool(request.points)) for c in listed] + rows
     spaced = any(row["spacing"] for row in rows)
     write_csv(out / CASES, rows, [c for c in COLUMNS if c != "spacing" or spaced])
-    return SimulateResult(out / CASES, request.count, before, len(marks[sources[0].id]), redrawn)
+    return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn)
 
 
-def _check(cases: Manifest, marks: dict[str, Landmarks], new: Sequence[str]) -> None:
-    kinds = {one.ndim for one in marks.values()}
+def _check(cases: Manifest, landmarks: dict[str, Landmarks], new: Sequence[str]) -> None:
+    kinds = {one.ndim for one in landmarks.values()}
     if len(kinds) > 1:
         raise InputError(f"{cases.path}: holds 2D and 3D cases; simulate takes one kind at a time")
-    if not any(one.defined.any() for one in marks.values()):
+    if not any(one.defined.any() for one in landmarks.values()):
         raise InputError(f"{cases.path}: no case has a defined landmark; there is nothing to carry")
-    if taken := sorted(set(new) & set(marks)):
+    if taken := sorted(set(new) & set(landmarks)):
         raise InputError(f"{cases.path}: case {taken[0]!r} has the name of a new case; rename it")
 
 
@@ -160,19 +160,19 @@ def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
 
 
 def _with_points(
-    out: Path, cases: Sequence[Case], marks: dict[str, Landmarks], request: Request, report: Reporter
+    out: Path, cases: Sequence[Case], landmarks: dict[str, Landmarks], request: Request, report: Reporter
 ) -> dict[str, Landmarks]:
     """The landmarks with added points, also as files in ``originals``; a case that has its file is read from it."""
-    files = {c.id: out / ORIGINALS / f"{c.id}{LANDMARKS_ENDING[marks[c.id].ndim]}" for c in cases}
+    files = {c.id: out / ORIGINALS / f"{c.id}{LANDMARKS_ENDING[landmarks[c.id].ndim]}" for c in cases}
     names = tuple(f"p{i + 1:04d}" for i in range(request.points))
-    taken = sorted({n for one in marks.values() for n in one.names} & set(names))
+    taken = sorted({n for one in landmarks.values() for n in one.names} & set(names))
     if taken:
         raise InputError(f"landmark {taken[0]!r} is there already, so no points of such names can be added")
-    if request.reference is not None and request.reference not in marks:
+    if request.reference is not None and request.reference not in landmarks:
         raise InputError(
-            f"reference {request.reference!r} is no case to simulate from{nearest(request.reference, [*marks])}"
+            f"reference {request.reference!r} is no case to simulate from{nearest(request.reference, [*landmarks])}"
         )
-    chosen = request.reference or nearest_to_mean(marks)
+    chosen = request.reference or nearest_to_mean(landmarks)
     reference = next(c for c in cases if c.id == chosen)
     if all(f.exists() for f in files.values()):
         return {c: read_landmarks(f) for c, f in files.items()}
@@ -185,43 +185,42 @@ def _with_points(
                 there = points
                 other = case.image()
                 if case.id != chosen:
-                    there = carry_points(points, (image, marks[chosen]), (other, marks[case.id]))
-                write_landmarks(_extended(marks[case.id], names, there), files[case.id], spacing=other.grid)
+                    there = carry_points(points, (image, landmarks[chosen]), (other, landmarks[case.id]))
+                write_landmarks(_extended(landmarks[case.id], names, there), files[case.id], spacing=other.grid)
             bar.update(k + 1, case.id)
     return {c: read_landmarks(f) for c, f in files.items()}
 
 
-def _extended(marks: Landmarks, names: Sequence[str], points: Array) -> Landmarks:
-    """``marks`` and more points (K, D); one without a position is absent."""
+def _extended(landmarks: Landmarks, names: Sequence[str], points: Array) -> Landmarks:
+    """``landmarks`` and more points (K, D); one without a position is absent."""
     new = [Status.DEFINED if np.isfinite(p).all() else Status.ABSENT for p in points]
-    both = np.vstack([marks.points, points])
-    return Landmarks(
-        (*marks.names, *names), both, (*marks.status, *new), descriptions=(*marks.descriptions, *[""] * len(new))
-    )
+    both, texts = np.vstack([landmarks.points, points]), (*landmarks.descriptions, *[""] * len(new))
+    return Landmarks((*landmarks.names, *names), both, (*landmarks.status, *new), descriptions=texts)
 
 
 def _new_case(
-    out: Path, name: str, source: Case, marks: Landmarks, draw: tuple[Request, int], report: Reporter
+    out: Path, name: str, source: Case, landmarks: Landmarks, draw: tuple[Request, int], report: Reporter
 ) -> tuple[dict[str, str], int]:
     """Make one case where its files are not there yet: its row, and how often it was drawn."""
-    target = out / LANDMARKS / f"{name}{LANDMARKS_ENDING[marks.ndim]}"
+    target = out / LANDMARKS / f"{name}{LANDMARKS_ENDING[landmarks.ndim]}"
     drawn = 0
     if not target.exists():  # written after the image
         image = source.image()
-        new, new_marks, drawn = _drawn(image, marks, draw, name, report)
+        new, new_landmarks, drawn = _drawn(image, landmarks, draw, name, report)
         write_image(new, out / IMAGES / f"{name}{_picture(new)}")
-        write_landmarks(new_marks, target, spacing=new.grid)
+        write_landmarks(new_landmarks, target, spacing=new.grid)
     found = next(f for e in PICTURES if (f := out / IMAGES / f"{name}{e}").exists())
     return _row(name, f"{IMAGES}/{found.name}", f"{LANDMARKS}/{target.name}", source), drawn
 
 
 def _drawn(
-    image: Image, marks: Landmarks, draw: tuple[Request, int], name: str, report: Reporter
+    image: Image, landmarks: Landmarks, draw: tuple[Request, int], name: str, report: Reporter
 ) -> tuple[Image, Landmarks, int]:
     request, i = draw
     for k in range(DRAWS):
         try:
-            return *simulate_case(image, marks, np.random.default_rng([request.seed, 0, i, k]), request.settings), k + 1
+            rng = np.random.default_rng([request.seed, 0, i, k])
+            return *simulate_case(image, landmarks, rng, request.settings), k + 1
         except RuntimeError as error:
             report.say(f"{name}: drawn again: {error}")
     raise InputError(f"{name}: no draw of {DRAWS} carries the landmarks; ask for smaller changes")
@@ -236,9 +235,9 @@ def _row(name: str, image: str, landmarks: str, source: Case) -> dict[str, str]:
 def _original_row(out: Path, case: Case, ndim: int, extended: bool) -> dict[str, str]:
     """A real case: its image stays where it is."""
     file, observer = split_observer(case.source or "")
-    marks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
+    landmarks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
     own = f"{ORIGINALS}/{case.id}{LANDMARKS_ENDING[ndim]}"
-    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else marks, case)
+    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else landmarks, case)
 
 
 def _relative(path: Path, out: Path) -> str:
