@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import tiny
+from anatomark.cases import store as store_module
 from anatomark.cases.store import CaseStore, augmented_copy, fingerprint_of, open_images, save_images
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
@@ -75,6 +76,20 @@ def test_memory_stays_bounded_whatever_the_number_of_cases(tmp_path: Path) -> No
             assert store.images(i)["image"].array.sum(dtype=np.float64) == i * 128**3, turn
             peak = max(peak, process.memory_info().rss)
     assert (peak - before) / 2**20 < 60  # 320 MB in all
+
+
+def test_what_was_used_last_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(store_module, "open_images", lambda folder: opened.append(folder.name) or open_images(folder))
+    store = CaseStore(tmp_path, cache_mb=2.5)  # two of three images of 1 MB
+    grid = Grid((64, 64, 64), np.eye(4))
+    for name in "abc":
+        store.add(name, name, MARKS, lambda: {"image": Image(np.zeros((1, 64, 64, 64), np.float32), grid)})
+    for i in (0, 1, 0, 2, 0, 1):  # a is used again before c comes, so b goes; then c, which is older than a
+        store.images(i)
+    assert opened == ["a", "b", "c", "b"]
+    one = CaseStore(tmp_path, 0.5, store.ids, store.keys, store.landmarks)  # too little for one: it stays all the same
+    assert one.images(0)["image"] is one.images(0)["image"]
 
 
 def test_a_store_pickles_without_its_mappings(tmp_path: Path) -> None:
