@@ -55,8 +55,8 @@ def test_new_cases_are_read_and_trained_on(study: Path, tmp_path: Path, capsys: 
     assert sources == ["case0", "case1", "case2", "case0", "case2", "case0", "case2", "case0"]
     real = {c.id: c for c in cases[:3]}
     for case, source in zip(cases[3:], sources[3:], strict=True):
-        image, marks = case.read_image(), case.read_landmarks()
-        np.testing.assert_allclose(image.grid.affine, real[source].read_image().grid.affine, atol=1e-5)
+        image, marks = case.image(), case.landmarks
+        np.testing.assert_allclose(image.grid.affine, real[source].image().grid.affine, atol=1e-5)
         assert image.array.dtype == np.uint8
         assert marks.names == ("a", "b", "c")
         for point in marks.points:  # the brightest voxel near a landmark is near it
@@ -124,7 +124,7 @@ def test_a_failed_draw_is_repeated_and_said(
 def test_points_are_added_to_all_cases_alike(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "new"
     simulate(study, out, 2, points=6, reference="case2", originals=True)
-    cases = {c.id: c.read_landmarks() for c in read_manifest(out / "cases.csv").cases}
+    cases = {c.id: c.landmarks for c in read_manifest(out / "cases.csv").cases}
     assert set(cases) == {"case0", "case1", "case2", "case0_sim0001", "case2_sim0002"}
     wanted = ("a", "b", "c", *(f"p{i:04d}" for i in range(1, 7)))
     assert all(marks.names == wanted for marks in cases.values())
@@ -160,8 +160,8 @@ def test_a_picture_that_png_cannot_hold_becomes_mha(tmp_path: Path) -> None:
     simulate(study, tmp_path / "new", 1)
     (case,) = read_manifest(tmp_path / "new" / "cases.csv").cases
     assert case.image.name == "case0_sim0001.mha"
-    assert case.read_image().array.dtype == np.float32
-    np.testing.assert_allclose(case.read_image().grid.affine, image.grid.affine, atol=1e-6)
+    assert case.image().array.dtype == np.float32
+    np.testing.assert_allclose(case.image().grid.affine, image.grid.affine, atol=1e-6)
 
 
 def test_an_other_splits_cases_keep_their_split(study: Path, tmp_path: Path) -> None:
