@@ -220,7 +220,6 @@ def asked(config: RunConfig) -> dict[str, Any]:
 
 
 def fingerprint(key: dict[str, Any]) -> str:
-    """A short hash of plain data."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -178,7 +178,6 @@ def fewer_landmarks(results: Sequence[Result]) -> list[str]:
 
 
 def cell_row(r: Result) -> dict[str, Any]:
-    """The row of ``results.csv``."""
     s, low_high = r.figures, r.figures.mre_ci95 or (None, None)
     return {
         "data": r.cell.data,
@@ -208,7 +207,6 @@ def cell_row(r: Result) -> dict[str, Any]:
 
 
 def case_rows(r: Result) -> list[dict[str, Any]]:
-    """The rows of ``per_case.csv``."""
     error = r.errors.case_error
     return [
         {

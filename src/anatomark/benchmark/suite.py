@@ -56,7 +56,6 @@ class MethodEntry(BaseModel):
 
     @property
     def given(self) -> bool:
-        """Whether nothing is trained."""
         return any(v is not None for v in (self.run, self.predictions, self.evaluation, self.ensemble))
 
     @model_validator(mode="after")

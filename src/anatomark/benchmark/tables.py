@@ -151,7 +151,6 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def paired_row(data: str, p: Paired) -> Row:
-    """The row of ``paired.csv``."""
     (low, high), (rlow, rhigh) = (i or (None, None) for i in (p.difference_ci95, p.ratio_ci95))
     return {
         "data": data, "method": p.a, "against": p.b, "cases": p.cases, "pairs": p.pairs,

@@ -123,7 +123,6 @@ class Case:
 
     @property
     def observer(self) -> str | None:
-        """Which observer the source names."""
         return split_observer(self.source)[1] if self.source else None
 
     def load_landmarks(self) -> Landmarks:

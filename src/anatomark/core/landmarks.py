@@ -77,7 +77,6 @@ class Landmarks:
 
     @property
     def ndim(self) -> int:
-        """D, 2 or 3."""
         return int(self.points.shape[1])
 
     @property

@@ -140,7 +140,6 @@ def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Case
 
 
 def _files(out: Path, case: str) -> list[Path]:
-    """All that a case may have."""
     return [out / f"{case}{endings[d]}" for d in (2, 3) for endings in (IMAGE_ENDING, LANDMARKS_ENDING)]
 
 

@@ -37,7 +37,6 @@ class CaseResults:
         return [(row["case"], row["reason"]) for row in self.rows if row["state"] == "failed"]
 
     def summary(self) -> Row:
-        """Plain JSON."""
         raise NotImplementedError
 
     def document(self) -> Row:

@@ -45,7 +45,6 @@ class Measured:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The K measurements."""
         return self.definition.shown
 
     @property

@@ -148,7 +148,6 @@ class Measurement(_Model):
 
     @property
     def kind(self) -> str:
-        """Which of the kinds it is."""
         return next(k for k in KINDS if getattr(self, k) is not None)
 
     @property
@@ -159,7 +158,6 @@ class Measurement(_Model):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The landmarks that it names itself."""
         fields = self.model_dump(include={*KINDS, "towards", "side"} - {"sum", "difference"}, exclude_none=True)
         return tuple(dict.fromkeys(_labels_in(fields)))
 
@@ -239,7 +237,6 @@ class Measurements(_Model):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The measurements that are not hidden."""
         return tuple(n for n, one in self.measurements.items() if not one.hidden)
 
     @property

@@ -42,7 +42,6 @@ class Plane:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """Width and height."""
         return self.definition.size_mm
 
     def distance(self, points: Array) -> Array:

@@ -35,7 +35,6 @@ class PlanesResult(CaseResults):
 
     @property
     def slices(self) -> int:
-        """How many were written."""
         return sum(facts["defined"] for row in self.rows for facts in row.get("planes", {}).values())
 
     def summary(self) -> Row:

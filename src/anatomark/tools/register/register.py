@@ -194,7 +194,6 @@ def _register(case: Case, fixed: _Fixed, out: Path, options: Options) -> Row:
 
 
 def _files(out: Path, case: str) -> list[Path]:
-    """All that a case may have."""
     return [out / f"{case}{ending}" for ending in ENDINGS]
 
 
