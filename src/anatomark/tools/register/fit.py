@@ -54,7 +54,7 @@ class Registration:
         """Plain JSON: kind, basis, notes, FRE (over the used), TRE by leave-one-out, and each landmark."""
         keys = ("used", "weight", "residual_mm", "limit_mm", "leave_one_out_mm")
         columns = (v.tolist() for v in (self.used, self.weights, self.residuals, self.limits, self.left_out))
-        rows = ([None if v != v else v for v in row] for row in zip(*columns, strict=True))
+        rows = ([v if np.isfinite(v) else None for v in row] for row in zip(*columns, strict=True))
         each = {name: dict(zip(keys, row, strict=True)) for name, row in zip(self.names, rows, strict=True)}
         return {
             "kind": str(self.kind),
@@ -101,9 +101,8 @@ def register_landmarks(
     for points, where in ((a, "fixed"), (b, "moving")):
         _check_spread(kind, points[used], where)
     weights = np.where(used, weights / weights[used].mean(), 0.0)
-    transform, left_out = _fitted(
-        kind, a[used], b[used], weights[used], smooth_mm, [names[i] for i in np.flatnonzero(used)]
-    )
+    kept = [name for name, good in zip(names, used, strict=True) if good]
+    transform, left_out = _fitted(kind, a[used], b[used], weights[used], smooth_mm, kept)
     notes = []
     left = np.full(len(names), np.nan)
     left[used] = left_out
