@@ -159,11 +159,12 @@ def test_pictures_and_noise_are_taken_in_the_pose_at_the_landmarks() -> None:
 
 
 def test_points_beyond_the_images_diagonal_and_too_few_points() -> None:
-    diagonal = 202 * np.sqrt(2)
-    near, far = RING.copy(), RING.copy()
-    near[0], far[0] = [diagonal - 1, 0], [diagonal + 1, 0]
-    assert np.isfinite(measured(rigid(), near).residual[0])
-    assert np.isnan(measured(rigid(), far).residual[0])
+    away = Image(IMAGE.array, Grid.centred((101, 101), GRID.axes, np.array([30.0, -10])))
+    for over, unknown in ((-1.0, False), (1.0, True)):
+        points = RING.copy()
+        points[0] = [30 + 202 * np.sqrt(2) + over, -10]
+        case = rigid().measure(away, Landmarks(NAMES, points))
+        assert case is not None and np.isnan(case.residual[0]) == unknown
     for count, fits in ((3, True), (2, False)):
         few = np.where(np.arange(12)[:, None] < count, RING, np.nan)
         assert (rigid().measure(IMAGE, Landmarks(NAMES, few)) is not None) == fits
