@@ -136,7 +136,11 @@ class PerLandmark:
     new: Literal["mean", "zero", "own"] = "mean"
 
 
+<<<<<<< HEAD
 _Facts = Facts  # the class below has an attribute of that name
+=======
+AnyFacts = Facts  # within a method the name is that of its own class
+>>>>>>> w3
 
 
 class Method(nn.Module):
@@ -158,12 +162,20 @@ class Method(nn.Module):
         return None
 
     @classmethod
+<<<<<<< HEAD
     def prepare(cls, config: Any, study: Study) -> _Facts:
+=======
+    def prepare(cls, config: Any, study: Study) -> AnyFacts:
+>>>>>>> w3
         """All that depends on the data, serialisable. Raises InputError where the data do not allow it."""
         raise NotImplementedError
 
     @classmethod
+<<<<<<< HEAD
     def adapted(cls, facts: Any, old: Any) -> _Facts:
+=======
+    def adapted(cls, facts: Any, old: Any) -> AnyFacts:
+>>>>>>> w3
         """``facts`` in the frames and units of another model of this class with the facts ``old``, so that its weights
         mean the same to this one. Optional."""
         return facts

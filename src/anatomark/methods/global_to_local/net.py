@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.methods.kit.layers import conv, norm, plain_precision
+from anatomark.methods.kit.layers import conv, lattice, norm, plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck
@@ -85,9 +85,7 @@ class CoarseNet(nn.Module):
 
 def block_cells(ndim: int, cells: int) -> torch.Tensor:
     """(cells^D, D) centres of all cells in array order, x, y[, z] from the block's centre, in cells."""
-    line = torch.arange(cells) + 0.5 - cells / 2
-    grids = torch.meshgrid(*[line] * ndim, indexing="ij")
-    return torch.stack(grids[::-1], -1).reshape(-1, ndim)
+    return lattice([torch.arange(cells) + 0.5 - cells / 2] * ndim)
 
 
 def log_votes(votes: BlockVotes, centres: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.shape import Pose, procrustes, random_rotation
+from anatomark.core.shape import Pose, random_rotation
 from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
 from anatomark.methods.global_to_local.consensus import Hypotheses, inside_image, middle
 from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, read_votes
@@ -126,14 +126,9 @@ class GlobalToLocal(Method):
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case, turned, moved and maybe cropped."""
         c = self.config
-        image, truth = case.images["coarse"], case.landmarks.points
-        inside = image.grid.contains(truth)
-        pose = procrustes(self.model.mean, truth)
-        read = None
-        if rng.random() < c.warp_share:
-            read, move = self._warps.draw(rng, pose)
-            truth = move(truth)
-            pose = procrustes(self.model.mean, truth)
+        image = case.images["coarse"]
+        inside = image.grid.contains(case.landmarks.points)
+        read, truth, pose = self._warps.warped(rng, self.model.mean, case.landmarks.points, c.warp_share)
         axes, centre = self._random_view(rng, image, pose)
         block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
         if rng.random() < c.crop_share:
@@ -178,7 +173,7 @@ class GlobalToLocal(Method):
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Mean absolute error of every cell's log displacement, cross entropy over the cells and "not here", and the
         error of the point that they make together."""
-        # some of many landmarks vote in a step, all are found directly: the votes of 45 cost more than the convolutions
+        # some of many landmarks vote in a step, all are regressed: the votes of 45 cost more than the convolutions
         n, k, d = len(self.names), self.net.cells, self.ndim
         chosen = torch.randperm(n, device=batch["block"].device)[:LANDMARKS_AT_ONCE]
         votes = self.net(batch["block"], chosen)

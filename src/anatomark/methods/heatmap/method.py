@@ -19,7 +19,7 @@ from pydantic import Field
 from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import Pose, procrustes
+from anatomark.core.shape import Pose
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study
 from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
@@ -125,12 +125,8 @@ class Heatmap(Method):
         """A random warp of the case in a random view; ``target`` (N, D) in cells from the middle, ``defined`` (N,): 0
         where it lies outside the block or there is none."""
         c = self.config
-        image, truth = case.images["block"], case.landmarks.points
-        pose, read = procrustes(self.model.mean, truth), None
-        if rng.random() < c.warp_share:
-            read, move = self._warps.draw(rng, pose)
-            truth = move(truth)
-            pose = procrustes(self.model.mean, truth)
+        image = case.images["block"]
+        read, truth, pose = self._warps.warped(rng, self.model.mean, case.landmarks.points, c.warp_share)
         axes, centre = random_view(rng, pose, self.facts, c.scaling)
         block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
         target = (truth - centre) @ np.linalg.inv(axes).T / self.cell

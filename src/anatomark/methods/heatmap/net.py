@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, plain_precision
+from anatomark.methods.kit.layers import conv, lattice, plain_precision
 
 GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide
@@ -179,8 +179,7 @@ def peaks(maps: torch.Tensor, sigma: torch.Tensor, *, log: bool) -> Peaks:
         near, point = _windowed(mass.view(-1, *shape), point, width, line)
     usual = 0.8 ** (d / 2)  # what a window of twice its width leaves of a Gaussian
     score = (near / usual).clamp(0, 1) * (1 if log else top[:, 0].clamp(0, 1))
-    grids = torch.meshgrid(*[line] * d, indexing="ij")
-    places = torch.stack(grids[::-1], -1).view(-1, d)
+    places = lattice([line] * d)
     products = (places[:, :, None] * places[:, None]).flatten(1)
     total = mass.sum(-1, keepdim=True).clamp(min=1e-12)
     first, second = mass @ places / total, (mass @ products / total).view(-1, d, d)

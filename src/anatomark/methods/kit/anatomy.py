@@ -73,8 +73,8 @@ class Anatomy:
         radius = float(np.nanmax(np.linalg.norm(mean, axis=1)))
         if radius < 1e-6:  # a single landmark has no extent: its surroundings stand in
             radius = 0.25 * float(cases[0].image().grid.extent_mm.min())
-        known = np.isfinite(shapes).all(2).sum(1)
-        sure = known >= min(shapes.shape[2], known.max())  # fewer points leave the rotation open
+        defined = np.isfinite(shapes).all(2).sum(1)
+        sure = defined >= min(shapes.shape[2], defined.max())  # fewer points leave the rotation open
         spread = max(rotation_angle(p.rotation) for p, good in zip(poses, sure, strict=True) if good)
         if rotations_deg is None:
             rotations_deg = 180.0 if spread > 60 else max(30.0, 1.5 * spread)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from anatomark.core.grid import Array, Grid
-from anatomark.core.shape import Pose
+from anatomark.core.shape import Pose, procrustes
 from anatomark.core.warp import Warp, random_warp
 
 PointMap = Callable[[Array], Array]
@@ -87,6 +87,18 @@ class PooledWarps:
             return pose.apply(warp.inverse(pose.invert(points), tolerance_mm=1e-3 * self.radius / 10) / stretch)
 
         return read, move
+
+    def warped(
+        self, rng: np.random.Generator, mean: Array, truth: Array, share: float
+    ) -> tuple[PointMap | None, Array, Pose]:
+        """By what a case's image is read (None: as it is), its landmarks (N, D) in that view, and the pose that
+        ``mean`` (N, D) has in them; a ``share`` of the draws are warps."""
+        pose = procrustes(mean, truth)
+        if rng.random() >= share:
+            return None, truth, pose
+        read, move = self.draw(rng, pose)
+        truth = move(truth)
+        return read, truth, procrustes(mean, truth)
 
     def _make(self, k: int) -> Warp:
         own = np.random.default_rng([77, k])

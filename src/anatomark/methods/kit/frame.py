@@ -1,6 +1,6 @@
 """A block in the frame of the mean shape: what methods that read one share, from the training cases to the first pose.
 
-Half of training's views lie near the pose that the points have, as in the last looks; the others anywhere in the range
+Half of training's views lie near the pose that the points have, as in the last views; the others anywhere in the range
 of poses, as in the first.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,6 +25,11 @@ def norm(ndim: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
 def convolve(ndim: int) -> Callable[..., torch.Tensor]:
     """The convolution function of a dimension."""
     return F.conv2d if ndim == 2 else F.conv3d
+
+
+def lattice(lines: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(K, D) the points of a lattice in array order, x first, whose places along the array's axes are ``lines``."""
+    return torch.stack(torch.meshgrid(*lines, indexing="ij")[::-1], -1).reshape(-1, len(lines))
 
 
 def plain_precision(x: torch.Tensor, training: bool) -> AbstractContextManager[object]:

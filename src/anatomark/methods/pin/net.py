@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 
+from anatomark.methods.kit.layers import conv, norm, plain_precision
 from anatomark.methods.kit.precision import conv_precision
-
-
-def _norm(ndim: int, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if ndim == 2 else nn.BatchNorm3d(channels)
 
 
 class ContextNet(nn.Module):
@@ -19,14 +14,14 @@ class ContextNet(nn.Module):
 
     def __init__(self, ndim: int, px: int, landmarks: int, width: int = 16):
         super().__init__()
-        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+        layer, normed = conv(ndim), norm(ndim)
         widths = [width, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
         before, size = 1, px
         for w in widths:
-            layers += [conv(before, w, 3, stride=2, padding=1), _norm(ndim, w), nn.ReLU(inplace=True)]
+            layers += [layer(before, w, 3, stride=2, padding=1), normed(w), nn.ReLU(inplace=True)]
             if w != widths[0]:
-                layers += [conv(w, w, 3, padding=1), _norm(ndim, w), nn.ReLU(inplace=True)]
+                layers += [layer(w, w, 3, padding=1), normed(w), nn.ReLU(inplace=True)]
             before, size = w, (size + 1) // 2
         self.body = nn.Sequential(*layers)
         self.ndim, self.landmarks = ndim, landmarks
@@ -40,9 +35,7 @@ class ContextNet(nn.Module):
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
         """(B, N, D)."""
-        # torch 2.13's bf16 weight gradient of small 3D convolutions is garbage now and then on the CPU (inf, NaN)
-        unsafe = self.training and self.ndim == 3 and block.device.type == "cpu"
-        with nullcontext() if unsafe else conv_precision(block.device):
+        with plain_precision(block, self.training):
             features = self.body(block)
         points: torch.Tensor = self.head(features.float())
         return points.view(-1, self.landmarks, self.ndim)
@@ -83,17 +76,17 @@ class PatchNet(nn.Module):
         x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
         levels = []
         with conv_precision(patches.device):
-            for i, (conv, norm, film) in enumerate(zip(self.convs, self.norms, self.films, strict=True)):
+            for i, (layer, normed, film) in enumerate(zip(self.convs, self.norms, self.films, strict=True)):
                 if i != 1:
-                    x = nn.functional.max_pool2d(conv(x), 2) if i == 0 else conv(nn.functional.max_pool2d(x, 2))
+                    x = nn.functional.max_pool2d(layer(x), 2) if i == 0 else layer(nn.functional.max_pool2d(x, 2))
                 else:
-                    x = conv(x)
-                x = norm(x)
+                    x = layer(x)
+                x = normed(x)
                 gain, shift = film.to(x.dtype).repeat(b, 1)[:, :, None, None].chunk(2, 1)
                 x = torch.relu(torch.addcmul(x + shift, x, gain))
                 levels.append(x)
-            for conv, skip in zip(self.up, (levels[2], levels[1]), strict=True):
-                x = torch.relu(skip + nn.functional.interpolate(conv(x), scale_factor=2, mode="nearest"))
+            for layer, skip in zip(self.up, (levels[2], levels[1]), strict=True):
+                x = torch.relu(skip + nn.functional.interpolate(layer(x), scale_factor=2, mode="nearest"))
             x = torch.relu(self.mix_norm(self.mix(x)))
         k = x.shape[-1]
         features = x.float().permute(0, 2, 3, 1).reshape(b, n, k * k, -1)

@@ -271,7 +271,7 @@ class PaperPIN(Method):
         """The states (S, n) after T updates; one network call for all of them in each."""
         volume, cut = work.array[0], None
         with evaluating(net), torch.inference_mode():
-            prepared = net.prepare(_device(net))
+            prepared = net.prepare()
             for _ in range(self.iterations):
                 cut = cut_planes(volume, space.decode(states), self.config.patch_px, cut)
                 d, logits = net(_channels_first(torch.from_numpy(cut), net), prepared)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.folding import conv_dtype
 
 MAPS = (32, 64, 128, 256, 512)
 HIDDEN = 1024
@@ -44,7 +44,7 @@ class PaperNet(nn.Module):
         ``prepared`` is what :meth:`prepare` gave, for repeated calls with unchanged weights.
         """
         if prepared is None:
-            prepared = self.prepare(patches.device)
+            prepared = self.prepare()
         x = patches.to(prepared[0][0].dtype).contiguous(memory_format=torch.channels_last)
         for weight, bias in prepared:
             # the same as pooling what is rectified, at a quarter of the rectifications
@@ -52,9 +52,9 @@ class PaperNet(nn.Module):
         features = x.flatten(1).float()
         return self.regression(features), self.classification(features)
 
-    def prepare(self, device: torch.device | str = "cpu") -> Prepared:
+    def prepare(self) -> Prepared:
         """The convolutions' weights and biases as the forward pass wants them: its dtype, channels last."""
-        dtype = conv_dtype(device)
+        dtype = conv_dtype(next(self.parameters()).device)
         pairs = [(conv.get_parameter("weight"), conv.get_parameter("bias")) for conv in self.convs]
         return [(w.to(dtype, memory_format=torch.channels_last), b.to(dtype)) for w, b in pairs]
 
@@ -66,11 +66,6 @@ def feature_sizes(patch_px: int) -> list[int]:
         patch_px = (patch_px - 2) // 2
         sizes.append(patch_px)
     return sizes
-
-
-def conv_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where :func:`conv_precision` chooses it, else float32."""
-    return torch.bfloat16 if isinstance(conv_precision(torch.device(device)), torch.autocast) else torch.float32
 
 
 def _branch(inputs: int, outputs: int, dropout: float) -> nn.Sequential:

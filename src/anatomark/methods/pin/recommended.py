@@ -11,7 +11,7 @@ PCA's subspace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,12 +23,13 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
-from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Evidence, Method, Stage, Study, Task
-from anatomark.methods.kit.anatomy import Anatomy, ShapeModel, adapted_anatomy, block_for, start_centre
+from anatomark.methods.kit.anatomy import ShapeModel, adapted_anatomy, block_for
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
+from anatomark.methods.kit.frame import first_poses, guessed_points, prepare_shapes
 from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes, read_block, read_patches
+from anatomark.methods.kit.views import turned
 from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
 from anatomark.methods.pin.net import ContextNet, PatchNet
 from anatomark.methods.pin.votes import read_votes, vote_loss
@@ -81,17 +82,10 @@ class PIN(Method):
     @classmethod
     def prepare(cls, config: PINConfig, study: Study) -> PINFacts:
         """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
-        c = config
-        anatomy = Anatomy.of(
-            study.cases, study.names, study.intensity, rotations_deg=c.rotations_deg, warp_mm=c.warp_mm
-        )
-        shape = anatomy.shape_model(variance=c.shape_variance, most=c.shape_modes, copies=c.warped_copies)
-        return PINFacts(
-            **study.facts(anatomy.mean.shape[1]),
-            **anatomy.facts(shift=c.shift),
-            shape=shape.to_json(),
-            levels=c.levels or default_levels(anatomy.spacing / anatomy.radius),
-        )
+        anatomy, shape = prepare_shapes(config, study)
+        levels = config.levels or default_levels(anatomy.spacing / anatomy.radius)
+        frame = {**study.facts(anatomy.mean.shape[1]), **anatomy.facts(shift=config.shift)}
+        return PINFacts(**frame, shape=shape, levels=levels)
 
     @classmethod
     def adapted(cls, facts: PINFacts, old: Any) -> PINFacts:
@@ -160,13 +154,7 @@ class PIN(Method):
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case seen from a random state near its truth."""
-        truth = case.landmarks.points
-        pose = procrustes(self.mean, truth)
-        warp = self._warps.draw(rng, pose) if rng.random() < self.config.warp_share else None
-        if warp is not None:
-            truth = warp[1](truth)
-            pose = procrustes(self.mean, truth)
-        read = warp[0] if warp is not None else None
+        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, self.config.warp_share)
         if stage.index == 0:
             batch = self._context_example(case, truth, pose, read, rng)
         else:
@@ -243,9 +231,7 @@ class PIN(Method):
         if start is None:
             pose, b = self._find_pose(parts.whole(self._context_spacing))
         else:
-            guess = start.select(self.names).points
-            if not np.isfinite(guess).any():
-                raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
+            guess = guessed_points(self.names, start)
             pose = procrustes(self.mean, guess)
             b = self.model.encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
@@ -272,36 +258,28 @@ class PIN(Method):
 
     def _find_pose(self, image: Image) -> tuple[Pose, Array]:
         """Pose and shape from the coarse block: many rotations, their median, then again upright."""
-        c, d = self.config, self.ndim
         rng = np.random.default_rng(7)
-        centre = start_centre(image) + np.asarray(self.facts.start_offset_mm)
-        full = self.rotations >= 180
-        turns = [random_rotation(rng, d) if full else np.eye(d) for _ in range(c.context_starts if full else 1)]
-        axes = np.stack(turns)
-        centres = np.repeat(centre[None], len(turns), 0)
-        pose, b = self.model.fit(np.median(self._context_points(image, centres, axes), 0))
+        pose, b = self._context_pose(image, first_poses(self.facts, image, rng, self.config.context_starts))
         for i, limit in enumerate(PASSES_DEG):
             count = self._starts(last=i == len(PASSES_DEG) - 1)
-            upright = [random_rotation(rng, d, limit) for _ in range(count)]
-            axes = np.stack([pose.rotation @ t * pose.scale for t in upright])
-            centres = np.repeat(pose.apply(np.zeros(d))[None], len(upright), 0)
-            pose, b = self.model.fit(np.median(self._context_points(image, centres, axes), 0))
+            pose, b = self._context_pose(image, turned(pose, rng, count, limit))
         return pose, b
 
-    def _context_points(self, image: Image, centres: Array, axes: Array) -> Array:
+    def _context_pose(self, image: Image, poses: Sequence[Pose]) -> tuple[Pose, Array]:
+        """Pose and shape that the coarse block shows, seen from these poses."""
         half = self.config.context_cover * self.radius / 2
+        axes, centres = np.stack([p.rotation * p.scale for p in poses]), np.stack([p.translation for p in poses])
         block = read_block(image, centres, axes, self.config.context_px, self._context_spacing)
         local = self.context(block.to(self._weights_device)).cpu().double().numpy() * half
-        return centres[:, None] + np.einsum("mij,mnj->mni", axes, local)
+        return self.model.fit(np.median(centres[:, None] + np.einsum("mij,mnj->mni", axes, local), 0))
 
     def _votes(
         self, k: int, images: Mapping[str, Image], pose: Pose, world: Array, rng: np.random.Generator, count: int
     ) -> tuple[Array, Array]:
         """Where the patches of ``count`` starts around ``world`` (N, D) see the landmarks: votes (M, N, D) world mm,
         and each landmark's weight (N,), the inverse of its distributions' variance."""
-        level, d = self.levels[k], self.ndim
-        turns = [random_rotation(rng, d, level.rotation_deg / 2) for _ in range(count)]
-        poses = [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
+        level = self.levels[k]
+        poses = turned(pose, rng, count, level.rotation_deg / 2)
         jitter = _in_ball(rng, (count, *world.shape)) * level.reach * self.radius * 0.2
         state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
         mean, variance = self._read(k, images, state)
@@ -325,9 +303,9 @@ class PIN(Method):
 
 
 def _masked(name: str, target: Array) -> Batch:
-    known = np.asarray(np.isfinite(target).all(-1))
-    filled = np.where(known[:, None], target, 0.0)
-    return {name: torch.from_numpy(filled).float(), f"{name}_mask": torch.from_numpy(known).float()}
+    annotated = np.asarray(np.isfinite(target).all(-1))
+    filled = np.where(annotated[:, None], target, 0.0)
+    return {name: torch.from_numpy(filled).float(), f"{name}_mask": torch.from_numpy(annotated).float()}
 
 
 def _in_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -17,16 +17,16 @@ BATCH = 64
 def fit_autoencoder(space: AutoencoderSpace, shapes: Array, steps: int, seed: int) -> None:
     """Trains ``space.net`` on shapes (M, N, D) in voxels, NaN = missing, under random similarity jitter; freezes it.
 
-    Adam 1e-3 with a cosine schedule on the mean squared error of known coordinates. A second or two for 1000 steps.
+    Adam 1e-3 with a cosine schedule on the mean squared error of annotated coordinates. A second or two for 1000 steps.
     """
     net, rng = space.net, np.random.default_rng([seed, 1])
     device = net.latent_sd.device
     full = np.stack([space.completed(s) for s in shapes])
     source = rng.integers(len(shapes), size=POOL)
     pool = np.stack([space.standardised(jittered(full[k], rng)) for k in source])
-    known = np.isfinite(shapes).reshape(len(shapes), -1)[source]
+    annotated = np.isfinite(shapes).reshape(len(shapes), -1)[source]
     x = torch.as_tensor(pool, dtype=torch.float32, device=device)
-    mask = torch.as_tensor(known, dtype=torch.float32, device=device)
+    mask = torch.as_tensor(annotated, dtype=torch.float32, device=device)
     net.train().requires_grad_(True)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -73,9 +73,9 @@ class PointSpace:
     def starts(self, size: Array, guess: Array | None) -> Array:
         """Centre (or guess) and neighbours at a quarter of the image size (16th around a guess)."""
         centre, reach = (size - 1) / 2, size / 4
-        known = None if guess is None else self.encode(guess)
-        if known is not None:
-            centre, reach = known, reach * GUESSED
+        state = None if guess is None else self.encode(guess)
+        if state is not None:
+            centre, reach = state, reach * GUESSED
         return np.asarray(centre + self._pattern * reach)
 
 
@@ -121,8 +121,8 @@ class ShapeSpace:
 
     def starts(self, size: Array, guess: Array | None) -> Array:
         """b = 0 and the drawn ones; around a guess, the same in a smaller box."""
-        known = None if guess is None else self.encode(guess)
-        centre, part = (np.zeros(self.size), 1.0) if known is None else (known, GUESSED)
+        state = None if guess is None else self.encode(guess)
+        centre, part = (np.zeros(self.size), 1.0) if state is None else (state, GUESSED)
         return np.concatenate([centre[None], centre + self._offsets * self.reach * part])
 
 

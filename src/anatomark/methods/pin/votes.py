@@ -38,15 +38,15 @@ def vote_loss(
     cells = cell_centres(k, flat.device)
     mean = plane_means(flat.softmax(-1), k)
     seen = torch.stack([target[..., list(p)] for p in planes(target.shape[-1])], -2)  # (B, N, P, 2)
-    known = mask[..., None] * (seen.abs() < 1).all(-1)
+    learned = mask[..., None] * (seen.abs() < 1).all(-1)
     sigma = cell_sigma * 2 / k
     near = [torch.exp(-0.5 * ((cells - seen[..., a, None]) / sigma) ** 2) for a in (0, 1)]
     goal = (near[1][..., :, None] * near[0][..., None, :]).flatten(-2)
     goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-12)
     cross = -(goal * flat.log_softmax(-1)).sum(-1)
     miss = F.smooth_l1_loss(mean, seen, reduction="none", beta=0.02).mean(-1)
-    count = known.sum().clamp(min=1)
-    classification, regression = (cross * known).sum() / count, (miss * known).sum() / count
+    count = learned.sum().clamp(min=1)
+    classification, regression = (cross * learned).sum() / count, (miss * learned).sum() / count
     loss = alpha * classification + (1 - alpha) * REGRESSION_WEIGHT * regression
     return {"loss": loss, "classification": classification.detach(), "regression": regression.detach()}
 

@@ -1,4 +1,4 @@
-"""The network of T2DL's recommended preset: a lean patch regressor for blocks in a known frame."""
+"""The network of T2DL's recommended preset: a lean patch regressor for blocks in the anatomy's frame."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, norm, plain_precision
+from anatomark.methods.kit.layers import conv, lattice, norm, plain_precision
 
 
 class BlockRegressor(nn.Module):
     """From blocks (B, 1, px, ..., px) to what each of their ``cells`` ^ D cells says of all landmarks.
 
     Convolutions of 4 with stride 2 (BN, ReLU), one for each of ``maps``, are shared by all cells and valid: a cell sees
-    a patch of ``patch`` voxels, ``stride`` voxels from cell to cell. In a known frame a cell always sees the same part
+    a patch of ``patch`` voxels, ``stride`` voxels from cell to cell. In that frame a cell always sees the same part
     of the anatomy, so the layer that reads its last maps (2 ^ D places of them) is each cell's own: without that the
     same error took more than twice the training. The layers after it are shared again. ``field``: each cell also says
     an affine field, which all landmarks share and teach.
@@ -65,8 +65,7 @@ class BlockRegressor(nn.Module):
     def centres(self) -> torch.Tensor:
         """(K, D) the cells' centres from the middle of the block, in voxels, in array order, x first."""
         line = torch.arange((self.px - self.patch) // self.stride + 1) * float(self.stride) + (self.patch - self.px) / 2
-        grids = torch.meshgrid(*[line] * self.ndim, indexing="ij")
-        return torch.stack(grids[::-1], -1).reshape(-1, self.ndim)
+        return lattice([line] * self.ndim)
 
     def features(self, blocks: torch.Tensor) -> torch.Tensor:
         """(B, K, hidden) float32 of the K cells, in array order."""

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anatomark.methods.base import PerLandmark
 from anatomark.methods.kit.folding import Folded, cast, conv_dtype, fold, folded
-from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
+from anatomark.methods.kit.layers import conv, convolve, lattice, norm, plain_precision
 
 STRIDE = 8  # voxels from cell to cell: three poolings by 2
 STEM_VOXELS = 700_000  # of the first block at once: bounds memory, and keeps a slab near the cache
@@ -90,9 +90,7 @@ class PatchRegressor(nn.Module):
     def centres(self, shape: Sequence[int]) -> torch.Tensor:
         """(K, D) voxel coordinates of the cells' centres in an image of this shape, in array order, x first:
         (patch - 1) / 2 + 8 k."""
-        lines = [torch.arange(n) * float(STRIDE) + (self.patch - 1) / 2 for n in self.cells(shape)]
-        grids = torch.meshgrid(*lines, indexing="ij")
-        return torch.stack(grids[::-1], -1).reshape(-1, len(lines))
+        return lattice([torch.arange(n) * float(STRIDE) + (self.patch - 1) / 2 for n in self.cells(shape)])
 
     # ------------------------------------------------------------------ the trunk, layer by layer
 

@@ -59,7 +59,7 @@ class T2DLConfig(FrameConfig):
     rank: int = Field(default=32, ge=1)  # of the joint layers
     decode: Literal["mean", "stage1", "votes", "full"] = "full"  # what the points are read from, for comparisons
     passes: int = Field(default=4, ge=1)  # times that the block is read anew in the pose found
-    settle: bool | None = None  # whether the mean picture draws the block onto itself before the looks; None: in 3D
+    settle: bool | None = None  # whether the mean picture draws the block onto itself before the views; None: in 3D
     settled_share: float = Field(default=0.4, ge=0, le=1)  # of training views that are drawn onto it
     field: bool | None = None  # whether landmarks share an affine field of each cell; None: where there are over 96
     looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged

@@ -31,7 +31,7 @@ def vote_loss(
     """Cross entropy of the cells, distance of the votes near the landmark, distance of their weighted mean.
 
     ``logits`` (B, N, P, k * k + 1), ``votes`` (B, N, P, 2, k * k), ``target`` (B, N, D) in cells along the model's
-    axes, ``mask`` (B, N) 0 = nothing known. A landmark beyond a plane's border belongs to the class "not in here".
+    axes, ``mask`` (B, N) 0 = not annotated. A landmark beyond a plane's border belongs to the class "not in here".
     """
     k = round((logits.shape[-1] - 1) ** 0.5)
     seen = torch.stack([target[..., list(p)] for p in planes(target.shape[-1])], -2)  # (B, N, P, 2)
@@ -41,15 +41,15 @@ def vote_loss(
     goal = torch.exp(-0.5 * square / BLUR**2)
     goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-9) * inside[..., None]
     goal = torch.cat([goal, (~inside)[..., None].float()], -1)
-    known = mask[..., None].expand(inside.shape)
+    learned = mask[..., None].expand(inside.shape)
     cross = -(goal * logits.log_softmax(-1)).sum(-1)
     absolute = centres + votes
     near = torch.exp(-0.5 * square / NEAR**2)
     own = (_length(absolute - seen[..., None], -2) * near).sum(-1) / near.sum(-1).clamp(min=1e-6)
     p = logits[..., :-1].softmax(-1)
     mean = _length((p[..., None, :] * absolute).sum(-1) - seen, -1)
-    here = known * inside
-    classification = (cross * known).sum() / known.sum().clamp(min=1)
+    here = learned * inside
+    classification = (cross * learned).sum() / learned.sum().clamp(min=1)
     regression = ((own + mean) * here).sum() / here.sum().clamp(min=1)
     loss = alpha * classification + (1 - alpha) * regression
     return {"loss": loss, "classification": classification.detach(), "regression": regression.detach()}

@@ -23,12 +23,13 @@ from anatomark.core.image import Image
 from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
-from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
+from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
 from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes, read_patches
+from anatomark.methods.kit.views import turned
 from anatomark.model.refine.cellvotes import read_votes, vote_loss
 from anatomark.model.refine.levels import LevelFacts, sized
 from anatomark.model.refine.net import LocalNet
@@ -175,33 +176,27 @@ class Refiner(Method):
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Sub-images around places near the landmarks of a random warp of the case."""
         k, c = stage.index, self.config
-        truth = case.landmarks.points
-        pose = procrustes(self.mean, truth)
-        read = None
-        if rng.random() < c.warp_share:
-            read, move = self._warps.draw(rng, pose)
-            truth = move(truth)
-            pose = procrustes(self.mean, truth)
+        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
         turn = rotation_from_vector(rng.normal(0, np.radians(c.rotation_deg), 1 if self.ndim == 2 else 3))
         size = float(np.exp(rng.normal(0, c.log_scale)))
         state = Pose(pose.rotation @ turn, pose.translation, pose.scale * size)
         local = state.invert(truth)
-        known = np.asarray(np.isfinite(local).all(1))
+        defined = np.asarray(np.isfinite(local).all(1))
         level = self.facts.levels[k]
-        points = np.where(known[:, None], local, self.mean) + self._strayed(rng, level, len(local))
+        points = np.where(defined[:, None], local, self.mean) + self._strayed(rng, level, len(local))
         patches = self._patches(k, self._pyramid(case.images, k), [state], points[None], read)[0]
         if rng.random() < c.crop_share:
-            patches, beyond = self._cut(k, patches, points, np.where(known[:, None], local, points), rng)
+            patches, beyond = self._cut(k, patches, points, np.where(defined[:, None], local, points), rng)
             local = np.where(beyond[:, None], points + 1e3 * self.radius, local)
         absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
         local = np.where(absent[:, None], points + 1e3 * self.radius, local)  # "not in here", wherever it looks
-        known = known | absent
         target = (local - points) / (level.spacing_mm * STRIDE)
-        filled = np.where(known[:, None], target, 0.0)
+        learned = defined | absent
+        filled = np.where(learned[:, None], target, 0.0)
         return {
             "patches": random_intensity(patches, rng, c.intensity),
             "target": torch.from_numpy(filled).float(),
-            "mask": torch.from_numpy(known).float(),
+            "mask": torch.from_numpy(learned).float(),
         }
 
     def _strayed(self, rng: np.random.Generator, level: LevelFacts, count: int) -> Array:
@@ -293,8 +288,7 @@ class Refiner(Method):
         """Points (N, D), covariances (N, D, D) mm^2 and posterior mass (N,) that one level sees around ``world``."""
         d, looks, level = self.ndim, self.config.looks, self.facts.levels[k]
         pose = procrustes(self.mean, world)
-        turns = [random_rotation(rng, d, self.config.rotation_deg if looks > 1 else 0.0) for _ in range(looks)]
-        poses = [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
+        poses = turned(pose, rng, looks, self.config.rotation_deg if looks > 1 else 0.0)
         guess = np.stack([p.invert(world) for p in poses])
         points = guess + (rng.normal(0, JITTER * level.reach_mm, guess.shape) if looks > 1 else 0.0)
         half, reach = level.half_mm * pose.scale, level.reach_mm * pose.scale
@@ -315,8 +309,8 @@ class Refiner(Method):
         seen = np.where(mass[..., None] > 0.5, points + mean * cell, guess)  # nothing to see there: the guess stands
         places = np.stack([p.apply(x) for p, x in zip(poses, seen, strict=True)])
         axes = np.stack([p.rotation * p.scale * cell for p in poses])
-        turned = np.einsum("mij,mnjk,mlk->mnil", axes, cloud, axes)
+        cloud = np.einsum("mij,mnjk,mlk->mnil", axes, cloud, axes)
         middle = np.median(places, 0)
         off = places - middle
-        covariance = (turned + np.einsum("mni,mnj->mnij", off, off)).mean(0)
+        covariance = (cloud + np.einsum("mni,mnj->mnij", off, off)).mean(0)
         return middle, covariance, mass.mean(0)

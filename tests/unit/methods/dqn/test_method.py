@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import phantom
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.methods import find
-from anatomark.methods.base import Batch, Plan, TrainingCase
+from anatomark.methods.base import Batch
 from anatomark.methods.dqn import method as agent
-from anatomark.methods.dqn.method import AGENTS, DQN, DQNConfig
+from anatomark.methods.dqn.method import AGENTS, DQN, DQNConfig, DQNFacts
 from anatomark.methods.dqn.moves import Walk, directions, reward
-from anatomark.model.config import checked
+from anatomark.model.start import moved_weights
 from anatomark.training.optimise import make_optimizer, rate_factor, set_modes
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -183,8 +183,7 @@ def test_who_is_far_outside_walks_back_in_and_no_farther_out(ndim: int) -> None:
 # ---------------------------------------------------------------------- it learns and finds
 
 
-def test_both_presets_are_this_class_and_align() -> None:
-    assert find("dqn") is find("dqn", "paper") is DQN
+def test_both_presets_align() -> None:
     assert DQN.aligned
     paper = DQNConfig(**DQN.presets["paper"])
     assert (paper.patch_px, paper.scales, paper.double, paper.head_per_scale) == (45, [3, 2, 1], False, False)
@@ -250,7 +249,7 @@ def test_a_first_guess_is_where_the_agents_start(trained: Trained) -> None:
 
 def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
     config = DQNConfig.model_validate_json(trained.method.config.model_dump_json())
-    again = DQN(config, Plan.model_validate_json(trained.method.plan.model_dump_json()))
+    again = DQN(config, DQNFacts.model_validate_json(trained.method.facts.model_dump_json()))
     again.load_state_dict(trained.method.state_dict())
     image = trained.cases[3][0]
     np.testing.assert_array_equal(again.eval().locate(image).points, trained.method.locate(image).points)
@@ -348,7 +347,7 @@ def test_a_round_depends_on_weights_and_generator_alone() -> None:
     whole = untrained(2, cases, steps=60)
     train(whole, cases, 50)
     state = {k: v.clone() for k, v in whole.state_dict().items()}
-    resumed = DQN(whole.config, whole.plan)
+    resumed = DQN(whole.config, whole.facts)
     resumed.load_state_dict(state)
     (stage,) = whole.stages()
     known = phantom.training_cases(whole, cases)
@@ -363,8 +362,8 @@ def test_a_round_depends_on_weights_and_generator_alone() -> None:
 def test_what_is_not_annotated_is_nobodys_goal() -> None:
     image, truth = phantom.phantom(0, 2)
     method = untrained(2)
-    none = TrainingCase("none", method.working_images(image), phantom.without(truth, *"abcde"))
-    some = TrainingCase("some", none.images, phantom.without(truth, "c", "e"))
+    none = Case("none", given=phantom.without(truth, *"abcde"), images=method.working_images(image))
+    some = Case("some", given=phantom.without(truth, "c", "e"), images=none.images)
     (stage,) = method.stages()
     stream = method.collect([none, some], stage, np.random.default_rng(0))
     batches = [next(stream) for _ in range(8)]
@@ -391,8 +390,6 @@ def test_small_patches_are_refused() -> None:
 def test_even_kernels_are_refused_unless_pooled() -> None:
     with pytest.raises(ValueError, match="kernels must be odd unless pooled, found 4"):
         DQNConfig(layers=[(8, 5), (8, 4)])
-    with pytest.raises(InputError, match="kernels must be odd unless pooled"):
-        checked(DQNConfig, {"layers": [(8, 4)]}, "settings")
     assert DQNConfig(layers=[(8, 4)], pooled=True).pooled
 
 
@@ -411,12 +408,11 @@ def test_large_patches_go_through_the_network_few_at_a_time(trained: Trained, mo
 def test_another_model_lends_each_landmark_its_heads(head_per_scale: bool) -> None:
     old = untrained(2, head_per_scale=head_per_scale)
     old.learned += 5
-    plan = old.plan.model_copy(update={"names": ["c", "new", "a"]})
-    plan.facts["mean_shape"] = plan.facts["mean_shape"][:3]
-    new = DQN(old.config, plan)
-    state = new.adapt_state(old.state_dict(), old.plan.model_copy(update={"names": list("abcde")}))
-    assert "learned" not in state
+    names = ["c", "new", "a"]
+    new = DQN(old.config, old.facts.model_copy(update={"names": names, "mean_shape": old.facts.mean_shape[:3]}))
+    state = moved_weights(old.state_dict(), new.per_landmark(), names, old.names, new.state_dict())
     new.load_state_dict({**new.state_dict(), **state})
+    assert new.learned == 0  # it explores from the beginning
     frames = torch.rand(2, 4, 11, 11)
     for scale in range(3 if head_per_scale else 1):
         for mine, theirs in ((0, 2), (2, 0)):
@@ -425,9 +421,9 @@ def test_another_model_lends_each_landmark_its_heads(head_per_scale: bool) -> No
 
 
 def test_a_plan_keeps_the_voxel_of_the_old() -> None:
-    old, new = untrained(3, voxels=5).plan, untrained(3).plan
-    assert DQN.adapt_plan(new, old).facts["spacing_mm"] == old.facts["spacing_mm"]
-    assert DQN.adapt_plan(new, untrained(2).plan) is new
+    old, new = untrained(3, voxels=5).facts, untrained(3).facts
+    assert DQN.adapted(new, old).spacing_mm == old.spacing_mm
+    assert DQN.adapted(new, untrained(2).facts) is new
 
 
 def test_an_aligned_anatomy_lies_where_it_lies_in_the_template() -> None:
@@ -438,7 +434,7 @@ def test_an_aligned_anatomy_lies_where_it_lies_in_the_template() -> None:
     mean = np.mean([marks.points.mean(0) for _, marks in cases], 0)
     aside = Image(np.zeros((1, 9, 9, 9), np.float32), Grid.from_axes((9, 9, 9), np.eye(3), np.zeros(3)))
     np.testing.assert_allclose(method._first_points(aside, None).mean(0), mean, atol=0.5)
-    assert method.plan.facts["start_shift_mm"] == pytest.approx(0.06 * method.radius)
+    assert method.facts.start_shift_mm == pytest.approx(0.06 * method.radius)
 
 
 def test_a_single_landmark_has_an_agent_too() -> None:
@@ -447,7 +443,7 @@ def test_a_single_landmark_has_an_agent_too() -> None:
     study = replace(phantom.study([(image, one)]), names=("b",))
     config = DQNConfig(**{**SMALL, "patch_px": 7})
     method = DQN(config, DQN.prepare(config, study))
-    case = TrainingCase("a", method.working_images(image), one)
+    case = Case("a", given=one, images=method.working_images(image))
     (stage,) = method.stages()
     batch = next(method.collect([case], stage, np.random.default_rng(0)))
     assert method.loss(batch, stage)["loss"].isfinite()

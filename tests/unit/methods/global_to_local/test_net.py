@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from anatomark.methods.global_to_local.net import CoarseNet, cell_centres
+from anatomark.methods.global_to_local.net import CoarseNet, block_cells
 from anatomark.methods.kit.precision import use_bf16
 
 PER_LANDMARK = ("head", "offset", "sharpness", "nowhere.weight", "nowhere.bias")
@@ -37,7 +37,7 @@ def test_a_block_must_come_down_to_the_bottleneck() -> None:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_cells_are_counted_as_arrays_are_and_measured_in_the_order_of_axes(ndim: int) -> None:
-    centres = cell_centres(ndim, 4)
+    centres = block_cells(ndim, 4)
     assert centres.shape == (4**ndim, ndim)
     torch.testing.assert_close(centres.mean(0), torch.zeros(ndim))
     steps = [centres[4**a] - centres[0] for a in range(ndim)]  # the fastest axis is x

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from anatomark import methods
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Plan, Stage, Study, StudyCase, TrainingCase
-from anatomark.methods.global_to_local.paper import PublishedConfig, PublishedGlobalToLocal, cut
+from anatomark.methods.base import Batch, Evidence, Stage, Study
+from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, PaperGlobalToLocalConfig, cut
 from anatomark.methods.global_to_local.votes import cell_centres, decode
 from anatomark.methods.kit.precision import use_bf16
+from anatomark.model.start import moved_weights
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {
@@ -50,29 +51,29 @@ def phantom(seed: int, ndim: int = 2, turn: np.ndarray | None = None) -> tuple[I
 
 
 def study(cases: Cases) -> Study:
-    made = [StudyCase(str(i), marks, lambda image=image: image) for i, (image, marks) in enumerate(cases)]
+    made = [Case(str(i), given=landmarks, held=image) for i, (image, landmarks) in enumerate(cases)]
     return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5})
 
 
-def make(cases: Cases, **settings: Any) -> PublishedGlobalToLocal:
+def make(cases: Cases, **settings: Any) -> PaperGlobalToLocal:
     torch.manual_seed(0)
-    config = PublishedConfig(**{**SMALL, **settings})
-    plan = PublishedGlobalToLocal.prepare(config, study(cases))
-    return PublishedGlobalToLocal(config, Plan.model_validate(json.loads(plan.model_dump_json()))).eval()
+    config = PaperGlobalToLocalConfig(**{**SMALL, **settings})
+    facts = PaperGlobalToLocal.prepare(config, study(cases))
+    return PaperGlobalToLocal(config, type(facts).model_validate(json.loads(facts.model_dump_json()))).eval()
 
 
-def training(method: PublishedGlobalToLocal, cases: Cases) -> list[TrainingCase]:
-    return [TrainingCase(str(i), method.working_images(x), m) for i, (x, m) in enumerate(cases)]
+def training(method: PaperGlobalToLocal, cases: Cases) -> list[Case]:
+    return [Case(str(i), given=m, images=method.working_images(x)) for i, (x, m) in enumerate(cases)]
 
 
-def stacked(method: PublishedGlobalToLocal, read: list[TrainingCase], stage: Stage, rng: np.random.Generator) -> Batch:
+def stacked(method: PaperGlobalToLocal, read: list[Case], stage: Stage, rng: np.random.Generator) -> Batch:
     drawn = [method.examples(read[rng.integers(len(read))], stage, rng) for _ in range(stage.batch)]
     return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
 
 
-def train(method: PublishedGlobalToLocal, cases: Cases, stage: Stage, steps: int, lr: float) -> None:
+def train(method: PaperGlobalToLocal, cases: Cases, stage: Stage, steps: int, lr: float) -> None:
     read, rng = training(method, cases), np.random.default_rng(1)
-    method.begin(stage, {})
+    method.begin(stage, Evidence())
     net = method.get_submodule(stage.modules[0]).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, amsgrad=stage.amsgrad)
     for step in range(steps):
@@ -83,7 +84,7 @@ def train(method: PublishedGlobalToLocal, cases: Cases, stage: Stage, steps: int
     net.eval()
 
 
-def error(method: PublishedGlobalToLocal, cases: Cases) -> float:
+def error(method: PaperGlobalToLocal, cases: Cases) -> float:
     return float(np.mean([method.locate(x).errors_to(m) for x, m in cases]))
 
 
@@ -122,7 +123,7 @@ def test_it_learns_a_phantom_in_two_stages() -> None:
     assert errors[:2].mean() < 0.3 < errors[2]
 
 
-def literal(method: PublishedGlobalToLocal, image: Image) -> np.ndarray:
+def literal(method: PaperGlobalToLocal, image: Image) -> np.ndarray:
     """As published: plain layers, whole image, then one landmark after the other; world mm."""
     work = method.working_images(image)["work"]
     q, n = method.global_net.stride, len(NAMES)
@@ -199,14 +200,14 @@ def test_what_is_known_of_a_landmark() -> None:
     method = make([(image, marks)])
     points = np.where(np.array([[True], [False], [False]]), marks.points, np.nan)
     states = (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED)
-    case = TrainingCase("x", method.working_images(image), Landmarks(NAMES, points, states))
+    case = Case("x", given=Landmarks(NAMES, points, states), images=method.working_images(image))
     crop, local = method.stages()
     rng = np.random.default_rng(0)
     one = method.examples(case, crop, rng)
-    assert one["placed"].tolist() == [1, 0, 0] and one["known"].tolist() == [1, 1, 0]
+    assert one["defined"].tolist() == [1, 0, 0] and one["judged"].tolist() == [1, 1, 0]
     assert torch.isfinite(one["points"]).all()
     one = method.examples(case, local, rng)
-    assert one["placed"].tolist() == one["known"].tolist() == [1, 0, 0]
+    assert one["defined"].tolist() == one["judged"].tolist() == [1, 0, 0]
     method.train()
     loss = method.loss({k: torch.stack([v, v]) for k, v in one.items()}, local)["loss"]
     loss.backward()
@@ -225,20 +226,17 @@ def test_presets_are_the_published_settings() -> None:
             ("paper-ccta", volume, 1.5, 8, 72, 8),
             ("paper-olfactory-mr", volume, 0.47, 8, 72, 2),
         ):
-            cls = methods.find("global_to_local", preset)
-            config = cls.Config(**cls.presets[preset])
-            marks = Landmarks(("x",), np.ones((1, image.ndim)))
-            plan = cls.prepare(config, Study([StudyCase("1", marks, lambda i=image: i)], ("x",), "ct", {}))
-            method = cls(config, plan)
-            assert isinstance(method, PublishedGlobalToLocal)
-            assert (method.spacing_mm, method.global_net.stride, method.crop_px, method.weight) == (
-                spacing, q, crop, weight,
-            )  # fmt: skip
+            config = PaperGlobalToLocalConfig(**PaperGlobalToLocal.presets[preset])
+            case = Case("1", given=Landmarks(("x",), np.ones((1, image.ndim))), held=image)
+            facts = PaperGlobalToLocal.prepare(config, Study([case], ("x",), "ct", {}))
+            method = PaperGlobalToLocal(config, facts)
+            assert (facts.spacing_mm, facts.crop_px, facts.classification_weight) == (spacing, crop, weight)
+            assert method.global_net.stride == q
             one, many = method.stages()
             assert (one.steps, one.schedule) == (300_000, "constant")
             assert (many.steps, many.schedule) == (310_000, "restarts")
             assert all((s.batch, s.lr, s.amsgrad, s.weight_decay) == (4, 1e-3, True, 0) for s in (one, many))
-            assert many.options["cycles"] == 5 and method.config.local_px == 16
+            assert many.cycles == 5 and method.config.local_px == 16
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
@@ -248,14 +246,14 @@ def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(InputError, match="spacing_mm"):
         make(cases, spacing_mm=5.0)
     with pytest.raises(ValueError, match="1 or more"):
-        PublishedConfig(blocks=[0, 1, 1, 1])
+        PaperGlobalToLocalConfig(blocks=[0, 1, 1, 1])
 
 
 def test_weights_move_to_landmarks_of_their_name() -> None:
     old = make([phantom(0)])
-    plan = old.plan.model_copy(update={"names": ["c", "new", "a"]})
-    new = PublishedGlobalToLocal(old.config, plan).eval()
-    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    facts = old.facts.model_copy(update={"names": ["c", "new", "a"]})
+    new = PaperGlobalToLocal(old.config, facts).eval()
+    new.load_state_dict(moved_weights(old.state_dict(), new.per_landmark(), facts.names, old.names, new.state_dict()))
     image = phantom(3)[0]
     a, b = old.locate(image), new.locate(image)
     assert np.allclose(a["a"], b["a"], atol=1e-4) and np.allclose(a["c"], b["c"], atol=1e-4)

@@ -8,26 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from anatomark.methods.global_to_local.looks import (
-    Hypotheses,
-    Look,
-    inside_image,
-    log_votes,
-    read_votes,
-    weighted_median,
-)
 
 import phantom
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods import find
-from anatomark.methods.base import Plan, TrainingCase
-from anatomark.methods.global_to_local.net import Votes, cell_centres
-from anatomark.methods.global_to_local.recommended import CoarseConfig, GlobalToLocal, _random_cuts
+from anatomark.methods.base import Task
+from anatomark.methods.global_to_local.consensus import Hypotheses, inside_image, weighted_median
+from anatomark.methods.global_to_local.net import BlockVotes, block_cells, log_votes, read_votes
+from anatomark.methods.global_to_local.recommended import GlobalToLocal, GlobalToLocalConfig, _random_cuts
 from anatomark.methods.global_to_local.votes import log_displacement
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.methods.kit.views import Views
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -40,7 +36,7 @@ WINDOW = {"kind": "window", "low": 0.0, "high": 270.0}
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> GlobalToLocal:
     """Planned from ``cases`` (one phantom where none are given); a fixed window, as a crop may lack the brightest."""
     # so few steps learn few warps, and in 2D a pose is easily mistaken for another
-    config = CoarseConfig(**{**SMALL, "warp_share": 0.2 if ndim == 2 else 0.3, **settings})
+    config = GlobalToLocalConfig(**{**SMALL, "warp_share": 0.2 if ndim == 2 else 0.3, **settings})
     study = replace(phantom.study(cases or [phantom.phantom(0, ndim)]), intensity=WINDOW)
     torch.manual_seed(1)
     return GlobalToLocal(config, GlobalToLocal.prepare(config, study))
@@ -72,9 +68,12 @@ def cropped(image: Image, axis: int, first: int, end: int) -> Image:
 # ---------------------------------------------------------------------- it learns and finds
 
 
-def test_it_is_the_recommended_preset_and_asks_for_the_refiner() -> None:
-    assert find("global_to_local") is GlobalToLocal
+def test_it_asks_for_the_refiner_and_suits_2d_with_it() -> None:
     assert GlobalToLocal.refined
+    task = Task(2, 19, 120, 60.0, 80.0, 0.1, refined=True)
+    assert GlobalToLocal.suits(task) == "the best with the refiner on images held out of training"
+    for other in ({"ndim": 3}, {"refined": False}, {"turned_deg": 61.0}):
+        assert GlobalToLocal.suits(replace(task, **other)) is None
 
 
 def test_the_phantoms_are_learned(trained: Trained) -> None:
@@ -138,8 +137,8 @@ def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
 
 def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
     method = trained.method
-    config = CoarseConfig.model_validate_json(method.config.model_dump_json())
-    again = GlobalToLocal(config, Plan.model_validate_json(method.plan.model_dump_json()))
+    config = GlobalToLocalConfig.model_validate_json(method.config.model_dump_json())
+    again = GlobalToLocal(config, AnatomyFacts.model_validate_json(method.facts.model_dump_json()))
     again.load_state_dict(method.state_dict())
     image = trained.cases[3][0]
     np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
@@ -213,7 +212,7 @@ def test_what_is_not_annotated_changes_nothing() -> None:
     whole, holed = phantom.training_cases(method, [(image, truth), (image, phantom.without(truth, "c"))])
     stage = method.stages()[0]
     batch = method.examples(holed, stage, np.random.default_rng(0))
-    assert batch["known"].tolist() == [1, 1, 0, 1, 1]
+    assert batch["defined"].tolist() == [1, 1, 0, 1, 1]
     assert not batch["here"][2]
     assert all(values.isfinite().all() for values in batch.values())
     method.train()
@@ -224,7 +223,7 @@ def test_what_is_not_annotated_changes_nothing() -> None:
     first = method.loss(two, stage)["loss"]
     torch.manual_seed(0)
     torch.testing.assert_close(method.loss(other, stage)["loss"], first)
-    assert not torch.equal(method.examples(whole, stage, np.random.default_rng(0))["known"], batch["known"])
+    assert not torch.equal(method.examples(whole, stage, np.random.default_rng(0))["defined"], batch["defined"])
 
 
 def test_an_example_depends_on_its_generator_alone() -> None:
@@ -242,12 +241,12 @@ def test_an_example_depends_on_its_generator_alone() -> None:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_votes_are_the_posteriors_mean_whatever_the_direct_point(ndim: int) -> None:
-    centres = cell_centres(ndim, 4)
+    centres = block_cells(ndim, 4)
     truth = torch.tensor([[[0.3, -1.2, 0.9][:ndim]]])
     wrong = truth + 1.0
     exact = log_displacement(truth[:, :, None] - centres) - log_displacement(wrong[:, :, None] - centres)
     logits = torch.randn(1, 1, 4**ndim + 1, generator=torch.Generator().manual_seed(0))
-    votes = Votes(wrong, logits, exact)
+    votes = BlockVotes(wrong, logits, exact)
     torch.testing.assert_close(log_votes(votes, centres), log_displacement(truth[:, :, None] - centres))
     mean, cloud, here = read_votes(votes, centres)
     torch.testing.assert_close(mean, truth, atol=1e-4, rtol=0)
@@ -256,10 +255,10 @@ def test_votes_are_the_posteriors_mean_whatever_the_direct_point(ndim: int) -> N
 
 
 def test_two_opinions_spread_along_the_line_between_them() -> None:
-    centres = cell_centres(2, 4)
+    centres = block_cells(2, 4)
     logits = torch.full((1, 1, 17), -50.0)
     logits[0, 0, 0] = logits[0, 0, 3] = 0.0  # the first row's ends, 3 cells apart along x, each for its own centre
-    votes = Votes(torch.zeros(1, 1, 2), logits, -log_displacement(-centres)[None, None])
+    votes = BlockVotes(torch.zeros(1, 1, 2), logits, -log_displacement(-centres)[None, None])
     mean, cloud, here = read_votes(votes, centres)
     torch.testing.assert_close(mean[0, 0], (centres[0] + centres[3]) / 2)
     torch.testing.assert_close(cloud[0, 0], torch.tensor([[2.25, 0.0], [0.0, 0.0]]), atol=1e-5, rtol=0)
@@ -275,13 +274,13 @@ def test_theweighted_median_is_the_median_and_heeds_weights() -> None:
     np.testing.assert_allclose(weighted_median(values, weight), values[5])
 
 
-def test_looks_agree_on_what_most_of_them_see_not_on_the_mean() -> None:
+def test_views_agree_on_what_most_of_them_see_not_on_the_mean() -> None:
     rng = np.random.default_rng(0)
     shape = phantom.phantom(0, 3)[1].points
     seen = np.stack([shape + rng.normal(0, 0.5, shape.shape) for _ in range(5)] + [-shape, shape + 40, shape[::-1]])
-    look = Look(seen, np.zeros((8, 5, 3, 3)), np.ones((8, 5)))
+    views = Views(seen, np.zeros((8, 5, 3, 3)), np.ones((8, 5)))
     weight = np.array([0.6] * 5 + [1.0] * 3)  # those that stand alone believe in themselves
-    agreed = Hypotheses(look, [Pose.identity(3)] * 8, seen, weight).consensus(radius=20)
+    agreed = Hypotheses(views, [Pose.identity(3)] * 8, seen, weight).consensus(radius=20)
     np.testing.assert_array_equal(agreed.points, seen[:5])
 
 
@@ -305,7 +304,7 @@ def test_weights_of_another_model_find_their_landmarks() -> None:
     cases = [(image, Landmarks(some.names, np.vstack([some.points[:2], truth.points[:1]])))]
     study = replace(phantom.study(cases), names=some.names)
     new = GlobalToLocal(old.config, GlobalToLocal.prepare(old.config, study))
-    state = new.adapt_state(dict(old.state_dict()), old.plan)
+    state = moved_weights(old.state_dict(), new.per_landmark(), new.names, old.names, new.state_dict())
     new.load_state_dict(state)
     old.eval(), new.eval()
     x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -314,19 +313,19 @@ def test_weights_of_another_model_find_their_landmarks() -> None:
 
 
 def test_a_plan_is_laid_into_the_frame_of_the_old() -> None:
-    old, new = untrained(3).plan, untrained(3, [phantom.phantom(i, 3) for i in range(1, 4)]).plan
-    adapted = GlobalToLocal.adapt_plan(new, old)
-    assert adapted.facts["radius_mm"] == old.facts["radius_mm"]
-    np.testing.assert_allclose(adapted.facts["mean_shape"], old.facts["mean_shape"], atol=2.5)
+    old, new = untrained(3).facts, untrained(3, [phantom.phantom(i, 3) for i in range(1, 4)]).facts
+    adapted = GlobalToLocal.adapted(new, old)
+    assert adapted.radius_mm == old.radius_mm
+    np.testing.assert_allclose(adapted.mean_shape, old.mean_shape, atol=2.5)
     stranger = old.model_copy(update={"names": list("vwxyz")})
-    assert GlobalToLocal.adapt_plan(new, stranger) is new
+    assert GlobalToLocal.adapted(new, stranger) is new
 
 
 def test_a_single_landmark_has_a_model_too() -> None:
     image, marks = phantom.phantom(0, 3)
     one = marks.select(["b"])
     study = replace(phantom.study([(image, one)]), names=("b",))
-    config = CoarseConfig(**SMALL)
+    config = GlobalToLocalConfig(**SMALL)
     method = GlobalToLocal(config, GlobalToLocal.prepare(config, study))
     (case,) = phantom.training_cases(method, [(image, one)])
     batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
@@ -342,8 +341,8 @@ def test_an_absent_landmark_is_judged_but_not_placed() -> None:
     points[[1, 2]] = np.nan
     states = ["defined", "absent", "unannotated", *["defined"] * (len(truth) - 3)]
     marks = Landmarks(truth.names, points, tuple(Status(s) for s in states))
-    case = TrainingCase("a", method.working_images(image), marks)
+    case = Case("a", given=marks, images=method.working_images(image))
     batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
     assert batch["judged"][:3].tolist() == [1.0, 1.0, 0.0]
-    assert batch["known"][:3].tolist() == [1.0, 0.0, 0.0]
+    assert batch["defined"][:3].tolist() == [1.0, 0.0, 0.0]
     assert not batch["here"][1]

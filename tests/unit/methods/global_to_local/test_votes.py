@@ -137,10 +137,10 @@ def test_loss_is_the_published_one() -> None:
 def test_what_is_not_annotated_is_not_learned(separate: bool) -> None:
     logits, moves = random_maps()
     points = torch.rand(3, 2, 2) * 30
-    placed = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
-    known = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # the second case's first landmark is absent
-    points[placed == 0] = torch.nan
-    vote_loss((logits, moves), points, placed, known, stride=8, weight=2, separate=separate)["loss"].backward()
+    defined = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    judged = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # the second case's first landmark is absent
+    points[defined == 0] = torch.nan
+    vote_loss((logits, moves), points, defined, judged, stride=8, weight=2, separate=separate)["loss"].backward()
     assert logits.grad is not None and moves.grad is not None
     assert torch.isfinite(logits.grad).all() and torch.isfinite(moves.grad).all()
     assert not logits.grad[:, 1].any() and not moves.grad[:, 1].any()

@@ -15,8 +15,10 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import sample
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods import find, presets
+from anatomark.methods import presets
 from anatomark.methods.heatmap.method import Heatmap, HeatmapConfig
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -61,8 +63,7 @@ def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
 
 
 def test_its_presets_and_that_it_asks_for_alignment() -> None:
-    assert presets("heatmap") == ["recommended", "scn"]
-    assert find("heatmap") is find("heatmap", "scn") is Heatmap
+    assert presets("heatmap") == list(Heatmap.presets) == ["recommended", "scn"]
     assert Heatmap.aligned
     assert not Heatmap.refined
     assert not Heatmap.axis_bound
@@ -75,9 +76,9 @@ def test_the_phantoms_are_learned(trained: Trained) -> None:
     new = [phantom.phantom(50 + i, method.ndim) for i in range(3)]
     for cases in (trained.cases, new):
         guess = method.model.mean + phantom._CENTRE[: method.ndim]
-        without_looking = np.mean([np.linalg.norm(guess - t.points, axis=1) for _, t in cases])
+        blind = np.mean([np.linalg.norm(guess - t.points, axis=1) for _, t in cases])
         errors = phantom.errors(method, cases)
-        assert errors.mean() < 0.4 * without_looking
+        assert errors.mean() < 0.4 * blind
         assert errors.mean() < 1.2  # a cell is 2 to 3 mm
 
 
@@ -131,10 +132,10 @@ def test_targets_lie_on_the_blobs(ndim: int) -> None:
         example = method.examples(case, stage, np.random.default_rng(seed))
         block = example["block"][0].numpy()
         assert block.shape == (method.px,) * ndim
-        assert example["known"].tolist()[2] == 0
+        assert example["defined"].tolist()[2] == 0
         at = example["target"].numpy()[:, ::-1] * method.config.stem + (method.px - 1) / 2
         for i in (0, 1):  # the brightest
-            if example["known"][i]:
+            if example["defined"][i]:
                 place = tuple(np.round(at[i]).astype(int).clip(0, method.px - 1))
                 near = tuple(slice(max(0, p - 2), p + 3) for p in place)
                 assert block[place] > 0.8 * block[near].max()
@@ -144,28 +145,28 @@ def test_targets_lie_on_the_blobs(ndim: int) -> None:
 def test_landmarks_outside_the_block_are_not_asked_for() -> None:
     method = untrained(2, cover=1.2)
     case = phantom.training_cases(method, [phantom.phantom(0, 2)])[0]
-    known = method.examples(case, method.stages()[0], np.random.default_rng(0))["known"]
+    known = method.examples(case, method.stages()[0], np.random.default_rng(0))["defined"]
     assert 0 < known.sum() < len(known)
 
 
-def test_unknown_landmarks_teach_nothing() -> None:
+def test_landmarks_that_are_not_defined_teach_nothing() -> None:
     method = untrained(2)
     stage = method.stages()[0]
-    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "known": torch.zeros(2, 5)}
-    batch["known"][:, 1] = 1
+    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "defined": torch.zeros(2, 5)}
+    batch["defined"][:, 1] = 1
     method.loss(batch, stage)["loss"].backward()
     grad = method.net.head.weight.grad
     assert grad is not None
     taught = grad.flatten(1).abs().sum(1) > 0
     assert taught.tolist() == [False, True, False, False, False]
-    batch["known"][:] = 0
+    batch["defined"][:] = 0
     assert method.loss(batch, stage)["loss"] == 0
 
 
 def test_learned_widths_are_penalised() -> None:
     method = untrained(2, learn_sigma=True)
     stage = method.stages()[0]
-    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "known": torch.ones(2, 5)}
+    batch = {"block": torch.rand(2, 1, 32, 32), "target": torch.zeros(2, 5, 2), "defined": torch.ones(2, 5)}
     parts = method.loss(batch, stage)
     assert parts["loss"].item() == pytest.approx(float(parts["maps"] + 0.05 * 1.5**2), rel=1e-5)
     parts["loss"].backward()
@@ -179,7 +180,7 @@ def test_learned_widths_grow_where_one_cannot_be_sure_and_come_back_from_the_lea
     method = untrained(2, learn_sigma=True)
     stage, maps = method.stages()[0], torch.zeros(1, 5, 32, 32)  # the network never knows
     method.net.forward = lambda block: maps  # type: ignore[method-assign]
-    batch = {"block": torch.zeros(1, 1, 32, 32), "target": torch.zeros(1, 5, 2), "known": torch.ones(1, 5)}
+    batch = {"block": torch.zeros(1, 1, 32, 32), "target": torch.zeros(1, 5, 2), "defined": torch.ones(1, 5)}
     with torch.no_grad():
         method.log_sigma[0] = -3.0  # near the least
     first = method._sigma().detach()
@@ -200,7 +201,7 @@ def test_learned_widths_grow_where_one_cannot_be_sure_and_come_back_from_the_lea
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_plan_rebuilds_the_method(ndim: int) -> None:
     first = untrained(ndim)
-    again = Heatmap(first.config, type(first.plan).model_validate_json(first.plan.model_dump_json()))
+    again = Heatmap(first.config, AnatomyFacts.model_validate_json(first.facts.model_dump_json()))
     again.load_state_dict(first.state_dict())
     image = phantom.phantom(1, ndim)[0]
     np.testing.assert_allclose(again.locate(image).points, first.locate(image).points, atol=1e-4)
@@ -210,35 +211,35 @@ def test_an_alignment_leaves_little_to_learn() -> None:
     cases = [phantom.phantom(i, 3) for i in range(3)]
     study = replace(phantom.study(cases), aligned=True)
     config = HeatmapConfig(**{**SMALL, **IN_3D})
-    plan = Heatmap.prepare(config, study)
-    assert plan.facts["rotations_deg"] == 12
-    assert plan.facts["start_shift_mm"] == pytest.approx(0.06 * plan.facts["radius_mm"])
-    assert np.linalg.norm(np.array(plan.facts["centre_mm"]) - phantom._CENTRE) < 6
-    assert Heatmap.prepare(config, phantom.study(cases)).facts["centre_mm"] is None
+    facts = Heatmap.prepare(config, study)
+    assert facts.rotations_deg == 12
+    assert facts.start_shift_mm == pytest.approx(0.06 * facts.radius_mm)
+    assert np.linalg.norm(np.array(facts.centre_mm) - phantom._CENTRE) < 6
+    assert Heatmap.prepare(config, phantom.study(cases)).centre_mm is None
 
 
 def test_a_new_template_places_the_frame_of_a_model_that_had_none() -> None:
     """Also where the old model's frame is not centred on the landmarks that both know."""
-    old = untrained(3, [phantom.phantom(i, 3) for i in range(2)]).plan
+    old = untrained(3, [phantom.phantom(i, 3) for i in range(2)]).facts
     cases = [(image, marks.select(["a", "b", "c"])) for image, marks in (phantom.phantom(i, 3) for i in range(3))]
     study = replace(phantom.study(cases), names=("a", "b", "c"), aligned=True)
     new = Heatmap.prepare(HeatmapConfig(**{**SMALL, **IN_3D}), study)
-    adapted = Heatmap.adapt_plan(new, old).facts
-    mean = np.asarray(adapted["mean_shape"])
+    adapted = Heatmap.adapted(new, old)
+    mean = np.asarray(adapted.mean_shape)
     assert np.linalg.norm(mean.mean(0)) > 1
     poses = [procrustes(mean, marks.points) for _, marks in cases]
-    np.testing.assert_allclose(adapted["centre_mm"], np.mean([p.translation for p in poses], 0), atol=1)
-    there = old.model_copy(update={"facts": {**old.facts, "centre_mm": [1.0, 2.0, 3.0]}})
-    assert Heatmap.adapt_plan(new, there).facts["centre_mm"] == [1.0, 2.0, 3.0]  # its template is the new one too
-    assert Heatmap.adapt_plan(old, there).facts["centre_mm"] is None
+    np.testing.assert_allclose(adapted.centre_mm, np.mean([p.translation for p in poses], 0), atol=1)
+    there = old.model_copy(update={"centre_mm": [1.0, 2.0, 3.0]})
+    assert Heatmap.adapted(new, there).centre_mm == [1.0, 2.0, 3.0]  # its template is the new one too
+    assert Heatmap.adapted(old, there).centre_mm is None
 
 
 def test_any_pose_begins_in_many(trained: Trained) -> None:
-    """Where any pose may come the search's first look is one of ``starts`` turned ones, and still an answer."""
+    """Where any pose may come the search's first view is one of ``starts`` turned ones, and still an answer."""
     if trained.method.ndim == 3:
         pytest.skip("one dimension is enough")
-    plan = trained.method.plan.model_copy(update={"facts": {**trained.method.plan.facts, "rotations_deg": 180.0}})
-    method = Heatmap(trained.method.config, plan)
+    facts = trained.method.facts.model_copy(update={"rotations_deg": 180.0})
+    method = Heatmap(trained.method.config, facts)
     method.load_state_dict(trained.method.state_dict())
     image, truth = trained.cases[0]
     turn = random_rotation(np.random.default_rng(2), 2)
@@ -252,8 +253,8 @@ def test_weights_follow_their_landmarks_names() -> None:
     cases = [phantom.phantom(i, 2) for i in range(2)]
     old = untrained(2, cases, spatial=4)
     order = ("c", "a", "new", "e", "b")
-    new = Heatmap(old.config, old.plan.model_copy(update={"names": list(order)}))
-    state = new.adapt_state(old.state_dict(), old.plan)
+    new = Heatmap(old.config, old.facts.model_copy(update={"names": list(order)}))
+    state = moved_weights(old.state_dict(), new.per_landmark(), order, old.names, new.state_dict())
     head = old.net.head.weight
     torch.testing.assert_close(
         state["net.head.weight"], torch.stack([head[2], head[0], head.mean(0), head[4], head[1]])

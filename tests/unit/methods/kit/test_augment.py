@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anatomark.methods.kit.augment import random_bias, random_intensity
+from anatomark.core.shape import Pose, random_rotation
+from anatomark.methods.kit.augment import PooledWarps, random_bias, random_intensity
 
 LEVELS = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
 
@@ -86,3 +87,28 @@ def test_one_image_gets_an_uneven_gain_and_patches_do_not() -> None:
     assert max(halves) > 0.02
     patches = [random_intensity(flat.expand(2, -1, -1, -1), np.random.default_rng(s)) for s in range(10)]
     assert max(float((y[:, :16].mean() - y[:, 16:].mean()).abs()) for y in patches) < 0.005
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_warped_case_is_read_where_its_landmarks_came_from(ndim: int) -> None:
+    rng = np.random.default_rng(ndim)
+    mean = rng.normal(0, 10, (5, ndim))
+    mean -= mean.mean(0)
+    there = Pose(random_rotation(rng, ndim), np.full(ndim, 40.0), 1.1)
+    truth = there.apply(mean)
+    truth[1] = np.nan
+    warps = PooledWarps(ndim, 20.0, 3.0)
+    read, same, pose = warps.warped(np.random.default_rng(0), mean, truth, 0.0)
+    assert read is None
+    np.testing.assert_array_equal(same, truth)
+    np.testing.assert_allclose(pose.rotation, there.rotation, atol=1e-9)
+    farthest = 0.0
+    for seed in range(6):
+        read, moved, pose = warps.warped(np.random.default_rng(seed), mean, truth, 1.0)
+        assert read is not None
+        assert np.isnan(moved[1]).all()
+        np.testing.assert_allclose(read(moved), truth, atol=0.02)
+        rest = [0, 2, 3, 4]
+        np.testing.assert_allclose(pose.apply(mean)[rest].mean(0), moved[rest].mean(0), atol=1e-6)
+        farthest = max(farthest, float(np.linalg.norm((moved - truth)[rest], axis=1).max()))
+    assert 0.5 < farthest < 8

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.pin.paper_net import PaperNet, conv_dtype, feature_sizes
+from anatomark.methods.pin.paper_net import PaperNet, feature_sizes
 
 
 @pytest.mark.parametrize("patch", [94, 101, 125])
@@ -69,8 +69,7 @@ def test_bf16_is_close_to_float32_and_only_in_the_convolutions(dtype: torch.dtyp
     for force in (True, False):
         use_bf16(force)
         try:
-            assert conv_dtype() == (torch.bfloat16 if force else torch.float32)
-            assert net.prepare()[0][0].dtype == conv_dtype()
+            assert net.prepare()[0][0].dtype == (torch.bfloat16 if force else torch.float32)
             outputs.append(net(x, net.prepare()))
         finally:
             use_bf16(None)

@@ -10,26 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from anatomark import methods
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Plan, Stage, Study, StudyCase, TrainingCase
+from anatomark.methods.base import Batch, Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.t2dl.paper import PublishedT2DL, PublishedT2DLConfig
+from anatomark.methods.t2dl.paper import PaperT2DL, PaperT2DLConfig
 from anatomark.methods.t2dl.working import (
     along,
     bright_points,
+    clipped_image,
     cut,
     default_lengths,
     default_spacing,
     first_voxels,
     read_warped,
-    working_image,
     z_score,
 )
+from anatomark.model.start import moved_weights
 from anatomark.training.optimise import make_optimizer, set_modes, set_rate
 
 NAMES = ("a", "b", "c")
@@ -61,31 +62,31 @@ def phantom(seed: int, ndim: int = 2, turn: np.ndarray | None = None, size: int 
 
 
 def study(cases: Cases, names: tuple[str, ...] = NAMES) -> Study:
-    made = [StudyCase(str(i), marks, lambda image=image: image) for i, (image, marks) in enumerate(cases)]
+    made = [Case(str(i), given=landmarks, held=image) for i, (image, landmarks) in enumerate(cases)]
     return Study(made, names, "mr", {"kind": "percentiles", "low": 0.5, "high": 99.5})
 
 
-def make(cases: Cases, **settings: Any) -> PublishedT2DL:
+def make(cases: Cases, **settings: Any) -> PaperT2DL:
     torch.manual_seed(0)
-    config = PublishedT2DLConfig(**{**SMALL, **settings})
-    plan = PublishedT2DL.prepare(config, study(cases))
-    return PublishedT2DL(config, Plan.model_validate(json.loads(plan.model_dump_json()))).eval()
+    config = PaperT2DLConfig(**{**SMALL, **settings})
+    facts = PaperT2DL.prepare(config, study(cases))
+    return PaperT2DL(config, type(facts).model_validate(json.loads(facts.model_dump_json()))).eval()
 
 
-def training(method: PublishedT2DL, cases: Cases) -> list[TrainingCase]:
-    return [TrainingCase(str(i), method.working_images(x), m) for i, (x, m) in enumerate(cases)]
+def training(method: PaperT2DL, cases: Cases) -> list[Case]:
+    return [Case(str(i), given=m, images=method.working_images(x)) for i, (x, m) in enumerate(cases)]
 
 
-def stacked(method: PublishedT2DL, read: list[TrainingCase], stage: Stage, rng: np.random.Generator) -> Batch:
+def stacked(method: PaperT2DL, read: list[Case], stage: Stage, rng: np.random.Generator) -> Batch:
     drawn = [method.examples(read[rng.integers(len(read))], stage, rng) for _ in range(stage.batch)]
     return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
 
 
-def train(method: PublishedT2DL, cases: Cases, stage: Stage, steps: int) -> None:
+def train(method: PaperT2DL, cases: Cases, stage: Stage, steps: int) -> None:
     """As the engine does."""
     read, rng = training(method, cases), np.random.default_rng(1)
     stage = Stage(**{**vars(stage), "steps": steps})
-    method.begin(stage, {})
+    method.begin(stage, Evidence())
     optimizer = make_optimizer(method, stage)
     set_modes(method, stage)
     for step in range(steps):
@@ -96,14 +97,14 @@ def train(method: PublishedT2DL, cases: Cases, stage: Stage, steps: int) -> None
     method.eval()
 
 
-def error(method: PublishedT2DL, cases: Cases, decode: str = "full") -> float:
+def error(method: PaperT2DL, cases: Cases, decode: str = "full") -> float:
     method.config.decode = decode  # type: ignore[assignment]
     return float(np.mean([method.locate(x).errors_to(m) for x, m in cases]))
 
 
 def learned(
     ndim: int, count: int, steps: tuple[int, int], **settings: Any
-) -> tuple[PublishedT2DL, Cases, dict[str, float]]:
+) -> tuple[PaperT2DL, Cases, dict[str, float]]:
     """A method trained on some cases, cases it did not see, and their errors by decoding; ``early``: after stage 1."""
     cases, others = [phantom(seed, ndim) for seed in range(count)], [phantom(seed, ndim) for seed in range(100, 106)]
     method = make(cases, lr=5e-3, lr_joint=5e-3, **settings)
@@ -230,11 +231,11 @@ def test_what_is_not_known_teaches_nothing() -> None:
     points = np.where(np.array([[True], [False], [False]]), marks.points, np.nan)
     states = (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED)
     partial = Landmarks(NAMES, points, states)
-    case, rng = TrainingCase("x", method.working_images(image), partial), np.random.default_rng(0)
+    case, rng = Case("x", given=partial, images=method.working_images(image)), np.random.default_rng(0)
     for stage in method.stages():
         set_modes(method, stage)
         one = method.examples(case, stage, rng)
-        assert one["known"].tolist() == [1, 0, 0]
+        assert one["defined"].tolist() == [1, 0, 0]
         assert all(torch.isfinite(v).all() for v in one.values())
         method.zero_grad()
         method.loss({k: v[None] for k, v in one.items()}, stage)["loss"].backward()
@@ -242,7 +243,7 @@ def test_what_is_not_known_teaches_nothing() -> None:
         assert gradient is not None
         each = gradient.unflatten(0, (3, 2)).abs().flatten(1).sum(1)
         assert each[0] > 0 and each[1] == each[2] == 0
-    nothing = TrainingCase("y", case.images, Landmarks(NAMES, np.full((3, 2), np.nan)))
+    nothing = Case("y", given=Landmarks(NAMES, np.full((3, 2), np.nan)), images=case.images)
     batch = {k: v[None] for k, v in method.examples(nothing, method.stages()[0], rng).items()}
     assert method.loss(batch, method.stages()[0])["loss"] == 0
 
@@ -252,9 +253,8 @@ def test_chunks_of_landmarks_give_the_same() -> None:
     image, _ = phantom(1, 3, size=46)
     names = tuple(f"p{i}" for i in range(37))
     many = Landmarks(names, image.grid.centre + rng.normal(0, 5, (37, 3)))
-    config = PublishedT2DLConfig(**SMALL)
-    plan = PublishedT2DL.prepare(config, study([(image, many)], names))
-    method = PublishedT2DL(config, plan)
+    config = PaperT2DLConfig(**SMALL)
+    method = PaperT2DL(config, PaperT2DL.prepare(config, study([(image, many)], names)))
     torch.nn.init.normal_(method.net.out.weight, std=0.1)
     found = []
     for chunk in (1, 10, 37, 1000):
@@ -264,9 +264,8 @@ def test_chunks_of_landmarks_give_the_same() -> None:
         assert np.abs(other.points - found[0].points).max() < 1e-4
         assert np.allclose(other.covariance, found[0].covariance, atol=1e-3)
     stage = method.stages()[1]
-    batch = {
-        k: v[None] for k, v in method.examples(TrainingCase("", method.working_images(image), many), stage, rng).items()
-    }
+    case = Case("", given=many, images=method.working_images(image))
+    batch = {k: v[None] for k, v in method.examples(case, stage, rng).items()}
     losses = []
     for chunk in (5, 1000):
         method.config.chunk = chunk
@@ -309,9 +308,9 @@ def test_only_what_is_asked_for_is_trained() -> None:
     full = make(cases)
     with torch.no_grad():
         full.extra.joint.up.bias.fill_(1.0)
-    full.begin(full.stages()[0], {})  # while stage 1 is trained nothing of stage 2 is looked at
+    full.begin(full.stages()[0], Evidence())  # while stage 1 is trained nothing of stage 2 is looked at
     early = full.locate(cases[0][0]).points
-    full.begin(full.stages()[1], {})
+    full.begin(full.stages()[1], Evidence())
     assert np.allclose(full.locate(cases[0][0]).points - early, full.unit, atol=0.05)
     mean = make(cases, decode="mean").locate(cases[0][0])
     assert np.allclose(mean.points, np.mean([m.points for _, m in cases], 0)) and mean.covariance is not None
@@ -344,7 +343,8 @@ def test_an_image_smaller_than_a_patch_is_padded() -> None:
     assert np.allclose(work.grid.affine, small.grid.affine)
     found = method.locate(small)
     assert np.isfinite(found.points).all()
-    batch = method.examples(TrainingCase("", {"work": work}, cases[0][1]), method.stages()[0], np.random.default_rng(0))
+    case = Case("", given=cases[0][1], images={"work": work})
+    batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
     assert batch["patches"].shape[2:] == (30, 30)
     with pytest.raises(InputError, match=r"22 voxels .* a patch has 30: set a finer method.spacing_mm"):
         make(cases, spacing_mm=1.0)
@@ -356,21 +356,21 @@ def test_values_are_clipped_and_scored_by_the_foreground() -> None:
     values[:, 30:70, 30:70] += 100
     values[0, 0, 0] = 1e6
     image = Image(values, Grid.from_axes((100, 100), np.eye(2)[:, ::-1], (0, 0)))
-    work = working_image(image, 1.0, {"kind": "percentiles", "low": 0.5, "high": 99.5}, 30)
+    work = clipped_image(image, 1.0, {"kind": "percentiles", "low": 0.5, "high": 99.5}, 30)
     assert work.array.min() == 0 and work.array.max() == 1
     scored = z_score(torch.from_numpy(work.array), work)[0].numpy()
     assert abs(scored[30:70, 30:70].mean()) < 0.05 and scored[30:70, 30:70].std() == pytest.approx(1, abs=0.1)
     assert scored[5, 5] < -10 and work.array[0, 5, 5] < 0.1
-    twice = working_image(image, 2.0, {"kind": "percentiles", "low": 0.5, "high": 99.5}, 30)
+    twice = clipped_image(image, 2.0, {"kind": "percentiles", "low": 0.5, "high": 99.5}, 30)
     assert twice.grid.shape == (50, 50)
-    plain = working_image(Image(np.ones((1, 40, 40)), Grid.from_axes((40, 40), np.eye(2), (0, 0))), 1.0,
+    plain = clipped_image(Image(np.ones((1, 40, 40)), Grid.from_axes((40, 40), np.eye(2), (0, 0))), 1.0,
                           {"kind": "percentiles", "low": 0.5, "high": 99.5}, 30)  # fmt: skip
     assert torch.isfinite(z_score(torch.from_numpy(plain.array), plain)).all()
 
 
 def test_a_warp_of_the_whole_image() -> None:
     image, _ = phantom(0, 3)
-    work = working_image(image, 0.5, {"kind": "percentiles", "low": 0.0, "high": 100.0}, 30)
+    work = clipped_image(image, 0.5, {"kind": "percentiles", "low": 0.0, "high": 100.0}, 30)
     shift = np.array([1.0, -0.5, 0.5])  # whole voxels along x, y, z
     moved = read_warped(work, lambda x: x + shift)[0].numpy()
     assert np.allclose(moved[:-1, 1:, :-2], work.array[0, 1:, :-1, 2:], atol=1e-4)
@@ -387,9 +387,9 @@ def test_defaults_come_from_the_data() -> None:
     lengths = default_lengths([small], np.full((1, 2, 3), 5.0))
     assert lengths["alpha_mm"] == pytest.approx(0.2 * 10 * 3**0.5)
     assert 4 < lengths["displacement_mm"] < 5.5  # from the middle of a cube of 10 mm
-    c = PublishedT2DLConfig()
+    c = PaperT2DLConfig()
     assert (c.maps, c.hidden, c.dropout, c.rank, c.steps_patches) == ([32, 64, 128], 512, 0.5, 64, 60_000)
-    assert methods.find("t2dl", "paper") is PublishedT2DL and PublishedT2DL.aligned and PublishedT2DL.axis_bound
+    assert PaperT2DL.aligned and PaperT2DL.axis_bound
 
 
 def test_weights_move_to_landmarks_of_their_name() -> None:
@@ -401,12 +401,10 @@ def test_weights_move_to_landmarks_of_their_name() -> None:
                 torch.nn.init.normal_(p, std=0.1)
     rows = [2, 0, 1]
     names = [NAMES[r] for r in rows]
-    facts = {**old.plan.facts, **{k: [old.plan.facts[k][r] for r in rows] for k in ("mean_world", "mean_shape")}}
-    new = PublishedT2DL(old.config, old.plan.model_copy(update={"names": names, "facts": facts}))
-    new.load_state_dict(new.adapt_state(old.state_dict(), old.plan))
+    moved = {k: [getattr(old.facts, k)[r] for r in rows] for k in ("mean_world", "mean_shape")}
+    new = PaperT2DL(old.config, old.facts.model_copy(update={"names": names, **moved}))
+    new.load_state_dict(moved_weights(old.state_dict(), new.per_landmark(), names, old.names, new.state_dict()))
     a, b = old.locate(cases[0][0]), new.locate(cases[0][0])
     assert all(np.allclose(a[n], b[n], atol=1e-4) for n in NAMES)
-    other = PublishedT2DL.adapt_plan(
-        old.plan.model_copy(update={"facts": {**old.plan.facts, "displacement_mm": 1.0}}), old.plan
-    )
-    assert other.facts["displacement_mm"] == old.unit
+    other = PaperT2DL.adapted(old.facts.model_copy(update={"displacement_mm": 1.0}), old.facts)
+    assert other.displacement_mm == old.unit

@@ -116,12 +116,12 @@ def test_rows_are_those_of_all() -> None:
 def test_the_loss_is_the_formula(ndim: int) -> None:
     rng = np.random.default_rng(0)
     votes, goal = rng.normal(size=(4, 5, ndim)), rng.normal(size=(4, 5, ndim))
-    known, alpha = rng.integers(0, 2, (4, 5)).astype(float), 0.7
+    defined, alpha = rng.integers(0, 2, (4, 5)).astype(float), 0.7
     total = weights = 0.0
-    for v, d, k in zip(votes.reshape(-1, ndim), goal.reshape(-1, ndim), known.ravel(), strict=True):
+    for v, d, k in zip(votes.reshape(-1, ndim), goal.reshape(-1, ndim), defined.ravel(), strict=True):
         w = k * np.exp(-np.sqrt((d**2).sum()) / alpha)
         total, weights = total + w * ((v - d) ** 2).sum(), weights + w
-    found = distance_weighted_loss(*(torch.from_numpy(x) for x in (votes, goal, known)), alpha)
+    found = distance_weighted_loss(*(torch.from_numpy(x) for x in (votes, goal, defined)), alpha)
     assert float(found) == pytest.approx(total / weights, rel=1e-6)
 
 

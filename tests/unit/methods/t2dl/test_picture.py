@@ -11,7 +11,7 @@ from anatomark.core.image import Image
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.core.warp import Warp, random_warp
 from anatomark.methods.t2dl import picture as module
-from anatomark.methods.t2dl.picture import WIDE, Picture, _step, _window, in_pose
+from anatomark.methods.t2dl.picture import WIDE, Picture, PictureFacts, _step, _window, in_pose
 
 RADIUS, PX = 40.0, 40
 SPACING = 2.7 * RADIUS / PX
@@ -113,8 +113,8 @@ def test_windows_are_means_and_know_the_border() -> None:
     torch.testing.assert_close(_window(x, 2, 2), _window(found, 2))
 
 
-def test_json_keeps_it() -> None:
+def test_facts_keep_it() -> None:
     picture = Picture(torch.rand(1, 1, 6, 6, 6), 1.5, 7)
-    again = Picture.from_json(picture.to_json())
+    again = Picture.from_facts(PictureFacts.model_validate_json(picture.facts().model_dump_json()))
     assert (again.spacing, again.cases) == (1.5, 7)
     torch.testing.assert_close(again.values, picture.values, atol=1e-3, rtol=0)

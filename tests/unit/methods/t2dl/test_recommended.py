@@ -10,16 +10,17 @@ import pytest
 import torch
 
 import phantom
+from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import sample
 from anatomark.core.shape import Pose, procrustes, rotation_angle
 from anatomark.core.warp import random_warp
-from anatomark.methods import find
-from anatomark.methods.base import Plan, TrainingCase
+from anatomark.methods.base import Task
 from anatomark.methods.kit.frame import random_view
-from anatomark.methods.t2dl import recommended as posed
-from anatomark.methods.t2dl.recommended import T2DL, T2DLConfig
+from anatomark.methods.t2dl import recommended
+from anatomark.methods.t2dl.recommended import T2DL, T2DLConfig, T2DLFacts
+from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -53,7 +54,7 @@ def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
 
 def switched(method: T2DL, **settings: Any) -> T2DL:
     """The same weights under other settings."""
-    other = T2DL(method.config.model_copy(update=settings), method.plan)
+    other = T2DL(method.config.model_copy(update=settings), method.facts)
     other.load_state_dict(method.state_dict())
     return other
 
@@ -66,8 +67,7 @@ def mean_errors(cases: list[tuple[Image, Landmarks]], mean: np.ndarray) -> np.nd
 # ---------------------------------------------------------------------- it learns and finds
 
 
-def test_it_is_the_recommended_preset_and_asks_for_alignment() -> None:
-    assert find("t2dl") is T2DL
+def test_it_asks_for_alignment() -> None:
     assert T2DL.aligned
     assert not T2DL.axis_bound
 
@@ -126,7 +126,7 @@ def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
 def test_a_model_is_its_plan_and_its_weights(trained: Trained) -> None:
     method = trained.method
     config = T2DLConfig.model_validate_json(method.config.model_dump_json())
-    again = T2DL(config, Plan.model_validate_json(method.plan.model_dump_json()))
+    again = T2DL(config, T2DLFacts.model_validate_json(method.facts.model_dump_json()))
     again.load_state_dict(method.state_dict())
     image = trained.cases[3][0]
     np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
@@ -149,7 +149,7 @@ def test_the_mean_picture_draws_the_block_onto_itself(ndim: int) -> None:
     assert method.picture.cases == 3
     found = method.locate(bent[0], bent[1])
     assert found.errors_to(bent[1]).mean() < 0.8 * plain.locate(bent[0], bent[1]).errors_to(bent[1]).mean()
-    again = T2DL(method.config, Plan.model_validate_json(method.plan.model_dump_json()))
+    again = T2DL(method.config, T2DLFacts.model_validate_json(method.facts.model_dump_json()))
     again.load_state_dict(method.state_dict())
     np.testing.assert_array_equal(again.locate(*bent).points, found.points)
     assert switched(method, decode="votes").picture is None
@@ -162,7 +162,7 @@ def test_by_default_there_is_one_in_3d() -> None:
 
 def test_of_many_landmarks_a_step_learns_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """All share each cell's field, and the joint layers rest."""
-    monkeypatch.setattr(posed, "AT_ONCE", 3)
+    monkeypatch.setattr(recommended, "AT_ONCE", 3)
     method = untrained(2).train()
     assert method.net.field is not None
     (case,) = phantom.training_cases(method, [phantom.phantom(0, 2)])
@@ -237,7 +237,7 @@ def test_views_lie_near_the_pose_and_afar() -> None:
     method = untrained(3, rotations_deg=180.0)
     pose = Pose(np.eye(3), np.array([5.0, 6, 7]))
     rng = np.random.default_rng(0)
-    views = [random_view(rng, pose, method.plan.facts, method.config.scaling) for _ in range(200)]
+    views = [random_view(rng, pose, method.facts, method.config.scaling) for _ in range(200)]
     turns = np.array([rotation_angle(axes / np.cbrt(np.linalg.det(axes))) for axes, _ in views])
     aside = np.array([np.linalg.norm(centre - pose.translation) for _, centre in views])
     assert 0.35 < (turns < 12.001).mean() < 0.65
@@ -251,7 +251,7 @@ def test_what_is_not_annotated_changes_nothing() -> None:
     _, holed = phantom.training_cases(method, [(image, truth), (image, phantom.without(truth, "c"))])
     for stage in method.stages():
         batch = method.examples(holed, stage, np.random.default_rng(0))
-        assert batch["known"].tolist() == [1, 1, 0, 1, 1]
+        assert batch["defined"].tolist() == [1, 1, 0, 1, 1]
         assert all(values.isfinite().all() for values in batch.values())
         method.train()
         two = {k: v[None].repeat(2, *(1,) * v.ndim) for k, v in batch.items()}
@@ -275,26 +275,69 @@ def test_an_example_depends_on_its_generator_alone() -> None:
         assert not torch.equal(first["target"], other["target"])
 
 
-# ---------------------------------------------------------------------- settings, plans, few landmarks
+# ---------------------------------------------------------------------- settings, facts, few landmarks
+
+
+@pytest.mark.parametrize(
+    ("ndim", "landmarks", "align", "why"),
+    [
+        (2, 101, False, "101 landmarks, and its cost hardly grows with their number"),
+        (2, 100, None, None),
+        (3, 4, None, "an alignment finds the pose without being taught"),
+        (3, 4, True, "an alignment finds the pose without being taught"),
+        (3, 4, False, None),
+        (3, 3, None, None),  # no pose to align by
+    ],
+)
+def test_it_suits_many_landmarks_and_what_can_be_aligned(
+    ndim: int, landmarks: int, align: bool | None, why: str | None
+) -> None:
+    assert T2DL.suits(Task(ndim, landmarks, 20, 10.0, 50.0, 1.0, align=align)) == why
 
 
 def test_any_pose_is_found_where_training_poses_are_wide() -> None:
     """No weights are needed to see that many rotations are tried."""
     method = untrained(2, rotations_deg=180.0)
-    assert method.rotations == 180
+    assert method.facts.rotations_deg == 180
     tried: list[int] = []
-    look = method._look
-    method._look = lambda image, poses, way=None: tried.append(len(poses)) or look(image, poses, way)  # type: ignore[method-assign,func-returns-value]
+    views = method._views
+    method._views = lambda image, poses, way=None: tried.append(len(poses)) or views(image, poses, way)  # type: ignore[method-assign,func-returns-value]
     assert np.isfinite(method.locate(phantom.phantom(0, 2)[0]).points).all()
     assert tried[0] == method.config.starts
 
 
 def test_a_plan_is_laid_into_the_frame_of_the_old() -> None:
-    old, new = untrained(3).plan, untrained(3, [phantom.phantom(i, 3) for i in range(1, 4)]).plan
-    adapted = T2DL.adapt_plan(new, old)
-    assert adapted.facts["radius_mm"] == old.facts["radius_mm"]
-    np.testing.assert_allclose(adapted.facts["mean_shape"], old.facts["mean_shape"], atol=2.5)
-    assert T2DL.adapt_plan(new, old.model_copy(update={"names": list("vwxyz")})) is new
+    old, new = untrained(2, settle=True).facts, untrained(2, [phantom.phantom(i, 2) for i in range(1, 4)]).facts
+    adapted = T2DL.adapted(new, old)
+    assert adapted.radius_mm == old.radius_mm
+    assert adapted.picture is old.picture is not None
+    np.testing.assert_allclose(adapted.mean_shape, old.mean_shape, atol=2.5)
+    assert T2DL.adapted(new, old.model_copy(update={"names": list("vwxyz")})) is new
+
+
+def test_another_models_weights_are_moved_to_their_landmarks_names() -> None:
+    """Joint layers too; a landmark that is new to them is neither moved nor looked at."""
+    old = untrained(2)
+    with torch.no_grad():
+        for parameter in old.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    rows, order = [2, 0, 4, 1], ["c", "a", "e", "b", "new"]
+    facts = old.facts.model_copy(update={"names": order, "mean_shape": [old.facts.mean_shape[r] for r in [*rows, 3]]})
+    new = T2DL(old.config, facts)
+    new.load_state_dict(moved_weights(old.state_dict(), new.per_landmark(), order, old.names, new.state_dict()))
+    old.eval(), new.eval()
+    with torch.no_grad():
+        features = old.net.features(torch.rand(2, 1, old.px, old.px))
+        torch.testing.assert_close(new.net.votes(features)[:, :, :4], old.net.votes(features)[:, :, rows])
+        mean = old.net.votes(features).mean(2)
+        torch.testing.assert_close(new.net.votes(features)[:, :, 4], mean)
+        torch.testing.assert_close(new.net.confidence(features)[:, :, :4], old.net.confidence(features)[:, :, rows])
+        torch.testing.assert_close(new.net.sharpness[:4], old.net.sharpness[rows])
+        points = old.joint.mean.view(1, 5, 2) + torch.rand(1, 5, 2)
+        points[:, 3] = old.joint.mean.view(5, 2)[3]  # the one that is not among the new says nothing
+        ours = torch.cat([points[:, rows], torch.rand(1, 1, 2)], 1)
+        torch.testing.assert_close(new.joint(ours)[:, :4], old.joint(points)[:, rows])
+        torch.testing.assert_close(new.joint(ours)[:, 4], ours[:, 4])
 
 
 def test_a_single_landmark_has_a_model_too() -> None:
@@ -303,7 +346,7 @@ def test_a_single_landmark_has_a_model_too() -> None:
     study = replace(phantom.study([(image, one)]), names=("b",))
     config = T2DLConfig(**SMALL)
     method = T2DL(config, T2DL.prepare(config, study))
-    (case,) = [TrainingCase("a", method.working_images(image), one)]
+    case = Case("a", given=one, images=method.working_images(image))
     for stage in method.stages():
         batch = method.examples(case, stage, np.random.default_rng(0))
         loss = method.loss({k: v[None].repeat(2, *(1,) * v.ndim) for k, v in batch.items()}, stage)

@@ -463,3 +463,16 @@ def test_an_absent_landmark_teaches_that_it_is_not_there_and_an_unknown_one_noth
     assert batch["mask"].tolist() == [1.0, 1.0, 0.0, *[1.0] * (len(truth) - 3)]
     half = method.px / STRIDE / 2
     assert (batch["target"][1].abs() > half).all() and (batch["target"][0].abs() < 2 * half).all()
+
+
+def test_neither_stages_nor_working_images_go_by_a_part_of_their_names() -> None:
+    """A method before the refiner may have a stage ``refine_pose`` and an image ``refine.pose``."""
+    case = phantom.phantom(0, 2)
+    method = refiner(2, [case])
+    stage = replace(method.stages()[0], name="refine_pose")
+    method.begin(stage, Evidence())
+    own = phantom.training_cases(method, [case])[0]
+    coarse = Image(np.full((1, 4, 4), 9.0, np.float32), Grid.centred((4, 4), np.eye(2) * 1e-3, np.zeros(2)))
+    more = replace(own, images={"refine.pose": coarse, **own.images})
+    one, other = (method.examples(c, stage, np.random.default_rng(0)) for c in (own, more))
+    assert torch.equal(one["patches"], other["patches"])
