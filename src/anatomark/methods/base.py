@@ -136,18 +136,14 @@ class PerLandmark:
     new: Literal["mean", "zero", "own"] = "mean"
 
 
-<<<<<<< HEAD
-_Facts = Facts  # the class below has an attribute of that name
-=======
 AnyFacts = Facts  # within a method the name is that of its own class
->>>>>>> w3
 
 
 class Method(nn.Module):
     """A landmark method. A module is rebuilt from ``(config, facts)`` alone and then loads its weights."""
 
     Config: ClassVar[type[MethodConfig]]
-    Facts: ClassVar[type[_Facts]] = Facts
+    Facts: ClassVar[type[AnyFacts]] = Facts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # settings to start from, by the preset's name
     refined: ClassVar[bool] = False  # whether the refiner follows where the user does not say
     aligned: ClassVar[bool] = False  # whether 3D images are aligned to a template before where the user does not say
@@ -162,20 +158,12 @@ class Method(nn.Module):
         return None
 
     @classmethod
-<<<<<<< HEAD
-    def prepare(cls, config: Any, study: Study) -> _Facts:
-=======
     def prepare(cls, config: Any, study: Study) -> AnyFacts:
->>>>>>> w3
         """All that depends on the data, serialisable. Raises InputError where the data do not allow it."""
         raise NotImplementedError
 
     @classmethod
-<<<<<<< HEAD
-    def adapted(cls, facts: Any, old: Any) -> _Facts:
-=======
     def adapted(cls, facts: Any, old: Any) -> AnyFacts:
->>>>>>> w3
         """``facts`` in the frames and units of another model of this class with the facts ``old``, so that its weights
         mean the same to this one. Optional."""
         return facts
