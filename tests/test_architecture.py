@@ -47,7 +47,7 @@ def _loaded(statement: str) -> set[str]:
 
 
 def _texts() -> Iterator[Path]:
-    for top in ("src", "tests", "docs", "studies", "benchmarks", "zoo-research", ".ci"):
+    for top in ("src", "tests", "docs", "studies", "zoo-research", ".ci"):
         yield from (p for p in sorted((ROOT / top).rglob("*")) if p.suffix in TEXTS or p.parent.name == ".ci")
     yield from (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXTS)
 

@@ -41,7 +41,6 @@ class Demonstrated:
     model: Path
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON; lengths in mm."""
         overall = self.result.overall
         return {
             "mean_error_mm": overall.mre,
@@ -54,7 +53,6 @@ class Demonstrated:
         }
 
     def lines(self) -> list[str]:
-        """The same as text."""
         overall = self.result.overall
         out = [
             f"{overall.located} of {overall.pairs} landmarks found in {PERSON} in {self.seconds:.1f} s",

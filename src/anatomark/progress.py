@@ -26,7 +26,6 @@ class Reporter:
         self.quiet, self.every_s, self.spell = quiet, every_s, spell
 
     def say(self, line: str) -> None:
-        """One line that stays."""
         if not self.quiet:
             self.console.print(self.spell(line), markup=False)
 

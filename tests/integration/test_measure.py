@@ -149,8 +149,8 @@ def test_two_observers_are_compared_in_python(study: dict[str, Any], tmp_path: P
             "acpc-lengt: no such file, and no ready definition (did you mean 'acpc-length'?)",
         ),
         ({"definition": "acpc-length"}, "acpc-length: landmark '1' is in none of the cases"),
-        ({"out": "table.json"}, "table.json: --out is a table; name it .csv"),
-        ({"truth": True}, "--truth compares predictions with the manifest's landmarks"),
+        ({"out": "table.json"}, "table.json: `out` is a table; name it .csv"),
+        ({"truth": True}, "`truth` compares predictions with the manifest's landmarks"),
         ({"split": "train"}, "no case has split 'train'"),
     ],
 )

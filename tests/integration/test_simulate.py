@@ -18,7 +18,7 @@ from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks, write_landmarks
 from anatomark.tools.simulate import simulate as module
-from anatomark.tools.simulate.simulate import Request, simulate
+from anatomark.tools.simulate.simulate import simulate
 
 tiny.register()
 
@@ -55,8 +55,8 @@ def test_new_cases_are_read_and_trained_on(study: Path, tmp_path: Path, capsys: 
     assert sources == ["case0", "case1", "case2", "case0", "case2", "case0", "case2", "case0"]
     real = {c.id: c for c in cases[:3]}
     for case, source in zip(cases[3:], sources[3:], strict=True):
-        image, marks = case.read_image(), case.read_landmarks()
-        np.testing.assert_allclose(image.grid.affine, real[source].read_image().grid.affine, atol=1e-5)
+        image, marks = case.image(), case.landmarks
+        np.testing.assert_allclose(image.grid.affine, real[source].image().grid.affine, atol=1e-5)
         assert image.array.dtype == np.uint8
         assert marks.names == ("a", "b", "c")
         for point in marks.points:  # the brightest voxel near a landmark is near it
@@ -71,8 +71,8 @@ def test_a_stopped_command_goes_on_and_ends_the_same(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    simulate(study, whole, Request(5, seed=3))
-    plain, calls = module.simulated, []
+    simulate(study, whole, 5, seed=3)
+    plain, calls = module.simulate_case, []
 
     def stops(*given: object) -> tuple[Image, Landmarks]:
         calls.append(given)
@@ -80,22 +80,22 @@ def test_a_stopped_command_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return plain(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "simulated", stops)
+    monkeypatch.setattr(module, "simulate_case", stops)
     with pytest.raises(KeyboardInterrupt):
-        simulate(study, broken, Request(5, seed=3))
+        simulate(study, broken, 5, seed=3)
     assert not (broken / "cases.csv").exists()
-    assert simulate(study, broken, Request(5, seed=3)).before == 3
+    assert simulate(study, broken, 5, seed=3).before == 3
     assert len(calls) == 6
     assert _tree(whole) == _tree(broken)
-    assert simulate(study, broken, Request(5, seed=3)).before == 5
+    assert simulate(study, broken, 5, seed=3).before == 5
     assert len(calls) == 6
 
 
 def test_a_case_depends_on_seed_and_number_only(study: Path, tmp_path: Path) -> None:
     few, many, other = (tmp_path / name for name in ("few", "many", "other"))
-    simulate(study, few, Request(2))
-    simulate(study, many, Request(3))
-    simulate(study, other, Request(2, seed=1))
+    simulate(study, few, 2)
+    simulate(study, many, 3)
+    simulate(study, other, 2, seed=1)
     for name in (n for n in _tree(few) if n.startswith(("images", "landmarks"))):
         assert _tree(few)[name] == _tree(many)[name]
         assert _tree(few)[name] != _tree(other)[name]
@@ -104,7 +104,7 @@ def test_a_case_depends_on_seed_and_number_only(study: Path, tmp_path: Path) -> 
 def test_a_failed_draw_is_repeated_and_said(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, calls = module.simulated, []
+    plain, calls = module.simulate_case, []
 
     def fails(*given: object) -> tuple[Image, Landmarks]:
         calls.append(given)
@@ -112,19 +112,19 @@ def test_a_failed_draw_is_repeated_and_said(
             raise RuntimeError("landmarks miss their places")
         return plain(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "simulated", fails)
-    assert simulate(study, tmp_path / "new", Request(2)).redrawn == 2
+    monkeypatch.setattr(module, "simulate_case", fails)
+    assert simulate(study, tmp_path / "new", 2).redrawn == 2
     assert capsys.readouterr().err.count("case0_sim0001: drawn again: landmarks miss their places") == 2
     monkeypatch.setattr(module, "DRAWS", 1)
     calls.clear()
     with pytest.raises(InputError, match="smaller changes"):
-        simulate(study, tmp_path / "other", Request(2))
+        simulate(study, tmp_path / "other", 2)
 
 
 def test_points_are_added_to_all_cases_alike(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "new"
-    simulate(study, out, Request(2, points=6, reference="case2", originals=True))
-    cases = {c.id: c.read_landmarks() for c in read_manifest(out / "cases.csv").cases}
+    simulate(study, out, 2, points=6, reference="case2", originals=True)
+    cases = {c.id: c.landmarks for c in read_manifest(out / "cases.csv").cases}
     assert set(cases) == {"case0", "case1", "case2", "case0_sim0001", "case2_sim0002"}
     wanted = ("a", "b", "c", *(f"p{i:04d}" for i in range(1, 7)))
     assert all(marks.names == wanted for marks in cases.values())
@@ -134,7 +134,7 @@ def test_points_are_added_to_all_cases_alike(study: Path, tmp_path: Path) -> Non
     off = np.linalg.norm(cases["case0"].points - moved - cases["case2"].points, axis=1)
     assert np.nanmedian(off[3:]) < 4
     before = _tree(out)
-    simulate(study, out, Request(2, points=6, reference="case2", originals=True))
+    simulate(study, out, 2, points=6, reference="case2", originals=True)
     assert _tree(out) == before
 
 
@@ -146,7 +146,7 @@ def test_states_and_descriptions_go_along(tmp_path: Path) -> None:
         (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED), descriptions=("first", "second", ""),
     )  # fmt: skip
     write_landmarks(known, tmp_path / "data" / "case0.mrk.json")
-    simulate(study, tmp_path / "new", Request(1))
+    simulate(study, tmp_path / "new", 1)
     new = read_landmarks(tmp_path / "new" / "landmarks" / "case0_sim0001.mrk.json")
     assert new.status == known.status
     assert new.descriptions == known.descriptions
@@ -157,15 +157,15 @@ def test_a_picture_that_png_cannot_hold_becomes_mha(tmp_path: Path) -> None:
     image = read_image(tmp_path / "data" / "case0.png", 2.0)
     write_image(Image(image.array.astype(np.float32), image.grid), tmp_path / "data" / "case0.mha")
     study.write_text(study.read_text().replace("case0.png", "case0.mha"))
-    simulate(study, tmp_path / "new", Request(1))
+    simulate(study, tmp_path / "new", 1)
     (case,) = read_manifest(tmp_path / "new" / "cases.csv").cases
     assert case.image.name == "case0_sim0001.mha"
-    assert case.read_image().array.dtype == np.float32
-    np.testing.assert_allclose(case.read_image().grid.affine, image.grid.affine, atol=1e-6)
+    assert case.image().array.dtype == np.float32
+    np.testing.assert_allclose(case.image().grid.affine, image.grid.affine, atol=1e-6)
 
 
 def test_an_other_splits_cases_keep_their_split(study: Path, tmp_path: Path) -> None:
-    simulate(study, tmp_path / "new", Request(2, split="val"))
+    simulate(study, tmp_path / "new", 2, split="val")
     assert [row["split"] for row in _rows(tmp_path / "new" / "cases.csv")] == ["val", "val"]
 
 

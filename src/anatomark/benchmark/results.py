@@ -1,4 +1,4 @@
-"""What the finished cells found, read from their files: errors, time, memory, size, and the course of the training."""
+"""The results of finished cells, read from their files: errors, time, memory, size, and the course of the training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.benchmark.suite import Cell
+from anatomark.benchmark.cells import Cell
 from anatomark.benchmark.work import RECORD, SUMMARY
 from anatomark.errors import InputError
 from anatomark.evaluation.metrics import Errors, Outcome, Statistics, statistics
@@ -42,7 +42,7 @@ class Result:
     machine: str
 
 
-def read_result(cell: Cell, thresholds: Sequence[float]) -> Result | None:
+def read_result(cell: Cell) -> Result | None:
     """The result of a finished cell; None where it is not finished. Raises InputError where a file is damaged, or the
     evaluation is not one of this data set's truth, split and all its cases."""
     if not (cell.evaluation / SUMMARY).exists():
@@ -56,12 +56,12 @@ def read_result(cell: Cell, thresholds: Sequence[float]) -> Result | None:
         raise InputError(f"{cell.name}: {cell.evaluation}: is of split {summary['split']!r}, not {cell.split!r}")
     errors = read_errors(cell.evaluation / "errors.csv")
     wanted = [case for case, split, *_ in cell.key["cases"] if split == cell.split]
-    if strange := [c for c in errors.cases if c not in wanted]:
-        raise InputError(f"{cell.name}: {cell.evaluation}: case {strange[0]!r} is not in split {cell.split!r}")
-    if left := [c for c in wanted if c not in errors.cases]:
+    if other := [c for c in errors.cases if c not in wanted]:
+        raise InputError(f"{cell.name}: {cell.evaluation}: case {other[0]!r} is not in split {cell.split!r}")
+    if missing := [c for c in wanted if c not in errors.cases]:
         raise InputError(
-            f"{cell.name}: {cell.evaluation}: lacks {len(left)} of the {len(wanted)} cases of split {cell.split!r}, "
-            f"such as {left[0]!r}"
+            f"{cell.name}: {cell.evaluation}: lacks {len(missing)} of the {len(wanted)} cases of split {cell.split!r}, "
+            f"such as {missing[0]!r}"
         )
     record = read_json(cell.folder / RECORD) if (cell.folder / RECORD).exists() else {}
     machine = record.get("machine", {})
@@ -69,7 +69,7 @@ def read_result(cell: Cell, thresholds: Sequence[float]) -> Result | None:
     return Result(
         cell=cell,
         errors=errors,
-        figures=statistics(errors, thresholds=thresholds),
+        figures=statistics(errors, thresholds=cell.thresholds),
         truth=str(summary["truth"]),
         seconds=summary["seconds_per_case"],
         case_seconds=_case_seconds(cell.evaluation / "per_case.csv"),
@@ -112,17 +112,17 @@ def _float(text: str) -> float:
 def _case_seconds(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
-    sheet, found = read_sheet(path), {}
+    sheet, seconds = read_sheet(path), {}
     if "case" not in sheet.columns:
         raise InputError(f"{path}: has no column 'case'; evaluate writes it")
     for line, cells in sheet.rows:
         if not cells.get("seconds"):
             continue
         try:
-            found[cells["case"]] = float(cells["seconds"])
+            seconds[cells["case"]] = float(cells["seconds"])
         except ValueError:
             raise InputError(f"{path}: row {line}: seconds {cells['seconds']!r} is no number") from None
-    return found
+    return seconds
 
 
 def _model(run: Path) -> dict[str, Any]:
@@ -178,7 +178,6 @@ def fewer_landmarks(results: Sequence[Result]) -> list[str]:
 
 
 def cell_row(r: Result) -> dict[str, Any]:
-    """The row of ``results.csv``."""
     s, low_high = r.figures, r.figures.mre_ci95 or (None, None)
     return {
         "data": r.cell.data,
@@ -208,7 +207,6 @@ def cell_row(r: Result) -> dict[str, Any]:
 
 
 def case_rows(r: Result) -> list[dict[str, Any]]:
-    """The rows of ``per_case.csv``."""
     error = r.errors.case_error
     return [
         {

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from anatomark.benchmark.cells import Cell, chosen, plan_cells
 from anatomark.benchmark.results import Result, fewer_landmarks, read_result, same_truth
-from anatomark.benchmark.suite import Cell, Suite, chosen, plan_cells, read_suite
-from anatomark.benchmark.tables import commit, write_tables
+from anatomark.benchmark.suite import Suite, read_suite
+from anatomark.benchmark.tables import write_tables
 from anatomark.benchmark.work import State, do_cell, locked, state_of
 from anatomark.errors import InputError
 from anatomark.progress import Reporter, clock
@@ -32,7 +32,6 @@ class Benchmarked:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "out": str(self.out),
             "cells": {n: {"state": str(s), "minutes_left": self.minutes[n]} for n, s in self.states.items()},
@@ -42,7 +41,7 @@ class Benchmarked:
         }
 
     def lines(self) -> list[str]:
-        """Text."""
+        """How much is finished and where the table is, or cell by cell what is to be done."""
         done = sum(s is State.FINISHED for s in self.states.values())
         if not self.dry:
             ends = [f"{done} of {len(self.states)} cells finished"]
@@ -76,25 +75,23 @@ def benchmark(
     """
     path, out, report = Path(suite_path), Path(out), report or Reporter(quiet=True)
     suite = read_suite(path, minutes)
+    cells = plan_cells(suite, path, out)
+    asked = chosen(suite, cells, only)
     if dry_run:
-        with TemporaryDirectory() as folder:
-            cells = chosen(suite, plan_cells(suite, path, out, Path(folder), report), only)
-            states = {c.name: state_of(c) for c in cells}
-        return Benchmarked(out, states, {}, [], {c.name: _minutes_left(c, states[c.name]) for c in cells}, True)
+        states = {c.name: state_of(c) for c in asked}
+        return Benchmarked(out, states, {}, [], {c.name: _minutes_left(c, states[c.name]) for c in asked}, True)
     with locked(out):
-        cells = plan_cells(suite, path, out, out / "manifests", report)
-        asked = chosen(suite, cells, only)
         states = {c.name: state_of(c) for c in cells}
-        results = {c.name: r for c in cells if (r := read_result(c, _thresholds(suite, c))) is not None}
+        results = {c.name: r for c in cells if (r := read_result(c)) is not None}
         same_truth(list(results.values()))
         failed: dict[str, str] = {}
         todo = [] if tables_only else [c for c in asked if states[c.name] is not State.FINISHED]
         files = [] if todo or not results else _tables(suite, out, cells, results, states)
         for i, cell in enumerate(todo):
             report.say(f"{cell.name} ({i + 1} of {len(todo)}); log: {cell.folder}")
-            reason = do_cell(cell, report, commit())
+            reason = do_cell(cell, report)
             if not reason:
-                reason = _taken(suite, cell, results)
+                reason = _added(cell, results)
             if reason:
                 failed[cell.name] = reason
                 report.say(f"  {reason}")
@@ -106,19 +103,15 @@ def benchmark(
     return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False, notes)
 
 
-def _thresholds(suite: Suite, cell: Cell) -> list[float]:
-    return suite.data[cell.data].thresholds
-
-
-def _taken(suite: Suite, cell: Cell, results: dict[str, Result]) -> str:
+def _added(cell: Cell, results: dict[str, Result]) -> str:
     """Add a fresh result; why not, where it does not fit the others."""
     try:
-        found = read_result(cell, _thresholds(suite, cell))
-        assert found is not None
-        same_truth([*results.values(), found])
+        result = read_result(cell)
+        assert result is not None
+        same_truth([*results.values(), result])
     except InputError as error:
         return str(error)
-    results[cell.name] = found
+    results[cell.name] = result
     return ""
 
 

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import anatomark
+from anatomark.benchmark.provenance import commit, machine
 from anatomark.benchmark.results import Result, case_rows, cell_row, fewer_landmarks
 from anatomark.benchmark.suite import Suite
-from anatomark.benchmark.work import machine
 from anatomark.evaluation.metrics import BOOTSTRAP
 from anatomark.evaluation.paired import Paired, compare_methods
 from anatomark.io.atomic import write_bytes, write_json, write_text
+from anatomark.io.sheets import write_csv
 
 Row = dict[str, Any]
 
 
 def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Mapping[str, str]) -> list[Path]:
     """Everything that follows from the finished cells; returns the files. ``states`` by name of the cell."""
-    cells = [cell_row(r) for r in results]
     grouped = {d: by_method(results, suite, d) for d in suite.data}
     compared = {d: compare_methods({m: [r.errors for r in rs] for m, rs in g.items()}) for d, g in grouped.items()}
     rows = {d: method_rows(suite, g, compared[d]) for d, g in grouped.items()}
-    files = {
-        "results.csv": _csv(cells),
-        "per_case.csv": _csv([row for r in results for row in case_rows(r)]),
-        "paired.csv": _csv([paired_row(d, p) for d, found in compared.items() for p in found]),
-        "methods.csv": _csv([row for group in rows.values() for row in group]),
-        "table.md": "\n".join(markdown(suite, rows, states, fewer_landmarks(results))),
+    tables = {
+        "results.csv": [cell_row(r) for r in results],
+        "per_case.csv": [row for r in results for row in case_rows(r)],
+        "paired.csv": [paired_row(d, p) for d, pairs in compared.items() for p in pairs],
+        "methods.csv": [row for group in rows.values() for row in group],
     }
-    for name, text in files.items():
-        write_text(out / name, text)
+    for name, table in tables.items():
+        write_csv(out / name, table, digits=6)
+    write_text(out / "table.md", "\n".join(markdown(suite, rows, states, fewer_landmarks(results))))
     pictures = [_picture(out, d, g, rows[d]) for d, g in grouped.items() if g]
     figures = {
         f"{row['data']}_{row['method']}_{key}": row[key]
@@ -54,13 +50,13 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
         "commit": commit(),
     }
     write_json(out / "benchmark.json", facts)
-    return [out / "table.md", *pictures, *(out / n for n in files if n != "table.md"), out / "benchmark.json"]
+    return [out / "table.md", *pictures, *(out / name for name in tables), out / "benchmark.json"]
 
 
 def by_method(results: Sequence[Result], suite: Suite, data: str) -> dict[str, list[Result]]:
     """The results of a data set by method, in the suite's order, the seeds together."""
-    found = {m: [r for r in results if (r.cell.data, r.cell.method) == (data, m)] for m in suite.methods}
-    return {m: rs for m, rs in found.items() if rs}
+    own = {m: [r for r in results if (r.cell.data, r.cell.method) == (data, m)] for m in suite.methods}
+    return {m: rs for m, rs in own.items() if rs}
 
 
 def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared: Sequence[Paired]) -> list[Row]:
@@ -89,7 +85,7 @@ def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared:
                 "ci_high_mm": high,
                 "seed_sd_mm": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
                 "median_mm": _mean([f.median for f in figures]),
-                **{f"sdr_{t:g}": _mean([f.sdr.get(float(t)) for f in figures]) for t in _thresholds(suite, runs)},
+                **{f"sdr_{t:g}": _mean([f.sdr.get(float(t)) for f in figures]) for t in runs[0].cell.thresholds},
                 "failures": _mean([float(f.failures) for f in figures]),
                 "seconds_per_image": mine,
                 "train_minutes": _scaled(_mean([r.train_seconds for r in runs]), 1 / 60),
@@ -103,10 +99,6 @@ def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared:
             }
         )
     return rows
-
-
-def _thresholds(suite: Suite, runs: Sequence[Result]) -> list[float]:
-    return suite.data[runs[0].cell.data].thresholds
 
 
 def _interval(runs: Sequence[Result]) -> tuple[float, float] | None:
@@ -128,8 +120,11 @@ def _interval(runs: Sequence[Result]) -> tuple[float, float] | None:
                 total[cases.index(case)], count[cases.index(case)] = error[located].sum(), located.sum()
         drawn = draws @ count
         mean[drawn > 0] = (draws @ total)[drawn > 0] / drawn[drawn > 0]
-    known = means.mean(0)[np.isfinite(means).all(0)]
-    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known.size else None
+    drawn_means = means.mean(0)[np.isfinite(means).all(0)]
+    if not drawn_means.size:
+        return None
+    low, high = np.percentile(drawn_means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> Row:
@@ -147,8 +142,8 @@ def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> R
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+    there = [v for v in values if v is not None]
+    return float(np.mean(there)) if there else None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -156,7 +151,6 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def paired_row(data: str, p: Paired) -> Row:
-    """The row of ``paired.csv``."""
     (low, high), (rlow, rhigh) = (i or (None, None) for i in (p.difference_ci95, p.ratio_ci95))
     return {
         "data": data, "method": p.a, "against": p.b, "cases": p.cases, "pairs": p.pairs,
@@ -181,7 +175,7 @@ def markdown(
                 "steps", "GB train/infer", "M par."]  # fmt: skip
         head += [f"error / {suite.baseline}", f"time / {suite.baseline}", "p"] if suite.baseline else []
         lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-        lines += [f"| {' | '.join(_cells(row, shown, suite.baseline is not None))} |" for row in group]
+        lines += [f"| {' | '.join(_shown(row, shown, suite.baseline is not None))} |" for row in group]
         lines += [""]
     shown_data = {data for data, group in rows.items() if group}
     waiting = [n for n, s in states.items() if s != "finished"]
@@ -206,23 +200,27 @@ NOTES = (
 )
 
 
-def _cells(row: Row, thresholds: Sequence[str], baseline: bool) -> list[str]:
-    mre = _said(row["mre_mm"], ".3f")
+def _shown(row: Row, thresholds: Sequence[str], baseline: bool) -> list[str]:
+    mre = _text(row["mre_mm"], ".3f")
     mre += f" ({row['ci_low_mm']:.3f}-{row['ci_high_mm']:.3f})" if row["ci_low_mm"] is not None else ""
     mre += f" ± {row['seed_sd_mm']:.3f}, {row['seeds']} seeds" if row["seed_sd_mm"] is not None else ""
-    out = [row["method"], mre, _said(row["median_mm"], ".3f")]
-    out += [_said(_scaled(row[f"sdr_{t}"], 100), ".1f") for t in thresholds]
-    out += [_said(row["failures"], ".4g"), _said(row["seconds_per_image"], ".3g"), _said(row["train_minutes"], ".1f")]
-    memory = [_said(row[f"{k}_memory_gb"], ".2f") for k in ("train", "predict")]
-    out += [_said(row["steps"], ".0f"), "/".join(memory), _said(_scaled(row["parameters"], 1e-6), ".2f")]
+    out = [row["method"], mre, _text(row["median_mm"], ".3f")]
+    out += [_text(_scaled(row[f"sdr_{t}"], 100), ".1f") for t in thresholds]
+    out += [
+        _text(row["failures"], ".4g"),
+        _text(row["seconds_per_image"], ".3g"),
+        _text(row["train_minutes"], ".1f"),
+    ]
+    memory = [_text(row[f"{k}_memory_gb"], ".2f") for k in ("train", "predict")]
+    out += [_text(row["steps"], ".0f"), "/".join(memory), _text(_scaled(row["parameters"], 1e-6), ".2f")]
     if baseline:
-        ratio = _said(row["error_ratio"], ".2f")
+        ratio = _text(row["error_ratio"], ".2f")
         ratio += f" ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})" if row["ratio_low"] is not None else ""
-        out += [ratio, _said(row["time_ratio"], ".2f"), _said(row["p_holm"], ".2g")]
+        out += [ratio, _text(row["time_ratio"], ".2f"), _text(row["p_holm"], ".2g")]
     return out
 
 
-def _said(value: float | None, form: str) -> str:
+def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
@@ -243,30 +241,3 @@ def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows
     title = f"{data}: {rows[0]['cases']} case{'s' * (rows[0]['cases'] != 1)}, truth {rows[0]['truth']}"
     write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
     return path
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    """A table whose columns are all that occur, in their order; numbers with six digits; just a line without rows."""
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
-
-
-def commit() -> str | None:
-    """The commit of the checkout that the package runs from, with ``-dirty`` where files were changed; None where it
-    runs from no checkout, or git does not answer."""
-    root = Path(anatomark.__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=root, capture_output=True, text=True,
-            timeout=20, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip() or None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from anatomark.benchmark.suite import Cell, asked, fingerprint
+from anatomark.benchmark.cells import Cell, asked, fingerprint
+from anatomark.benchmark.provenance import commit, machine
 from anatomark.errors import InputError
 from anatomark.evaluation.predictions import peak_memory_gb
 from anatomark.io.atomic import read_json, remove_temporary, write_json, write_text
@@ -26,12 +26,10 @@ from anatomark.progress import Reporter, clock
 
 RECORD = "cell.json"  # what a cell is and how it came about
 SUMMARY = "summary.json"  # an evaluation is complete when it is there
-LOOK_S = 0.2  # between two looks at a child's memory
+POLL_S = 0.2  # between two readings of a child's memory
 
 
 class State(StrEnum):
-    """How far a cell is."""
-
     NEW = "new"
     BEGUN = "begun"
     TRAINED = "trained"
@@ -50,7 +48,7 @@ def state_of(cell: Cell) -> State:
     if changed:
         raise InputError(
             f"{cell.name}: the suite or its data have changed since this cell was begun ({', '.join(changed)}); change "
-            f"them back, remove {cell.folder}, or choose another --out"
+            f"them back, remove {cell.folder}, or choose another `out`"
         )
     if (cell.evaluation / SUMMARY).exists():
         return State.FINISHED
@@ -81,14 +79,14 @@ def _record(cell: Cell) -> dict[str, Any]:
     return record
 
 
-def do_cell(cell: Cell, report: Reporter, commit: str | None = None) -> str:
-    """Train and evaluate what of a cell is not done, with the code of ``commit``. Returns why it failed, empty where it
-    did not; the reason is kept, and the next call tries again. Raises InputError as :func:`state_of` does."""
+def do_cell(cell: Cell, report: Reporter) -> str:
+    """Train and evaluate what of a cell is not done. Returns why it failed, empty where it did not; the reason is kept,
+    and the next call tries again. Raises InputError as :func:`state_of` does."""
     if state_of(cell) is State.FINISHED:
         return ""
     record = _record(cell) or {
         "schema": 1, "hash": fingerprint(cell.key), "key": cell.key, "inputs": cell.inputs, "machine": machine(),
-        "commit": commit,
+        "commit": commit(),
     }  # fmt: skip
     record.pop("failed", None)
     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -108,30 +106,25 @@ def do_cell(cell: Cell, report: Reporter, commit: str | None = None) -> str:
 
 
 def _fit_command(cell: Cell) -> list[str]:
-    command = ["fit", str(cell.manifest), "--config", str(cell.folder / "config.yaml"), "--out", str(cell.run)]
     begun = (cell.run / "config.yaml").exists() or (cell.run / "folds" / "1" / "config.yaml").exists()
-    command += ["--device", _device(cell)]
-    command += ["--resume"] if begun else []
-    command += ["--folds", str(cell.folds)] if cell.folds else []
-    return command + (["--init", cell.init] if cell.init else [])
+    return _command(
+        "fit", cell.manifest, config=cell.folder / "config.yaml", out=cell.run, resume=begun, folds=cell.folds,
+        init=cell.init,
+    )  # fmt: skip
 
 
 def _evaluate_command(cell: Cell) -> list[str]:
-    command = ["evaluate", cell.model, str(cell.manifest), "--out", str(cell.evaluation), "--split", cell.split]
-    command += ["--truth", cell.truth] if cell.truth else []
+    options: dict[str, Any] = {"out": cell.evaluation, "split": cell.split, "truth": cell.truth}
     if cell.predictions is None:  # a model
-        command += ["--tta", str(cell.tta)] if cell.tta > 1 else []
-        command += ["--threads", str(cell.threads)] if cell.threads else []
-        command += ["--device", _device(cell)]
-    return command
+        device = cell.device if cell.config is None else cell.config.device
+        options |= {"tta": cell.tta, "threads": cell.threads, "device": device}
+    return _command("evaluate", cell.model, cell.manifest, **options)
 
 
-def _device(cell: Cell) -> str:
-    """The cell's device. For ``auto``, fit takes a GPU and evaluate none, so both are told the same."""
-    import torch
-
-    device = (cell.device if cell.config is None else cell.config.device) or "auto"
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+def _command(*words: object, **options: object) -> list[str]:
+    """A command line of anatomark; options that are None, False or 0 are left out, True stands without a value."""
+    given = {f"--{name}": value for name, value in options.items() if value}
+    return [str(w) for w in (*words, *(w for o, v in given.items() for w in ((o,) if v is True else (o, v))))]
 
 
 def _step(cell: Cell, name: str, command: list[str], record: dict[str, Any], report: Reporter) -> str:
@@ -164,12 +157,12 @@ def _run(command: Sequence[str], log: Any, peaks: list[float]) -> int:
         close_fds=False,  # the folder's lock lives as long as the child
     ) as child:  # fmt: skip
         try:
-            known = len(peaks)
+            before = len(peaks)
             while (peak := peak_memory_gb(child.pid)) is not None:
-                peaks[known:] = [max([peak, *peaks[known:]])]
+                peaks[before:] = [max([peak, *peaks[before:]])]
                 with suppress(subprocess.TimeoutExpired):
-                    return child.wait(LOOK_S)
-            if len(peaks) > known or not hasattr(os, "wait4"):
+                    return child.wait(POLL_S)
+            if len(peaks) > before or not hasattr(os, "wait4"):
                 return child.wait()
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
@@ -224,32 +217,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def machine() -> dict[str, Any]:
-    """What speed depends on: processor, cores, memory, GPU, versions."""
-    import numpy as np
-    import torch
-
-    import anatomark
-
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model)
-    memory = None
-    with suppress(ValueError, OSError, AttributeError):  # not every system tells
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gb": memory,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "system": platform.system(),
-        "versions": {
-            "anatomark": anatomark.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }

@@ -75,10 +75,6 @@ class Case:
             raise InputError(f"case {self.id!r}: only landmarks were given, an image is needed")
         return read_image(self.path, self.spacing)
 
-    @property
-    def has_image(self) -> bool:
-        return self.path is not None or self.held is not None
-
     def grid(self, ndim: int) -> Grid:
         """The grid of the image from its header alone, of dimension ``ndim``. Raises InputError."""
         grid = self._grid
@@ -123,7 +119,6 @@ class Case:
 
     @property
     def observer(self) -> str | None:
-        """Which observer the source names."""
         return split_observer(self.source)[1] if self.source else None
 
     def load_landmarks(self) -> Landmarks:

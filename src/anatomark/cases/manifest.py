@@ -35,7 +35,6 @@ class Manifest:
         return found
 
     def has_split(self, name: str) -> bool:
-        """Whether any case has this split."""
         return any(case.split == name for case in self.cases)
 
 

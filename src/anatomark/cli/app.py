@@ -51,7 +51,6 @@ def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:
-    """Options of all commands."""
     if version:
         typer.echo(f"anatomark {__version__}")
         raise typer.Exit()
@@ -65,7 +64,6 @@ for command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

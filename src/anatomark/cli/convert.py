@@ -13,8 +13,6 @@ from anatomark.errors import InputError
 
 
 class LabelFrom(StrEnum):
-    """Where ``convert`` takes the names from."""
-
     LABEL = "label"
     DESCRIPTION = "description"
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """Landmark files that ``predict`` writes."""
-
     MRK = "mrk.json"
     FCSV = "fcsv"
     CSV = "csv"

@@ -26,10 +26,11 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Make new cases from real ones: warped, turned, with another contrast; landmarks carried exactly."""
-    from anatomark.tools.simulate.motion import Simulation
-    from anatomark.tools.simulate.simulate import Request
     from anatomark.tools.simulate.simulate import simulate as make
 
-    settings = Simulation(amplitude_mm, wavelength_mm, rotation_deg, scale, intensity=intensity)
-    request = Request(count, points, reference, seed, split, include_originals, settings)
-    show(make(cases, out, request, report=reporter(as_json)), as_json)
+    done = make(
+        cases, out, count, points=points, reference=reference, seed=seed, split=split, originals=include_originals,
+        amplitude_mm=amplitude_mm, wavelength_mm=wavelength_mm, rotation_deg=rotation_deg, scale=scale,
+        intensity=intensity, report=reporter(as_json),
+    )  # fmt: skip
+    show(done, as_json)

@@ -64,7 +64,6 @@ class Grid:
 
     @property
     def ndim(self) -> int:
-        """D, 2 or 3."""
         return len(self.shape)
 
     @property

@@ -26,7 +26,6 @@ class Image:
 
     @property
     def ndim(self) -> int:
-        """D, 2 or 3."""
         return self.grid.ndim
 
     def canonical(self) -> Image:

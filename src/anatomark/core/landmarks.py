@@ -77,7 +77,6 @@ class Landmarks:
 
     @property
     def ndim(self) -> int:
-        """D, 2 or 3."""
         return int(self.points.shape[1])
 
     @property
@@ -105,11 +104,11 @@ class Landmarks:
         at = {n: i for i, n in enumerate(self.names)}
         rows = [at.get(n, -1) for n in names]
         here = np.array([r >= 0 for r in rows], dtype=bool)
-        known = [r for r in rows if r >= 0]
+        present = [r for r in rows if r >= 0]
 
         def pick(values: Array) -> Array:
             out = np.full((len(rows), *values.shape[1:]), np.nan)
-            out[here] = values[known]
+            out[here] = values[present]
             return out
 
         return Landmarks(

@@ -25,7 +25,6 @@ class Pose:
 
     @property
     def ndim(self) -> int:
-        """D, 2 or 3."""
         return len(self.translation)
 
     def apply(self, points: ArrayLike) -> Array:
@@ -37,7 +36,6 @@ class Pose:
         return (np.asarray(points, dtype=np.float64) - self.translation) @ self.rotation / self.scale
 
     def then(self, other: Pose) -> Pose:
-        """First this pose, then ``other``."""
         return Pose(
             other.rotation @ self.rotation,
             other.scale * (other.rotation @ self.translation) + other.translation,
@@ -46,7 +44,6 @@ class Pose:
 
     @classmethod
     def identity(cls, ndim: int) -> Pose:
-        """The pose that moves nothing."""
         return cls(np.eye(ndim), np.zeros(ndim))
 
 
@@ -196,7 +193,6 @@ class PCAShape:
 
     @property
     def size(self) -> int:
-        """K, the number of modes."""
         return int(self.modes.shape[1])
 
     def encode(self, x: Array) -> Array:
@@ -218,12 +214,10 @@ class PCAShape:
         return np.asarray(np.linalg.solve(w.T @ w + prior, w.T @ (x[seen] - self.mean[seen])))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, for ``plan.json``."""
         return {"mean": self.mean.tolist(), "modes": self.modes.tolist(), "sd": self.sd.tolist()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PCAShape:
-        """The inverse of :meth:`to_json`."""
         mean = np.asarray(data["mean"], dtype=np.float64)
         modes = np.asarray(data["modes"], dtype=np.float64).reshape(len(mean), -1)
         return cls(mean, modes, np.asarray(data["sd"], dtype=np.float64))

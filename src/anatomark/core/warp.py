@@ -36,8 +36,8 @@ class Warp:
         Raises RuntimeError where it does not converge in ``most`` steps (a folding field).
         """
         target = np.asarray(points, dtype=np.float64)
-        known = np.isfinite(target).all(-1)
-        goal = target[known]
+        finite = np.isfinite(target).all(-1)
+        goal = target[finite]
         x, before, damping = goal.copy(), np.full((len(goal), 1), np.inf), np.ones((len(goal), 1))
         for _ in range(most):
             step = goal - self(x)
@@ -47,7 +47,7 @@ class Warp:
             x, before = x + damping * step, size
             if step.size == 0 or np.abs(step).max() < tolerance_mm:
                 out = np.full_like(target, np.nan)
-                out[known] = x
+                out[finite] = x
                 return out
         raise RuntimeError(f"a warp could not be inverted in {most} steps; its field may fold")
 

@@ -118,7 +118,6 @@ class Mean(NamedTuple):
     error: Array
 
     def picked(self, cases: Sequence[str], names: Sequence[str]) -> Array:
-        """The errors of some cases and landmarks."""
         return np.asarray(
             self.error[np.ix_([self.cases.index(c) for c in cases], [self.names.index(n) for n in names])]
         )

@@ -24,9 +24,7 @@ from anatomark.progress import Reporter
 class Predictor(Protocol):
     """What is evaluated: anything that finds landmarks in an image, world mm."""
 
-    def predict(self, image: Image) -> Prediction | Landmarks:
-        """The landmarks of one image."""
-        ...
+    def predict(self, image: Image) -> Prediction | Landmarks: ...
 
 
 @dataclass

@@ -47,12 +47,10 @@ class EvaluationResult:
 
     @cached_property
     def overall(self) -> Statistics:
-        """Figures over all pairs."""
         return statistics(self.errors, thresholds=self.thresholds)
 
     @cached_property
     def per_landmark(self) -> dict[str, Statistics]:
-        """Figures by landmark."""
         return {n: statistics(self.errors, [n], thresholds=self.thresholds) for n in self.errors.names}
 
     @property

@@ -18,7 +18,7 @@ def landmarks_to_dict(landmarks: Landmarks) -> dict[str, Any]:
     """Landmarks as JSON-ready ``{"frame", "unit": "mm", "landmarks": [{"label", "status", "position", ...}]}``;
     ``position`` is null where not defined; score, covariance (mm^2) and radius90 (mm) where known."""
 
-    def known(values: Array | None, i: int) -> Any:
+    def stated(values: Array | None, i: int) -> Any:
         return None if values is None or not np.isfinite(values[i]).all() else values[i].tolist()
 
     entries = []
@@ -26,11 +26,11 @@ def landmarks_to_dict(landmarks: Landmarks) -> dict[str, Any]:
         entry = {
             "label": name,
             "status": str(landmarks.status[i]),
-            "position": known(landmarks.points, i),
+            "position": stated(landmarks.points, i),
             "description": landmarks.descriptions[i] or None,
-            "score": known(landmarks.score, i),
-            "covariance": known(landmarks.covariance, i),
-            "radius90": known(landmarks.radius90, i),
+            "score": stated(landmarks.score, i),
+            "covariance": stated(landmarks.covariance, i),
+            "radius90": stated(landmarks.radius90, i),
         }
         entries.append({k: v for k, v in entry.items() if v is not None or k == "position"})
     frame = "LPS" if landmarks.ndim == 3 else "image"

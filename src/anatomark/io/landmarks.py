@@ -52,16 +52,16 @@ def load_landmarks(
     ending = landmark_format(file)
     try:
         if ending == ".mrk.json":
-            found = read_mrk(file, frame, unit)
+            landmarks = read_mrk(file, frame, unit)
         elif ending == ".fcsv":
-            found = read_fcsv(file, frame)
+            landmarks = read_fcsv(file, frame)
         elif ending == ".json":
-            found = read_json_landmarks(file, frame, unit)
+            landmarks = read_json_landmarks(file, frame, unit)
         else:
-            found = read_table(file, frame, unit).pick(case, observer)
+            landmarks = read_table(file, frame, unit).pick(case, observer)
     except InputError as error:  # Landmarks itself does not know the file
         raise error if str(file) in str(error) else InputError(f"{file}: {error}") from None
-    return named_by(found, label_from, file)
+    return named_by(landmarks, label_from, file)
 
 
 def read_landmarks(
@@ -80,8 +80,8 @@ def read_landmarks(
     that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``: ``label``,
     or ``description`` to make the descriptions the names (the labels become the descriptions). Raises InputError.
     """
-    found = load_landmarks(path, case=case, frame=frame, unit=unit, label_from=label_from)
-    return in_mm(found, spacing, os.fspath(path))
+    landmarks = load_landmarks(path, case=case, frame=frame, unit=unit, label_from=label_from)
+    return in_mm(landmarks, spacing, os.fspath(path))
 
 
 def in_mm(landmarks: Landmarks, spacing: Sequence[float] | float | Grid | None, where: str) -> Landmarks:

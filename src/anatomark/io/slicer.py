@@ -191,7 +191,7 @@ def read_fcsv(path: Where, frame: str | None = None) -> Landmarks:
         raise InputError(f"{path}: CoordinateSystem = {system} is not known; it is 0 or RAS, 1 or LPS")
     frame = agreed_frame(FCSV_FRAMES[system.upper()] if system else None, frame, str(path))
     rows: dict[str, list[str]] = {}
-    found = []
+    parsed = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -200,16 +200,16 @@ def read_fcsv(path: Where, frame: str | None = None) -> Landmarks:
         if label in rows:
             raise InputError(f"{path}: row {number}: label {label!r} appears more than once")
         rows[label] = cells
-        found.append(row)
+        parsed.append(row)
     if not rows:
         raise InputError(f"{path}: holds no landmarks")
-    points = np.array([point for _, point, _, _ in found])
+    points = np.array([point for _, point, _, _ in parsed])
     dimension = 2 if facts.get("dimension") == "2" else 3
     return Landmarks(
         tuple(rows),
         (swap_lps_ras(points) if frame == "RAS" else points)[:, :dimension],
-        tuple(status for _, _, status, _ in found),
-        descriptions=tuple(text for *_, text in found),
+        tuple(status for _, _, status, _ in parsed),
+        descriptions=tuple(text for *_, text in parsed),
         meta={
             "path": str(path), "frame": frame, "unit": "mm",
             "fcsv": _Fcsv(tuple(header), tuple(columns), rows, frame == "LPS"),

@@ -50,19 +50,20 @@ class Table:
     def pick(self, case: str | None = None, observer: str | None = None) -> Landmarks:
         """One observer's landmarks of one case; ``mean`` is the mean over all. Raises InputError where the choice is
         missing or unknown."""
-        found = self.observers(case)
-        if observer is None and len(found) == 1:
-            return next(iter(found.values()))
-        names = ", ".join(found)
+        observers = self.observers(case)
+        if observer is None and len(observers) == 1:
+            return next(iter(observers.values()))
+        names = ", ".join(observers)
         if observer is None:
             raise InputError(
-                f"{self.path}: holds observers {names}; choose one, e.g. {self.path.name}#{next(iter(found))}"
+                f"{self.path}: holds observers {names}; choose one, e.g. {self.path.name}#{next(iter(observers))}"
             )
-        if observer in found:
-            return found[observer]
+        if observer in observers:
+            return observers[observer]
         if observer == MEAN:
-            return mean_of(found)
-        raise InputError(f"{self.path}: has no observer {observer!r}{nearest(observer, list(found))}; it holds {names}")
+            return mean_of(observers)
+        hint = nearest(observer, list(observers))
+        raise InputError(f"{self.path}: has no observer {observer!r}{hint}; it holds {names}")
 
 
 def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
@@ -115,8 +116,8 @@ def _read_table(path: Path, frame: str | None, unit: str | None, stamp: tuple[in
         groups.setdefault(record.case, {}).setdefault(record.observer, []).append(record)
     meta = {"path": str(path), "frame": frame, "unit": unit}
     cases = {
-        case: {o: _landmarks(group, frame, path, {**meta, "case": case, "observer": o}) for o, group in found.items()}
-        for case, found in groups.items()
+        case: {o: _landmarks(rows, frame, path, {**meta, "case": case, "observer": o}) for o, rows in one.items()}
+        for case, one in groups.items()
     }
     return Table(path, frame, unit, cases)
 

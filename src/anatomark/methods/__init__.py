@@ -30,7 +30,6 @@ def add(name: str, *classes: str | type[Method]) -> None:
 
 
 def names() -> list[str]:
-    """Every method's name."""
     return [*TABLE, *(e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in TABLE)]
 
 

@@ -44,7 +44,6 @@ class Plan:
 
     @property
     def alone(self) -> bool:
-        """Whether there is the method alone."""
         return self.align is None and self.refine is None
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +120,6 @@ class Composition:
         return (self.method.aligned and study.cases[0].landmarks.ndim == 3) if wanted is None else wanted
 
     def build(self, plan: Plan) -> Composed:
-        """The module with its first weights."""
         return Composed(self, plan)
 
 
@@ -184,23 +182,18 @@ class Composed(nn.Module):
         return out, alignment
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
-        """Of the stage's part."""
         return self._part(stage).examples(_for_part(case, stage.part), stage, rng)
 
     def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
-        """Of the stage's part."""
         return self._part(stage).collect(_ForPart(cases, stage.part), stage, rng)
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Of the stage's part."""
         return self._part(stage).loss(batch, stage)
 
     def after_step(self, stage: Stage) -> None:
-        """Of the stage's part."""
         self._part(stage).after_step(stage)
 
     def notes(self) -> list[str]:
-        """Of both."""
         return [*self.method.notes(), *(self.refine.notes() if self.refine is not None else [])]
 
     def start_from(self, weights: Mapping[str, torch.Tensor], old: Plan) -> dict[str, torch.Tensor]:

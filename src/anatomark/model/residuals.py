@@ -67,13 +67,11 @@ class Residuals:
         return f"{figures} ({len(e)} landmarks, {self.missed} missed)"
 
     def evidence(self, source: str) -> Evidence:
-        """For the stages that follow."""
         predictions = dict(zip(self.cases, self.predictions, strict=True))
         return Evidence(predictions, dict(zip(self.cases, self.truths, strict=True)), source)
 
     @classmethod
     def pooled(cls, parts: Sequence[Residuals]) -> Residuals:
-        """Of several parts, one after the other."""
         before: dict[str, Evidence] = {}
         for part in parts:
             for stage, more in part.before.items():

@@ -23,13 +23,13 @@ class Label:
 
 
 def place_labels(
-    marks: Sequence[tuple[str, float, float]], point: float, size: float, edges: tuple[float, float]
+    points: Sequence[tuple[str, float, float]], point: float, size: float, edges: tuple[float, float]
 ) -> list[Label]:
-    """A place for each of ``marks`` (text, x, y): ``point`` is the length of a typographic point in the picture's unit,
-    ``size`` that of the type in points, ``edges`` the picture's left and right border; y may run up or down."""
-    taken = [(x - 3 * point, y - 3 * point, x + 3 * point, y + 3 * point) for _, x, y in marks]
+    """A place for each of ``points`` (text, x, y): ``point`` is the length of a typographic point in the picture's
+    unit, ``size`` that of the type in points, ``edges`` the picture's left and right border; y may run up or down."""
+    taken = [(x - 3 * point, y - 3 * point, x + 3 * point, y + 3 * point) for _, x, y in points]
     out = []
-    for text, x, y in sorted(marks, key=lambda m: -m[2]):
+    for text, x, y in sorted(points, key=lambda p: -p[2]):
         long, tall = 0.61 * size * len(text) * point, 1.15 * size * point
         boxes = [
             (x + side * 7 * point - (long if side < 0 else 0), y + rise * tall - tall / 2)

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError, listed
-from anatomark.pictures.labels import place_labels
-
-TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
-INK, PAPER, WARNING = "#e8eaed", "#101418", "#f87171"
-HALO = "#101418"
-LEGIBLE = [withStroke(linewidth=1.8, foreground=HALO, alpha=0.7)]  # light text over a bright image
+from anatomark.errors import listed
+from anatomark.io.atomic import Where, write_bytes
+from anatomark.pictures.style import (
+    HALO,
+    INK,
+    LEGIBLE,
+    PAPER,
+    PREDICTION,
+    TRUTH,
+    WARNING,
+    caption,
+    draw_labels,
+    edge_letters,
+    png,
+    scale_bar,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Plane:
+class _Section:
     """How a canonical array (z, y, x) or (y, x) is laid on the screen; ``edges``: left, right, top, bottom letter."""
 
     title: str
@@ -40,10 +45,10 @@ class _Plane:
     edges: str
 
 
-AXIAL = _Plane("axial", 0, 1, 2, False, "RLAP")
-CORONAL = _Plane("coronal", 1, 0, 2, True, "RLSI")
-SAGITTAL = _Plane("sagittal", 2, 0, 1, True, "APSI")
-FLAT = _Plane("", None, 0, 1, False, "")
+AXIAL = _Section("axial", 0, 1, 2, False, "RLAP")
+CORONAL = _Section("coronal", 1, 0, 2, True, "RLSI")
+SAGITTAL = _Section("sagittal", 2, 0, 1, True, "APSI")
+FLAT = _Section("", None, 0, 1, False, "")
 
 
 class _View:
@@ -65,21 +70,21 @@ class _View:
         """Longest side in mm."""
         return float(self.grid.extent_mm.max())
 
-    def locate(self, plane: _Plane, points: Array) -> Array:
+    def locate(self, section: _Section, points: Array) -> Array:
         """(..., 2) screen position (right, down or up) in mm of world points (..., D)."""
         scaled = self.grid.to_index(points) * self.grid.spacing
-        return np.asarray(scaled[..., [plane.column, plane.row]])
+        return np.asarray(scaled[..., [section.column, section.row]])
 
-    def draw(self, ax: Axes, plane: _Plane, centre: Array, half: float | None = None) -> None:
+    def draw(self, ax: Axes, section: _Section, centre: Array, half: float | None = None) -> None:
         """The slice through the world point ``centre``; with ``half`` only this many mm around it."""
         shape, spacing = self.grid.shape, self.grid.spacing
         pixels: NDArray[Any] = self.image.array
-        if plane.fixed is not None:
-            at = int(np.clip(np.rint(self.grid.to_index(centre)[plane.fixed]), 0, shape[plane.fixed] - 1))
-            pixels = pixels.take(at, axis=plane.fixed + 1)
-        middle = self.locate(plane, centre)
+        if section.fixed is not None:
+            at = int(np.clip(np.rint(self.grid.to_index(centre)[section.fixed]), 0, shape[section.fixed] - 1))
+            pixels = pixels.take(at, axis=section.fixed + 1)
+        middle = self.locate(section, centre)
         lows, highs = [], []
-        for axis, where in ((plane.column, middle[0]), (plane.row, middle[1])):
+        for axis, where in ((section.column, middle[0]), (section.row, middle[1])):
             size = shape[axis] if half is None else half / spacing[axis]
             at = where / spacing[axis]
             first, last = (0, shape[axis]) if half is None else (int(at - size) - 1, int(at + size) + 3)
@@ -87,7 +92,7 @@ class _View:
             highs.append(int(np.clip(last, 1, shape[axis])))
         pixels = pixels[:, lows[1] : highs[1], lows[0] : highs[0]].astype(np.float32)
         pixels = np.clip((pixels - self.low) / max(self.high - self.low, 1e-12), 0, 1)
-        sx, sy = spacing[plane.column], spacing[plane.row]
+        sx, sy = spacing[section.column], spacing[section.row]
         edges = [(lows[0] - 0.5) * sx, (highs[0] - 0.5) * sx, (highs[1] - 0.5) * sy, (lows[1] - 0.5) * sy]
         ax.imshow(
             pixels.transpose(1, 2, 0) if self.colour else pixels[0],
@@ -98,12 +103,12 @@ class _View:
             interpolation="auto" if half is None else "bilinear",
         )
         left, right, bottom, top = edges
-        if half is None and plane.fixed is not None:  # slices stand in rows, so they are framed as squares
+        if half is None and section.fixed is not None:  # slices stand in rows, so they are framed as squares
             middle = np.array([(left + right) / 2, (bottom + top) / 2])
             half = max(abs(right - left), abs(bottom - top)) / 2
         if half is not None:
             left, right, bottom, top = middle[0] - half, middle[0] + half, middle[1] + half, middle[1] - half
-        ax.set(xlim=(left, right), ylim=(top, bottom) if plane.up else (bottom, top), xticks=[], yticks=[])
+        ax.set(xlim=(left, right), ylim=(top, bottom) if section.up else (bottom, top), xticks=[], yticks=[])
         ax.set_facecolor("black")
         for side in ax.spines.values():
             side.set_visible(False)
@@ -116,55 +121,30 @@ def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, na
     with every landmark, and a zoom on each of ``names``.
     """
     view = _View(image)
-    truth = truth.select([n for n, known in zip(truth.names, truth.defined, strict=True) if known])
+    truth = truth.select([n for n, defined in zip(truth.names, truth.defined, strict=True) if defined])
     nothing = Landmarks(truth.names, np.full_like(truth.points, np.nan))
-    found = nothing if predicted is None else predicted.select(truth.names)
+    predicted = nothing if predicted is None else predicted.select(truth.names)
     names = [n for n in names if n in truth.names]
-    figure = _rows_3d(view, found, truth, names) if image.ndim == 3 else _zooms_2d(view, found, truth, names)
+    figure = _rows_3d(view, predicted, truth, names) if image.ndim == 3 else _zooms_2d(view, predicted, truth, names)
     return png(figure)
 
 
 def overlay(
-    image: Image,
-    predicted: Landmarks,
-    truth: Landmarks | None,
-    path: str | os.PathLike[str],
-    flags: Sequence[str] = (),
+    image: Image, predicted: Landmarks, truth: Landmarks | None, path: Where, flags: Sequence[str] = ()
 ) -> None:
     """Write a PNG of predicted landmarks, labelled, with 90 % circles where known; ``truth`` beside them if given;
-    ``flags``, why the case should be reviewed, below.
+    ``flags``, why the case should be reviewed, above.
 
     2D: the whole image. 3D: a contact sheet, axial, coronal and sagittal slices through each landmark. Raises
     InputError where the file cannot be written.
     """
     draw = _sheet_3d if image.ndim == 3 else _whole_2d
-    data = png(draw(_View(image), predicted, truth, review_text(flags)), dpi=110)
-    path = Path(path)
-    draft = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_bytes(path, png(draw(_View(image), predicted, truth, review_text(flags)), dpi=110))
 
 
-def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG."""
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=dpi, facecolor=figure.get_facecolor())
-    return memory.getvalue()
-
-
-def caption(name: str, description: str = "") -> str:
-    """A landmark's label with its description, ``1 AC``; the description alone adds nothing where both are one."""
-    return f"{name} {description}" if description and description != name else name
-
-
-def absent_text(found: Landmarks, most: int = 8) -> str:
+def absent_text(predicted: Landmarks, most: int = 8) -> str:
     """``absent: 3, 7 and 2 more``; empty where no landmark is absent."""
-    names = [n for n, absent in zip(found.names, found.absent, strict=True) if absent]
+    names = [n for n, absent in zip(predicted.names, predicted.absent, strict=True) if absent]
     return f"absent: {listed(names, most)}" if names else ""
 
 
@@ -182,40 +162,20 @@ def _mark(ax: Axes, spot: Array, colour: str, size: float) -> None:
 
 
 def _pair(
-    ax: Axes, view: _View, plane: _Plane, found: Landmarks, truth: Landmarks | None, name: str, *, size: float
+    ax: Axes, view: _View, section: _Section, predicted: Landmarks, truth: Landmarks | None, name: str, *, size: float
 ) -> None:
     """Truth, prediction, the line between them and the 90 % circle of one landmark on one panel."""
-    at = found.names.index(name)
-    true = view.locate(plane, truth[name]) if truth is not None and name in truth.names else np.full(2, np.nan)
-    spot = view.locate(plane, found.points[at])
+    at = predicted.names.index(name)
+    true = view.locate(section, truth[name]) if truth is not None and name in truth.names else np.full(2, np.nan)
+    spot = view.locate(section, predicted.points[at])
     if np.isfinite(true).all() and np.isfinite(spot).all():
         ax.plot([true[0], spot[0]], [true[1], spot[1]], color=PREDICTION, lw=0.8, alpha=0.9)
-    radius = np.nan if found.radius90 is None else float(found.radius90[at])
+    radius = np.nan if predicted.radius90 is None else float(predicted.radius90[at])
     if np.isfinite(spot).all() and np.isfinite(radius):
         ax.add_patch(Circle((float(spot[0]), float(spot[1])), radius, fill=False, ec=PREDICTION, lw=0.7, alpha=0.7))
     for position, colour in ((true, TRUTH), (spot, PREDICTION)):
         if np.isfinite(position).all():
             _mark(ax, position, colour, size)
-
-
-def _letters(ax: Axes, plane: _Plane, size: float = 8) -> None:
-    spots = [(0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"), (0.5, 0.97, "center", "top")]
-    spots.append((0.5, 0.03, "center", "bottom"))
-    for letter, (x, y, ha, va) in zip(plane.edges, spots, strict=False):
-        # snapped to pixels, the foot of an L with a halo vanishes, and left becomes inferior
-        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=INK, fontsize=size, path_effects=LEGIBLE,
-                snap=False)  # fmt: skip
-
-
-def _scale_bar(ax: Axes, half: float) -> None:
-    power = 10 ** np.floor(np.log10(half * 0.8))
-    length = max(m * power for m in (1, 2, 5) if m * power <= half * 0.8)
-    x, y = 0.04, 0.05
-    bar = [x, x + length / (2 * half)], [y, y]
-    ax.plot(*bar, transform=ax.transAxes, color=INK, lw=2, solid_capstyle="butt", path_effects=LEGIBLE)
-    text = f"{length:g} mm"
-    ax.text(x, y + 0.025, text, transform=ax.transAxes, color=INK, fontsize=7, va="bottom", path_effects=LEGIBLE,
-            snap=False)  # fmt: skip
 
 
 def _key(figure: Figure, x: float, y: float) -> None:
@@ -224,45 +184,45 @@ def _key(figure: Figure, x: float, y: float) -> None:
         figure.text(x, y, text, color=colour, fontsize=10, ha=align, va="center", weight="bold", bbox=box)
 
 
-def _error_text(found: Landmarks, truth: Landmarks, name: str) -> str:
-    step = found.points[found.names.index(name)] - truth[name]
+def _error_text(predicted: Landmarks, truth: Landmarks, name: str) -> str:
+    step = predicted.points[predicted.names.index(name)] - truth[name]
     return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else "not found"
 
 
-def _half(view: _View, found: Landmarks, truth: Landmarks, name: str) -> float:
-    error = float(np.linalg.norm(found.points[found.names.index(name)] - truth[name]))
+def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> float:
+    error = float(np.linalg.norm(predicted.points[predicted.names.index(name)] - truth[name]))
     wanted = max(0.07 * view.extent, 1.6 * error if np.isfinite(error) else 0)
     return min(wanted, 0.5 * view.extent)
 
 
-def _rows_3d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
     rows, side, head, gap = len(names), 2.6, 0.42, 0.07
     width, row = 4 * side + 3 * gap, side + head
     height = rows * row + 0.1
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     for r, name in enumerate(names):
-        half, bottom = _half(view, found, truth, name), height - (r + 1) * row
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        half, bottom = _half(view, predicted, truth, name), height - (r + 1) * row
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
-        for c, plane in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
+        for c, section in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(
                 (c * (side + gap) / width, bottom / height, side / width, side / height), facecolor="black"
             )
-            view.draw(ax, plane, truth[name], half if c else None)
+            view.draw(ax, section, truth[name], half if c else None)
             if c:
-                _pair(ax, view, plane, found, truth, name, size=10)
-                _scale_bar(ax, half)
+                _pair(ax, view, section, predicted, truth, name, size=10)
+                scale_bar(ax, 2 * half)
             else:
-                corner = view.locate(plane, truth[name]) - half
+                corner = view.locate(section, truth[name]) - half
                 box = (float(corner[0]), float(corner[1]))
                 ax.add_patch(Rectangle(box, 2 * half, 2 * half, fill=False, ec=TRUTH, lw=1))
-            ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=8)
-            _letters(ax, plane)
+            ax.text(0.97, 0.97, section.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=8)
+            edge_letters(ax, section.edges)
     _key(figure, 0.86, 1 - 0.5 * head / height)
     return figure
 
 
-def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
     size = view.grid.extent_mm
     tall = 6.3
     wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
@@ -273,40 +233,31 @@ def _zooms_2d(view: _View, found: Landmarks, truth: Landmarks, names: Sequence[s
     ax = figure.add_axes((0, 0, wide / width, 1))
     view.draw(ax, FLAT, view.grid.centre)
     for name in truth.names:
-        _pair(ax, view, FLAT, found, truth, name, size=5)
+        _pair(ax, view, FLAT, predicted, truth, name, size=5)
     for i, name in enumerate(names):
         left, bottom = wide + gap + (i % columns) * (side + gap), tall - (i // columns + 1) * (side + head)
         zoom = figure.add_axes((left / width, bottom / tall, side / width, side / tall))
-        half = _half(view, found, truth, name)
+        half = _half(view, predicted, truth, name)
         view.draw(zoom, FLAT, truth[name], half)
-        _pair(zoom, view, FLAT, found, truth, name, size=11)
-        _scale_bar(zoom, half)
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(found, truth, name)}"
+        _pair(zoom, view, FLAT, predicted, truth, name, size=11)
+        scale_bar(zoom, 2 * half)
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
     _key(figure, 0.45 * wide / width, 1 - 0.25 / tall)
     return figure
 
 
-def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+def _whole_2d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
     size = view.grid.extent_mm
     figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
     ax = figure.add_axes((0, 0, 1, 1))
     view.draw(ax, FLAT, view.grid.centre)
-    marks = []
-    for name, description in zip(found.names, found.descriptions, strict=True):
-        _pair(ax, view, FLAT, found, truth, name, size=7)
-        spot = view.locate(FLAT, found[name])
-        if np.isfinite(spot).all():
-            marks.append((caption(name, description), float(spot[0]), float(spot[1])))
-    point = size[1] / (figure.get_figwidth() * 72)  # mm of one point of type
-    for label in place_labels(marks, point, 8, (0.0, float(size[1]))):
-        if label.far:
-            ax.plot([label.x, label.near], [label.y, label.level], color=INK, lw=0.5, alpha=0.7)
-        ax.text(
-            label.near, label.level, label.text, color=INK, fontsize=8, va="center",
-            ha="left" if label.right else "right", path_effects=LEGIBLE, snap=False,
-        )  # fmt: skip
-    if text := absent_text(found):
+    for name in predicted.names:
+        _pair(ax, view, FLAT, predicted, truth, name, size=7)
+    captions, spots = map(caption, predicted.names, predicted.descriptions), view.locate(FLAT, predicted.points)
+    points = [(text, float(x), float(y)) for text, (x, y) in zip(captions, spots, strict=True) if np.isfinite(x + y)]
+    draw_labels(ax, points, 8, (0.0, float(size[1])))
+    if text := absent_text(predicted):
         figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True, snap=False)
     if review:
         figure.text(
@@ -315,31 +266,31 @@ def _whole_2d(view: _View, found: Landmarks, truth: Landmarks | None, review: st
     return figure
 
 
-def _sheet_3d(view: _View, found: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
-    names = [n for n, known in zip(found.names, found.defined, strict=True) if known]
+def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+    names = [n for n, defined in zip(predicted.names, predicted.defined, strict=True) if defined]
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
-    notes = [(text, c) for text, c in ((absent_text(found), INK), (review, WARNING)) if text]
+    notes = [(text, c) for text, c in ((absent_text(predicted), INK), (review, WARNING)) if text]
     width, height = blocks * block - gap, rows * (side + head) + head * len(notes)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
     for i, name in enumerate(names):
-        at = found.names.index(name)
+        at = predicted.names.index(name)
         left, bottom = (i // rows) * block, height - (i % rows + 1) * (side + head)
-        text = caption(name, found.descriptions[at])
-        if found.score is not None and np.isfinite(found.score[at]):
-            text += f"   p={found.score[at]:.2f}"
-        if found.radius90 is not None and np.isfinite(found.radius90[at]):
-            text += f"   r90={found.radius90[at]:.1f} mm"
+        text = caption(name, predicted.descriptions[at])
+        if predicted.score is not None and np.isfinite(predicted.score[at]):
+            text += f"   p={predicted.score[at]:.2f}"
+        if predicted.radius90 is not None and np.isfinite(predicted.radius90[at]):
+            text += f"   r90={predicted.radius90[at]:.1f} mm"
         x, y = (left + 0.05) / width, (bottom + side + 0.07) / height
         figure.text(x, y, text, color=INK, fontsize=8.5, weight="bold")
-        for c, plane in enumerate((AXIAL, CORONAL, SAGITTAL)):
+        for c, section in enumerate((AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(((left + c * side) / width, bottom / height, side / width * 0.985, side / height))
-            view.draw(ax, plane, found[name], half)
-            _pair(ax, view, plane, found, truth, name, size=7)
+            view.draw(ax, section, predicted[name], half)
+            _pair(ax, view, section, predicted, truth, name, size=7)
             if i % rows == 0:
-                _letters(ax, plane, 7)
-                ax.text(0.97, 0.97, plane.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
+                edge_letters(ax, section.edges, 7)
+                ax.text(0.97, 0.97, section.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
     if not names:
         figure.text(0.5, 0.5, "no landmark found", color=INK, ha="center", va="center")
     for k, (text, colour) in enumerate(notes):
@@ -361,12 +312,12 @@ def checkerboard(fixed: Image, moved: Image, tiles: int = 10) -> bytes:
         shades.append(np.clip((grey - view.low) / max(view.high - view.low, 1e-12), 0, 1))
     board = _View(Image(np.where(odd, shades[1], shades[0])[None], grid))
     board.low, board.high = 0.0, 1.0
-    planes = (AXIAL, CORONAL, SAGITTAL) if fixed.ndim == 3 else (FLAT,)
+    sections = (AXIAL, CORONAL, SAGITTAL) if fixed.ndim == 3 else (FLAT,)
     size = grid.extent_mm
     high = 4.0 if fixed.ndim == 3 else float(np.clip(6 * size[0] / size[1], 3.0, 9.0))
     figure = Figure(figsize=(12 if fixed.ndim == 3 else 6, high), facecolor=PAPER)
-    for c, plane in enumerate(planes):
-        ax = figure.add_axes((c / len(planes), 0, 0.99 / len(planes), 1), facecolor="black")
-        board.draw(ax, plane, grid.centre)
-        _letters(ax, plane)
+    for c, section in enumerate(sections):
+        ax = figure.add_axes((c / len(sections), 0, 0.99 / len(sections), 1), facecolor="black")
+        board.draw(ax, section, grid.centre)
+        edge_letters(ax, section.edges)
     return png(figure, dpi=85)

@@ -3,7 +3,6 @@ set, methods named beside their points."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from anatomark.core.grid import Array
+from anatomark.pictures.style import png
 
 # told apart with any colour vision (Tol's muted and bright sets), used in the order of the suite
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA7733", "#66AADD", "#AA3377", "#555555", "#117733", "#DDAA33", "#882255")
@@ -38,9 +38,7 @@ class Dot:
 
 def benchmark_picture(title: str, dots: Sequence[Dot], split: str = "test") -> bytes:
     """The figure of one data set as PNG; ``split`` is that of the cases measured."""
-    out = io.BytesIO()
-    benchmark_figure(title, dots, split).savefig(out, format="png")
-    return out.getvalue()
+    return png(benchmark_figure(title, dots, split), dpi=130)
 
 
 def benchmark_figure(title: str, dots: Sequence[Dot], split: str) -> Figure:

@@ -19,11 +19,18 @@ from anatomark.io.atomic import Where
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import split_observer, write_landmarks
 from anatomark.progress import Reporter
-from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case
+from anatomark.tools.outputs import (
+    IMAGE_ENDING,
+    LANDMARKS_ENDING,
+    CaseResults,
+    Row,
+    check_files,
+    check_folder,
+    each_case,
+)
 
 MARGIN_MM, MOST_MM = 10.0, 100_000
 MOST_VOXELS = 100_000_000  # of a crop that is larger than its image
-ENDINGS = {2: (".mha", ".csv"), 3: (".nii.gz", ".mrk.json")}  # of image and landmarks
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ class Region:
 
     def check(self, cases: Sequence[Case]) -> None:
         """Raises InputError where no case has one of the points, or the size has not a case's dimension."""
-        known = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
-        if wrong := [p for p in self.points or () if p not in known]:
-            raise InputError(f"`points` {wrong[0]}: no case has this landmark{nearest(wrong[0], known)}")
+        names = list(dict.fromkeys(n for c in cases for n in c.landmarks.names))
+        if wrong := [p for p in self.points or () if p not in names]:
+            raise InputError(f"`points` {wrong[0]}: no case has this landmark{nearest(wrong[0], names)}")
         if self.size_mm is not None and (odd := [c for c in cases if c.landmarks.ndim != len(self.size_mm)]):
             d, count = odd[0].landmarks.ndim, len(self.size_mm)
             needed = f"{d} numbers, {'X,Y,Z'[: 2 * d - 1]}; found {count}"
@@ -133,8 +140,7 @@ def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Case
 
 
 def _files(out: Path, case: str) -> list[Path]:
-    """All that a case may have."""
-    return [out / f"{case}{ending}" for endings in ENDINGS.values() for ending in endings]
+    return [out / f"{case}{endings[d]}" for d in (2, 3) for endings in (IMAGE_ENDING, LANDMARKS_ENDING)]
 
 
 def _cut(case: Case, out: Path, region: Region) -> Row:
@@ -158,9 +164,9 @@ def _cut(case: Case, out: Path, region: Region) -> Row:
         part = cut_out(image, box, region.pad or 0.0)
     except ValueError as error:
         raise InputError(f"case {case.id!r}: {case.path}: {error}") from None
-    files = [out / f"{case.id}{ending}" for ending in ENDINGS[part.ndim]]
+    files = [out / f"{case.id}{endings[part.ndim]}" for endings in (IMAGE_ENDING, LANDMARKS_ENDING)]
     write_image(part, files[0])
-    write_landmarks(landmarks, files[1], spacing=part.grid if part.ndim == 2 else None)
+    write_landmarks(landmarks, files[1], spacing=part.grid)
     return {
         "files": [str(f) for f in files],
         "lower": list(box.lower), "upper": list(box.upper), "pad": region.pad,

@@ -17,8 +17,8 @@ M = TypeVar("M", bound=BaseModel)
 
 def ready(kind: str) -> dict[str, Path]:
     """The package's definitions of a ``kind`` (``planes``, ``measurements``) by name: those whose file has this key."""
-    found = {path.stem: path for path in sorted(READY.glob("*.yaml"))}
-    return {name: path for name, path in found.items() if kind in read_yaml(path)}
+    paths = {path.stem: path for path in sorted(READY.glob("*.yaml"))}
+    return {name: path for name, path in paths.items() if kind in read_yaml(path)}
 
 
 def read_definition(name: str | os.PathLike[str], model: type[M], kind: str) -> M:
@@ -29,11 +29,11 @@ def read_definition(name: str | os.PathLike[str], model: type[M], kind: str) -> 
     text = os.fspath(name)
     path = Path(text)
     if not path.is_file():
-        known = ready(kind)
-        if path.suffix or os.sep in text or text not in known:
-            there = f"ready definitions of {kind}: {', '.join(known) or 'none'}"
-            raise InputError(f"{text}: no such file, and no ready definition{nearest(text, list(known))}; {there}")
-        path = known[text]
+        available = ready(kind)
+        if path.suffix or os.sep in text or text not in available:
+            there = f"ready definitions of {kind}: {', '.join(available) or 'none'}"
+            raise InputError(f"{text}: no such file, and no ready definition{nearest(text, list(available))}; {there}")
+        path = available[text]
     if os.access(path, os.R_OK):
         with open(path, "rb") as file:
             if b"\0" in file.read(4096):  # an image, say

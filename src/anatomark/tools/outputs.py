@@ -14,6 +14,10 @@ from anatomark.io.atomic import write_json
 from anatomark.progress import Reporter
 
 Row = dict[str, Any]
+IMAGE_ENDING, LANDMARKS_ENDING = (
+    {2: ".mha", 3: ".nii.gz"},
+    {2: ".csv", 3: ".mrk.json"},
+)  # of what is written, by dimension
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,6 @@ class CaseResults:
         return [(row["case"], row["reason"]) for row in self.rows if row["state"] == "failed"]
 
     def summary(self) -> Row:
-        """Plain JSON."""
         raise NotImplementedError
 
     def document(self) -> Row:

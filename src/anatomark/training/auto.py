@@ -64,7 +64,6 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The same as nested keys of a config."""
         out: dict[str, Any] = {}
         for key, value, _ in self.rows:
             *path, last = key.split(".")

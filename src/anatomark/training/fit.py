@@ -46,7 +46,6 @@ class Fitted:
         return Model(load_run(self.run))
 
     def predict(self, image: Image | str | os.PathLike[str], spacing: Spacing = None) -> Prediction:
-        """As ``Model.predict``."""
         return self.model.predict(image, spacing)
 
 

@@ -36,7 +36,6 @@ class Planned:
     config: RunConfig
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON."""
         return self.facts
 
     def lines(self) -> list[str]:

@@ -25,8 +25,6 @@ from anatomark.training.validate import Validation, from_plain, to_plain
 
 @dataclass
 class State:
-    """Everything that changes while a run trains."""
-
     run: Path
     config: RunConfig
     method: Composed
@@ -51,7 +49,6 @@ class State:
 
     @property
     def stage(self) -> Stage:
-        """The stage being trained."""
         return self.stages[self.at]
 
     @property
@@ -89,7 +86,6 @@ def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
 
 
 def save(state: State) -> None:
-    """Write ``last.ckpt``."""
     data = {
         "version": CHECKPOINT_VERSION,
         "stage": state.at,

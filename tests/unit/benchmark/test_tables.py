@@ -28,7 +28,7 @@ def _result(error: Array, annotated: NDArray[np.bool_] | None = None) -> Result:
     cases, names = (tuple(f"{word}{i}" for i in range(n)) for word, n in zip(("c", "l"), error.shape, strict=True))
     unknown = np.full(error.shape, np.nan)
     errors = Errors(cases, names, offset, outcome, unknown, unknown)
-    cell: Any = SimpleNamespace(data="study", method="m", seed=0, split="test")
+    cell: Any = SimpleNamespace(data="study", method="m", seed=0, split="test", thresholds=THRESHOLDS)
     known: dict[str, Any] = dict.fromkeys(("seconds", "train_seconds", "steps", "train_gb", "predict_gb", "parameters"))
     figures = statistics(errors, thresholds=THRESHOLDS)
     return Result(cell=cell, errors=errors, figures=figures, truth="t", case_seconds={}, course=(), machine="", **known)

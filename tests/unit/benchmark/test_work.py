@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import tiny
 from anatomark.benchmark import work
+from anatomark.benchmark.cells import Cell, asked, fingerprint, plan_cells
 from anatomark.benchmark.results import fewer_landmarks, read_result
-from anatomark.benchmark.suite import Cell, fingerprint, plan_cells, read_suite
+from anatomark.benchmark.suite import read_suite
 from anatomark.benchmark.work import State, locked, state_of
 from anatomark.errors import InputError
 from anatomark.evaluation.predictions import peak_memory_gb
@@ -38,7 +38,7 @@ def _cells(folder: Path, **changes: Any) -> list[Cell]:
     suite = {"data": {"study": {"manifest": "study/cases.csv"}}, "methods": methods, "steps": 5, **changes}
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite))
-    return plan_cells(read_suite(path), path, folder / "out", folder / "out" / "manifests", QUIET)
+    return plan_cells(read_suite(path), path, folder / "out")
 
 
 def _begun(cell: Cell, **more: Any) -> None:
@@ -71,19 +71,30 @@ def test_threads_and_device_belong_to_what_is_measured_here(folder: Path) -> Non
         state_of(_cells(folder, threads=2)[1])
 
 
-@pytest.mark.parametrize("gpu", [True, False])
-def test_training_and_evaluation_are_told_the_same_device(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    for changes, device in (
-        ({}, "cuda" if gpu else "cpu"),
-        ({"device": "mps"}, "mps"),
-        ({"set": {"device": "mps"}}, "mps"),
-    ):
-        cell = _cells(folder, **changes)[0]
-        for command in (work._fit_command(cell), work._evaluate_command(cell)):
-            assert command[command.index("--device") + 1] == device
+@pytest.mark.parametrize(
+    ("changes", "device"), [({}, "auto"), ({"device": "mps"}, "mps"), ({"set": {"device": "mps"}}, "mps")]
+)
+def test_training_and_evaluation_are_given_the_same_device(folder: Path, changes: dict[str, Any], device: str) -> None:
+    cell = _cells(folder, **changes)[0]
+    assert cell.config is not None and asked(cell.config).get("device", "auto") == device
+    assert "--device" not in work._fit_command(cell)  # the config counts
+    command = work._evaluate_command(cell)
+    assert command[command.index("--device") + 1] == device
+
+
+def test_commands_name_what_differs_from_the_defaults(folder: Path) -> None:
+    cell = _cells(folder, threads=2, methods={"a": {"method": "tiny", "folds": 3, "init": "zoo-name"}})[0]
+    config, run = cell.folder / "config.yaml", cell.run
+    command = ["fit", str(cell.manifest), "--config", str(config), "--out", str(run)]
+    assert work._fit_command(cell) == [*command, "--folds", "3", "--init", "zoo-name"]
+    (run / "folds" / "1").mkdir(parents=True)
+    (run / "folds" / "1" / "config.yaml").touch()
+    assert work._fit_command(cell) == [*command, "--resume", "--folds", "3", "--init", "zoo-name"]
+    assert work._evaluate_command(cell)[-4:-2] == ["--threads", "2"]
+    measured = _cells(folder, methods={"given": {"predictions": "there"}}, steps=None)[0]
+    assert work._evaluate_command(measured) == [
+        "evaluate", str(folder / "there"), str(cell.manifest), "--out", str(measured.evaluation), "--split", "test"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says it of a child")
@@ -145,7 +156,7 @@ def _evaluation(
 def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folder: Path) -> None:
     cell, there = _cells(folder)[2], folder / "there"
     _evaluation(there)
-    taken = read_result(cell, [2.0])
+    taken = read_result(cell)
     assert taken is not None and taken.figures.mre == 1 and taken.case_seconds == {"case2": 2, "case3": 2}
     for changes, said in (
         ({"split": "val"}, "is of split 'val', not 'test'"),
@@ -154,7 +165,7 @@ def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folde
     ):
         _evaluation(there, **changes)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=said):
-            read_result(cell, [2.0])
+            read_result(cell)
     _evaluation(there)
     for text, said in (
         ("name,seconds\ncase2,2", "has no column 'case'"),
@@ -162,14 +173,11 @@ def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folde
     ):
         (there / "per_case.csv").write_text(text)
         with pytest.raises(InputError, match=said):
-            read_result(cell, [2.0])
+            read_result(cell)
 
 
 def test_results_of_fewer_landmarks_are_named(folder: Path) -> None:
     for name, labels in (("all", "abc"), ("few", "ab")):
         _evaluation(folder / name, labels=labels)
-    found = [
-        read_result(c, [2.0])
-        for c in _cells(folder, methods={n: {"evaluation": n} for n in ("all", "few")}, steps=None)
-    ]
+    found = [read_result(c) for c in _cells(folder, methods={n: {"evaluation": n} for n in ("all", "few")}, steps=None)]
     assert fewer_landmarks([r for r in found if r]) == ["study/few/seed0 scores 2 of 3 landmarks."]

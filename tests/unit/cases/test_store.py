@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import tiny
+from anatomark.cases import store as store_module
 from anatomark.cases.case import Case
 from anatomark.cases.store import CaseStore, fingerprint_of, open_images, save_images
 from anatomark.core.alignment import Alignment
@@ -78,6 +79,21 @@ def test_memory_stays_bounded_whatever_the_number_of_cases(tmp_path: Path) -> No
             assert store[i].images["image"].array.sum(dtype=np.float64) == i * 128**3, turn
             peak = max(peak, process.memory_info().rss)
     assert (peak - before) / 2**20 < 60  # 320 MB in all
+
+
+def test_what_was_used_last_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(store_module, "open_images", lambda folder: opened.append(folder.name) or open_images(folder))
+    store = CaseStore(tmp_path, cache_mb=2.5)  # two of three images of 1 MB
+    grid = Grid((64, 64, 64), np.eye(4))
+    for name in "abc":
+        image = Image(np.zeros((1, 64, 64, 64), np.float32), grid)
+        store.add(Case(name, given=MARKS), name, lambda image=image: ({"image": image}, None))
+    for i in (0, 1, 0, 2, 0, 1):  # a is used again before c comes, so b goes; then c, which is older than a
+        _ = store[i]
+    assert opened == ["a", "b", "c", "b"]
+    one = CaseStore(tmp_path, 0.5, store.cases, store.keys)  # too little for one: it stays all the same
+    assert one[0].images["image"] is one[0].images["image"]
 
 
 def test_a_store_pickles_without_its_mappings(tmp_path: Path) -> None:

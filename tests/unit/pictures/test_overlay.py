@@ -34,7 +34,7 @@ def dot(axes: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]) -> tup
 @pytest.mark.parametrize("axes", ORIENTATIONS)
 @pytest.mark.parametrize("plane", [AXIAL, CORONAL, SAGITTAL])
 @pytest.mark.parametrize("half", [None, 6.0])
-def test_the_mark_lies_on_the_bright_voxel(axes: np.ndarray, plane: pictures._Plane, half: float | None) -> None:
+def test_the_mark_lies_on_the_bright_voxel(axes: np.ndarray, plane: pictures._Section, half: float | None) -> None:
     image, marks = dot(axes, (5, 8, 4), (12, 14, 10))
     view = pictures._View(image)
     ax = Figure().subplots()
@@ -113,5 +113,6 @@ def test_a_point_outside_the_image_is_drawn(tmp_path: Path) -> None:
 
 def test_an_unwritable_overlay_is_one_line(tmp_path: Path) -> None:
     image, truth = dot(ORIENTATIONS[0], (5, 8, 4), (12, 14, 10))
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        overlay(image, truth, None, tmp_path / "no" / "a.png")
+        overlay(image, truth, None, tmp_path / "file" / "a.png")

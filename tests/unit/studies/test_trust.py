@@ -1,10 +1,9 @@
-"""The benchmark of the review flag: refusals count, and few cases support no curve."""
+"""The study of the review flag: refusals count, and few cases support no curve."""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,20 @@ TRUTH = Landmarks(("a",), np.zeros((1, 2)))
 
 
 @pytest.fixture
-def tally(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-    return importlib.import_module("trust").Tally()
+def tally(study: Callable[[str], ModuleType]) -> Any:
+    return study("trust").Tally()
 
 
 def _model(n: int) -> Any:
-    meta = {"flags": ["odd"] if n % 10 == 0 else [], "suspicion": float(n)}
-    return SimpleNamespace(predict=lambda image: Landmarks(("a",), np.full((1, 2), float(n)), meta=meta))
+    prediction = SimpleNamespace(
+        landmarks=Landmarks(("a",), np.full((1, 2), float(n))),
+        flags=("odd",) if n % 10 == 0 else (),
+        suspicion=float(n),
+    )
+    return SimpleNamespace(predict=lambda image: prediction)
 
 
-def _refuse(image: Image) -> Landmarks:
+def _refuse(image: Image) -> None:
     raise InputError("its intensities do not vary")
 
 

@@ -37,7 +37,6 @@ class Fingerprint:
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
         found = [s.to_json() for s in self.suspects]
         return {**self.facts, "names": list(self.names), "suspects": found, "suspects_note": self.note}
 

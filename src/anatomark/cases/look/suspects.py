@@ -37,7 +37,6 @@ class Suspect:
     expected: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
         return {**asdict(self), "labels": list(self.labels), "expected": list(self.expected) if self.expected else None}
 
 

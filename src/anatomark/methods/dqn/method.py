@@ -148,7 +148,6 @@ class DQN(Method):
         return {"*.first*": PerLandmark(order="inner"), "*.last*": PerLandmark(order="inner"), "learned": None}
 
     def stages(self) -> list[Stage]:
-        """One."""
         c = self.config
         return [Stage("agents", c.steps, c.batch, c.lr, modules=("net",), clip_norm=10.0)]
 
@@ -253,7 +252,6 @@ class DQN(Method):
         return {"loss": F.smooth_l1_loss(q, goal), "reward": batch["reward"].mean()}
 
     def after_step(self, stage: Stage) -> None:
-        """The target network follows now and then."""
         self.learned += 1
         if int(self.learned) % self.config.target_every == 0:
             self.target.load_state_dict(self.net.state_dict())

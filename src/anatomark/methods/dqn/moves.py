@@ -44,7 +44,6 @@ class Walk:
 
     @property
     def active(self) -> Numbers:
-        """The agents that are not done."""
         return np.flatnonzero(self.scale < len(self.steps))
 
     def go(self, q: Array, allowed: Callable[[Array, Array], Flags]) -> None:

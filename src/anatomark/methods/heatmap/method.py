@@ -108,7 +108,6 @@ class Heatmap(Method):
         return rules
 
     def stages(self) -> list[Stage]:
-        """One."""
         c = self.config
         batch = c.batch or BATCH[self.ndim]
         return [

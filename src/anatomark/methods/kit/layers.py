@@ -13,12 +13,10 @@ from anatomark.methods.kit.precision import conv_precision
 
 
 def conv(ndim: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
-    """The convolution module of a dimension."""
     return nn.Conv2d if ndim == 2 else nn.Conv3d
 
 
 def norm(ndim: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
-    """The batch norm of a dimension."""
     return nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
 
 

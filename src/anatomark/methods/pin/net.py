@@ -34,7 +34,6 @@ class ContextNet(nn.Module):
         )
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
-        """(B, N, D)."""
         with plain_precision(block, self.training):
             features = self.body(block)
         points: torch.Tensor = self.head(features.float())
@@ -71,7 +70,6 @@ class PatchNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(landmarks, planes))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """See the class."""
         b, n = patches.shape[:2]
         x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
         levels = []

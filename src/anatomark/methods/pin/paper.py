@@ -233,7 +233,6 @@ class PaperPIN(Method):
         return np.where(stays[:, None], moved, states)  # nothing is learned far outside the image
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """Eq. 2."""
         d, logits = self.nets[stage.index](batch["patches"].permute(0, 3, 1, 2))
         c = self.config
         return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])

@@ -53,16 +53,13 @@ class PointSpace:
         self._pattern = start_pattern(ndim)[:starts]
 
     def encode(self, points: Array) -> Array | None:
-        """The landmark's row."""
         point = points[self.landmarks[0]]
         return point if np.isfinite(point).all() else None
 
     def decode(self, states: Array) -> Array:
-        """The states as points."""
         return states[:, None]
 
     def uniform(self, rng: np.random.Generator, size: Array) -> Array:
-        """Uniform in the volume."""
         return rng.uniform(0, 1, self.size) * (size - 1)
 
     def near(self, rng: np.random.Generator, truth: Array, size: Array) -> Array:
@@ -107,7 +104,6 @@ class ShapeSpace:
         return self.pca.encode_partial(x, noise=1.0) / self.unit if np.isfinite(x).any() else None
 
     def decode(self, states: Array) -> Array:
-        """Eq. 3."""
         return self.pca.decode(states * self.unit).reshape(len(states), -1, self.ndim)
 
     def uniform(self, rng: np.random.Generator, size: Array) -> Array:
@@ -160,7 +156,6 @@ class AutoencoderSpace(ShapeSpace):
 
     @torch.no_grad()
     def encode(self, points: Array) -> Array | None:
-        """The encoder's code."""
         if not np.isfinite(points).any():
             return None
         code = self.net.encode(self._tensor(self.standardised(self.completed(points))[None]))
@@ -168,7 +163,6 @@ class AutoencoderSpace(ShapeSpace):
 
     @torch.no_grad()
     def decode(self, states: Array) -> Array:
-        """The decoder's points."""
         shapes = self.net.decode(self._tensor(states / self._scale)).cpu().double().numpy()
         return (shapes * self.spread + self.centre).reshape(len(states), -1, self.ndim)
 

@@ -306,7 +306,6 @@ class T2DL(Method):
 
 
 def _chain(ways: list[PointMap]) -> PointMap | None:
-    """One after the other."""
     return (lambda world: functools.reduce(lambda at, way: way(at), ways, world)) if ways else None
 
 

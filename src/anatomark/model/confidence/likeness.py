@@ -25,10 +25,10 @@ def pictures(image: Image, points: Array, pose: Pose, mean: Array) -> tuple[Arra
     dark = float(np.percentile(far.subsample(), 1))
     whole = sample(far, pose.apply(mean.mean(0) + _lattice(d, WHOLE_PX[d]) * (REACH * radius)), fill=dark)
     turned = _lattice(d, PATCH_PX[d]) @ (pose.rotation * pose.scale * PATCH * radius).T
-    known = np.isfinite(points).all(1)
+    defined = np.isfinite(points).all(1)
     patches = np.full((len(points), PATCH_PX[d] ** d), np.nan)
-    if known.any():
-        patches[known] = sample(near, points[known][:, None] + turned, fill=dark).numpy()[0]
+    if defined.any():
+        patches[defined] = sample(near, points[defined][:, None] + turned, fill=dark).numpy()[0]
     return _normalised(whole.numpy()[0]), _normalised(patches)
 
 
@@ -82,5 +82,4 @@ def _normalised(values: Array) -> Array:
     x = np.asarray(values, dtype=np.float64).reshape(-1, values.shape[-1])
     x = x - x.mean(1, keepdims=True)
     size = np.linalg.norm(x, axis=1, keepdims=True)
-    out = np.where(size > 1e-9 * (1 + np.abs(x).max(1, keepdims=True)), x / np.where(size > 0, size, 1.0), x * 0)
-    return out.reshape(values.shape)
+    return np.where(size > 1e-9, x / np.maximum(size, 1e-9), x * 0).reshape(values.shape)

@@ -123,7 +123,6 @@ def frozen_threshold(trials: Trials | None) -> dict[str, Any] | None:
 
 
 def described_presence(entry: Mapping[str, Any] | None) -> str:
-    """One line for the console and the card."""
     if entry is None:
         return "absence: no independent case to learn it from; only points outside the image are absent"
     precision = "-" if entry["precision"] is None else f"{entry['precision']:.1%}"

@@ -96,7 +96,6 @@ class Reference:
         )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """For ``reference.safetensors``."""
         arrays = {
             "mean": self.mean,
             "rotation": self.rotation,

@@ -152,7 +152,6 @@ class Review:
 
 
 def described_review(review: Review | None) -> str:
-    """One line for the console and the card."""
     if review is None:
         return "review flag: too few training cases or landmarks to say what is usual"
     usual = review.usual

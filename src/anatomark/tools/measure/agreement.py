@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from anatomark.core.grid import Array
-from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError
-from anatomark.tools.measure.measured import Measured, measure, number
-from anatomark.tools.measure.schema import Measurements
+from anatomark.tools.measure.measured import Measured, number
 
 NOT_MEASURED = "not measured"
 
@@ -51,22 +48,9 @@ class Agreement:
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "confusion"}
 
 
-def agreement(
-    found: Mapping[str, Landmarks], truth: Mapping[str, Landmarks], definition: Measurements
-) -> list[Agreement]:
-    """By measurement, how landmarks ``found`` agree with the ``truth`` (world mm), over the cases that both name.
-
-    Raises InputError where they share no case, and as :func:`anatomark.tools.measure.measured.measure`.
-    """
-    shared = [case for case in truth if case in found]
-    if not shared:
-        raise InputError("the two sides share no case")
-    sides = (measure({c: side[c] for c in shared}, definition) for side in (found, truth))
-    return compare(*sides)
-
-
 def compare(found: Measured, truth: Measured) -> list[Agreement]:
-    """As :func:`agreement`, of measurements that are there already, of the same cases in the same order."""
+    """By measurement, how ``found`` agrees with the ``truth``: what was measured of the same cases in the same order.
+    Raises ValueError for other cases or measurements."""
     if found.cases != truth.cases or found.names != truth.names:
         raise ValueError("the two sides hold other cases or measurements")
     low, high = found.interval90

@@ -19,11 +19,11 @@ def evaluate(definition: Measurements, labels: Sequence[str], points: Array) -> 
     three on a line, a ratio to 0. D is 2 or 3.
     """
     space = _Space({label: i for i, label in enumerate(labels)}, np.asarray(points, dtype=np.float64))
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     for name in definition.order():
-        found[name] = space.measure(definition.measurements[name], found)
+        values[name] = space.measure(definition.measurements[name], values)
     scale = [UNITS[definition.dimension(n)][definition.unit(n)] for n in definition.shown]
-    return np.stack([found[n] * s for n, s in zip(definition.shown, scale, strict=True)], axis=-1)
+    return np.stack([values[n] * s for n, s in zip(definition.shown, scale, strict=True)], axis=-1)
 
 
 class _Space:
@@ -42,14 +42,14 @@ class _Space:
         first, second = _unit(self.way(plane[:2])), _unit(self.way((plane[0], plane[2])))
         return _unit(np.cross(first, second))
 
-    def measure(self, m: Measurement, found: dict[str, Array]) -> Array:
-        """One measurement; ``found`` holds those that it is made of."""
+    def measure(self, m: Measurement, values: dict[str, Array]) -> Array:
+        """One measurement; ``values`` holds those that it is made of."""
         if m.sum:
-            return sum((found[t] for t in m.sum), np.zeros(()))
+            return sum((values[t] for t in m.sum), np.zeros(()))
         if m.difference:
-            return found[m.difference[0]] - found[m.difference[1]]
+            return values[m.difference[0]] - values[m.difference[1]]
         if m.ratio:
-            over, under = (found[t] if isinstance(t, str) else _length(self.way(t)) for t in m.ratio)
+            over, under = (values[t] if isinstance(t, str) else _length(self.way(t)) for t in m.ratio)
             return over / np.where(np.abs(under) > TINY, under, np.nan)
         if m.distance:
             way = self.way(m.distance)

@@ -45,7 +45,6 @@ class Measured:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The K measurements."""
         return self.definition.shown
 
     @property
@@ -91,7 +90,7 @@ class Measured:
         return out
 
 
-def measure(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements) -> Measured:
+def measure_landmarks(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements) -> Measured:
     """Take the measurements of a definition in landmarks (world mm, all 2D or all 3D), by case, or of one case.
 
     The landmarks' covariances, brought to their conformal radius (:func:`scaled_to_radius`), are propagated to first
@@ -116,8 +115,8 @@ def measure(cases: Mapping[str, Landmarks] | Landmarks, definition: Measurements
     reasons = [[_missing(one, definition.labels(n)) for n in definition.shown] for one in given]
     values[np.array([[bool(r) for r in row] for row in reasons])] = np.nan
     reasons = [
-        [r or ("" if np.isfinite(v) else OPEN) for r, v in zip(row, found, strict=True)]
-        for row, found in zip(reasons, values, strict=True)
+        [r or ("" if np.isfinite(v) else OPEN) for r, v in zip(row, own, strict=True)]
+        for row, own in zip(reasons, values, strict=True)
     ]
     covariance = np.stack([_covariance(one) for one in chosen])
     sd, either = propagated(definition, labels, points, covariance)
@@ -174,10 +173,10 @@ def _strays(
     rng = np.random.default_rng(0)
     for _ in range(DRAWS // BATCH):
         moves = np.einsum("mnij,snj->smni", root, rng.normal(size=(BATCH, *points.shape[1:])))
-        found = evaluate(definition, labels, points + moves)
-        foretold = at + np.einsum("smnd,ndmk->smk", moves, np.nan_to_num(slope))
-        strays += (~(np.abs(found - foretold) <= sd + 1e-6)).sum(0)
-        above, below = above + (found > 0).sum(0), below + (found < 0).sum(0)
+        drawn = evaluate(definition, labels, points + moves)
+        expected = at + np.einsum("smnd,ndmk->smk", moves, np.nan_to_num(slope))
+        strays += (~(np.abs(drawn - expected) <= sd + 1e-6)).sum(0)
+        above, below = above + (drawn > 0).sum(0), below + (drawn < 0).sum(0)
     return strays > STRAY * DRAWS, (above > 0) & (below > 0)
 
 

@@ -1,7 +1,8 @@
-"""What a definition of measurements may say."""
+"""How a user defines measurements: kinds, signs, units, classes; the content of a YAML file, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -24,30 +25,26 @@ SIGNED_BY = {
 WORDS = {2: "two", 3: "three"}
 
 
-def _points(value: Any, count: int) -> tuple[dict[str, float], ...]:
+def _list(value: Any, count: int, one: Callable[[Any], Any], what: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or len(value) != count:
-        raise ValueError(f"expected a list of {WORDS[count]} points, found {str(value)[:60]!r}")
-    points = tuple(parse_point(v) for v in value)
+        raise ValueError(f"expected {what}, found {str(value)[:60]!r}")
+    return tuple(map(one, value))
+
+
+def _points(value: Any, count: int) -> tuple[dict[str, float], ...]:
+    points = _list(value, count, parse_point, f"a list of {WORDS[count]} points")
     if any(p in points[:i] for i, p in enumerate(points)):
         raise ValueError(f"its {WORDS[count]} points must differ, found {str(value)[:60]}")
     return points
 
 
 def _lines(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"expected two lines [[from, to], [from, to]], found {str(value)[:60]!r}")
-    return tuple(_points(v, 2) for v in value)
-
-
-def _term(value: Any) -> Any:
-    """A measurement's name, or two points: their distance."""
-    return value if isinstance(value, str) else _points(value, 2)
+    return _list(value, 2, partial(_points, count=2), "two lines [[from, to], [from, to]]")
 
 
 def _terms(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"expected two measurements or pairs of points, found {str(value)[:60]!r}")
-    return tuple(_term(v) for v in value)
+    """Each a measurement's name, or two points: their distance."""
+    return _list(value, 2, lambda v: v if isinstance(v, str) else _points(v, 2), "two measurements or pairs of points")
 
 
 Line = Annotated[tuple[Point, Point], PlainValidator(partial(_points, count=2))]
@@ -151,7 +148,6 @@ class Measurement(_Model):
 
     @property
     def kind(self) -> str:
-        """Which of the kinds it is."""
         return next(k for k in KINDS if getattr(self, k) is not None)
 
     @property
@@ -162,7 +158,6 @@ class Measurement(_Model):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The landmarks that it names itself."""
         fields = self.model_dump(include={*KINDS, "towards", "side"} - {"sum", "difference"}, exclude_none=True)
         return tuple(dict.fromkeys(_labels_in(fields)))
 
@@ -242,7 +237,6 @@ class Measurements(_Model):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The measurements that are not hidden."""
         return tuple(n for n, one in self.measurements.items() if not one.hidden)
 
     @property

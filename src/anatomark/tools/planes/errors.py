@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,20 @@ from anatomark.tools.planes.geometry import Plane, find_planes
 from anatomark.tools.planes.schema import PlaneSet
 
 
-@dataclass(frozen=True)
-class PlaneError:
-    """``angle_deg``: between the normals, whichever way they point, 0 to 90. ``offset_mm``: distance of the true
-    rectangle's middle from the predicted plane. ``mean_mm``: the same, averaged over the true rectangle, so that it
-    holds the tilt as well."""
-
-    angle_deg: float
-    offset_mm: float
-    mean_mm: float
-
-
-def plane_error(predicted: Plane, truth: Plane) -> PlaneError:
+def plane_error(predicted: Plane, truth: Plane) -> dict[str, float]:
     """Angle and offset between two planes in one world (LPS mm). Only the predicted plane's place counts, not its
-    rectangle: sliding or turning the slice within its plane is no error."""
+    rectangle: sliding or turning the slice within its plane is no error.
+
+    ``angle_deg``: between the normals, whichever way they point, 0 to 90. ``offset_mm``: distance of the true
+    rectangle's middle from the predicted plane. ``mean_mm``: the same, averaged over the true rectangle, so that it
+    holds the tilt as well.
+    """
     sine = float(np.linalg.norm(np.cross(predicted.normal, truth.normal)))
     angle = float(np.degrees(np.arctan2(sine, abs(predicted.normal @ truth.normal))))
     u, v = (np.linspace(-0.5, 0.5, 41) * size for size in truth.size_mm)
     lattice = truth.origin + u[:, None, None] * truth.right + v[None, :, None] * truth.up
     offset, mean = abs(float(predicted.distance(truth.origin))), float(np.abs(predicted.distance(lattice)).mean())
-    return PlaneError(angle, offset, mean)
+    return {"angle_deg": angle, "offset_mm": offset, "mean_mm": mean}
 
 
 def plane_rows(
@@ -45,9 +38,9 @@ def plane_rows(
     """
     rows = []
     for case, landmarks in truth.items():
-        true, found = find_planes(definition, landmarks), predicted.get(case)
-        guess = find_planes(definition, found) if found is not None else dict.fromkeys(true, "no prediction")
-        rows += [{"case": case, "plane": name, **_row(guess[name], true[name])} for name in true]
+        true, given = find_planes(definition, landmarks), predicted.get(case)
+        planes = dict.fromkeys(true, "no prediction") if given is None else find_planes(definition, given)
+        rows += [{"case": case, "plane": name, **_row(planes[name], true[name])} for name in true]
     return rows
 
 
@@ -77,20 +70,16 @@ def plane_lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in summary:
         text = f"plane {row['plane']}: not measured"
         if row["measured"]:
-            text = "plane {plane}: median {angle_median_deg:.2f} degrees and {offset_median_mm:.2f} mm off".format(
-                **row
-            )
-            text += ", 95th percentile {angle_p95_deg:.2f} and {offset_p95_mm:.2f}, {measured} cases".format(**row)
+            text = (
+                "plane {plane}: median {angle_median_deg:.2f} degrees and {offset_median_mm:.2f} mm off, "
+                "95th percentile {angle_p95_deg:.2f} and {offset_p95_mm:.2f}, {measured} cases"
+            ).format(**row)
         lines.append(text + (f", {row['undefined']} undefined" if row["undefined"] else ""))
     return lines
 
 
 def _row(predicted: Plane | str, truth: Plane | str) -> dict[str, Any]:
-    nothing = {"angle_deg": None, "offset_mm": None, "mean_mm": None}
-    if isinstance(truth, str):
-        return {"state": "no truth", **nothing, "reason": truth}
-    if isinstance(predicted, str):
-        return {"state": "undefined", **nothing, "reason": predicted}
-    error = plane_error(predicted, truth)
-    return {"state": "measured", "angle_deg": error.angle_deg, "offset_mm": error.offset_mm, "mean_mm": error.mean_mm,
-            "reason": ""}  # fmt: skip
+    if isinstance(truth, str) or isinstance(predicted, str):
+        state, reason = ("no truth", truth) if isinstance(truth, str) else ("undefined", predicted)
+        return {"state": state, "angle_deg": None, "offset_mm": None, "mean_mm": None, "reason": reason}
+    return {"state": "measured", **plane_error(predicted, truth), "reason": ""}

@@ -42,7 +42,6 @@ class Plane:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """Width and height."""
         return self.definition.size_mm
 
     def distance(self, points: Array) -> Array:
@@ -105,13 +104,13 @@ def find_planes(definition: PlaneSet, landmarks: Landmarks) -> dict[str, Plane |
     """
     if landmarks.ndim != 3:
         raise InputError(f"{landmarks.meta.get('path') or 'the landmarks'}: are 2D; scan planes lie in 3D volumes")
-    found: dict[str, Plane | str] = {}
+    planes: dict[str, Plane | str] = {}
     for name, one in definition.planes.items():
         try:
-            found[name] = _find(one, landmarks, found)
+            planes[name] = _find(one, landmarks, planes)
         except NotDefined as reason:
-            found[name] = str(reason)
-    return found
+            planes[name] = str(reason)
+    return planes
 
 
 def _find(definition: PlaneDefinition, landmarks: Landmarks, above: Mapping[str, Plane | str]) -> Plane:

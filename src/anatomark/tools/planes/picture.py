@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.pictures.labels import place_labels
-from anatomark.pictures.overlay import HALO, INK, LEGIBLE, PAPER, PREDICTION, TRUTH, caption, png
+from anatomark.pictures.style import (
+    HALO,
+    INK,
+    LEGIBLE,
+    PAPER,
+    PREDICTION,
+    TRUTH,
+    caption,
+    draw_labels,
+    edge_letters,
+    png,
+    scale_bar,
+)  # fmt: skip
 from anatomark.tools.planes.geometry import Plane
 
 NEAR_MM = 2.0  # landmarks this near are drawn too, in a slab its half thickness where that is more
 TALL, TYPE = 6.0, 7.5  # inches, points
-BARS_MM = (100, 50, 20, 10, 5, 2, 1)
 SIDES = "LPSRAI"  # of the world axes +x +y +z -x -y -z
 
 
@@ -50,52 +58,24 @@ def plane_picture(image: Image, plane: Plane, landmarks: Landmarks, title: str =
         for name, point in zip(landmarks.names, landmarks.points, strict=True)
         if name not in plane.points and np.isfinite(point).all() and abs(plane.distance(point)) <= reach
     ]
-    _draw(ax, plane, shown)
-    _scale_bar(ax, width, height)
-    for (x, y, across, above), side in zip(
-        ((0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"),
-         (0.5, 0.01, "center", "bottom")),
-        (-plane.right, plane.right, plane.up, -plane.up),
-        strict=True,
-    ):  # fmt: skip
-        ax.text(x, y, _letter(side), transform=ax.transAxes, ha=across, va=above, color=INK, fontsize=9,
-                path_effects=LEGIBLE, snap=False)  # fmt: skip
+    spots = [(text, *plane.locate(point), style) for text, point, style in shown]
+    spots = [s for s in spots if abs(s[1]) <= width / 2 and abs(s[2]) <= height / 2]
+    for _, x, y, style in spots:
+        ax.plot(x, y, linestyle="none", clip_on=True, **style)
+    draw_labels(ax, [s[:3] for s in spots], TYPE, (-width / 2, width / 2))
+    scale_bar(ax, width, 0.3, right=True)
+    edge_letters(ax, [_letter(side) for side in (-plane.right, plane.right, plane.up, -plane.up)], 9, 0.01)
     ax.text(0.02, 0.98, title, transform=ax.transAxes, ha="left", va="top", color=INK, fontsize=10, weight="bold",
             path_effects=LEGIBLE)  # fmt: skip
     with rc_context({"text.hinting": "none"}):  # hinted text is measured shorter than it is drawn with a halo
         return png(figure, dpi=100)
 
 
-def _draw(ax: Any, plane: Plane, shown: Sequence[tuple[str, Array, dict[str, Any]]]) -> None:
-    """Marks, and their names where they cover neither each other nor a mark, as far as there is room."""
-    width, height = plane.size_mm
-    mm = width / (ax.figure.get_figwidth() * 72)  # of one point of type
-    spots = [(text, *plane.locate(point), style) for text, point, style in shown]
-    spots = [s for s in spots if abs(s[1]) <= width / 2 and abs(s[2]) <= height / 2]
-    for _, x, y, style in spots:
-        ax.plot(x, y, linestyle="none", clip_on=True, **style)
-    for label in place_labels([s[:3] for s in spots], mm, TYPE, (-width / 2, width / 2)):
-        if label.far:
-            ax.plot([label.x, label.near], [label.y, label.level], color=INK, lw=0.5, alpha=0.7)
-        ax.text(
-            label.near, label.level, label.text, ha="left" if label.right else "right", va="center", color=INK,
-            fontsize=TYPE, path_effects=[withStroke(linewidth=2, foreground=HALO, alpha=0.8)], snap=False,
-        )  # fmt: skip
-
-
-def _scale_bar(ax: Any, width: float, height: float) -> None:
-    length = next((mm for mm in BARS_MM if mm <= 0.3 * width), width / 4)
-    x, y = 0.46 * width - length, -0.46 * height
-    ax.plot([x, x + length], [y, y], color=INK, lw=2.5, solid_capstyle="butt", path_effects=LEGIBLE)
-    ax.text(x + length / 2, y + 0.012 * height, f"{length:g} mm", color=INK, fontsize=8, ha="center", va="bottom",
-            path_effects=LEGIBLE)  # fmt: skip
-
-
 def _window(values: NDArray[np.float32]) -> tuple[float, float]:
     """Darkest and brightest grey; the background would take the whole window."""
-    known = values[np.isfinite(values)]
-    inside = known[known > known.min()] if known.size and known.min() < known.max() else known
-    return (float(known.min()), float(np.percentile(inside, 99.7))) if inside.size else (0.0, 1.0)
+    finite = values[np.isfinite(values)]
+    inside = finite[finite > finite.min()] if finite.size and finite.min() < finite.max() else finite
+    return (float(finite.min()), float(np.percentile(inside, 99.7))) if inside.size else (0.0, 1.0)
 
 
 def _letter(direction: Array) -> str:

@@ -35,7 +35,6 @@ class PlanesResult(CaseResults):
 
     @property
     def slices(self) -> int:
-        """How many were written."""
         return sum(facts["defined"] for row in self.rows for facts in row.get("planes", {}).values())
 
     def summary(self) -> Row:
@@ -83,17 +82,17 @@ def planes(
     wanted = read_definition(definition, PlaneSet, "planes")
     cases = find_cases([Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, split=split)
     wanted.check_labels(common_names(case.landmarks for case in cases), str(definition))
-    found = {case.id: find_planes(wanted, case.landmarks) for case in cases}
-    stem, times = Counter(f"{case}_{name}" for case in found for name in wanted.planes).most_common(1)[0]
+    by_case = {case.id: find_planes(wanted, case.landmarks) for case in cases}
+    stem, times = Counter(f"{case}_{name}" for case in by_case for name in wanted.planes).most_common(1)[0]
     if times > 1:
         raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
 
     def files(case: str) -> list[Path]:
         return [file for name in wanted.planes for file in _files(out, case, name)]
 
-    taken = [out / PlanesResult.record, *(f for case in found for f in files(case))]
+    taken = [out / PlanesResult.record, *(f for case in by_case for f in files(case))]
     check_files(taken, (case.path for case in cases if case.path is not None), "cut", overwrite)
-    rows = each_case("planes", cases, lambda case: _cut(case, found[case.id], out), files, report)
+    rows = each_case("planes", cases, lambda case: _cut(case, by_case[case.id], out), files, report)
     result = PlanesResult(out, rows, str(definition))
     result.write_record(result.slices > 0)
     return result
@@ -103,13 +102,13 @@ def _files(out: Path, case: str, plane: str) -> list[Path]:
     return [out / f"{case}_{plane}{ending}" for ending in ENDINGS]
 
 
-def _cut(case: Case, found: dict[str, Plane | str], out: Path) -> Row:
+def _cut(case: Case, each: dict[str, Plane | str], out: Path) -> Row:
     """Write the slice and picture of each plane: what ``planes.json`` says of them."""
     from anatomark.tools.planes.picture import plane_picture  # loads matplotlib
 
     image = case.image()
     facts: Row = {}
-    for name, plane in found.items():
+    for name, plane in each.items():
         files = _files(out, case.id, name)
         try:
             if isinstance(plane, str):

@@ -102,12 +102,10 @@ class PlaneDefinition(BaseModel):
         return 1 if self.normal is not None else 2 if self.along is not None else 3
 
     def directions(self) -> dict[str, Direction]:
-        """Those that are given, by key."""
         own = {"along": self.along, "normal": self.normal, "up": self.up, "facing": self.facing}
         return {k: d for k, d in own.items() if d is not None}
 
     def labels(self) -> list[str]:
-        """Every landmark that is named."""
         points = [*self.through, self.centre or {}]
         points += [p for d in self.directions().values() for p in (d.start or {}, d.end or {})]
         return list(dict.fromkeys(label for p in points for label in p))

@@ -210,10 +210,10 @@ def _shared(
     one, two = fixed.select(names), other.select(names)
     for points, where in ((one.points, "fixed"), (two.points, "moving")):
         _check_spread(kind, points, where)
-    found = [] if equal else [v for v in map(_variance, (one, two)) if v is not None]
-    if found:
-        sources = sorted({basis for _, basis in found})
-        return one.points, two.points, np.sum([v for v, _ in found], 0), None, names, " and ".join(sources)
+    variances = [] if equal else [v for v in map(_variance, (one, two)) if v is not None]
+    if variances:
+        sources = sorted({basis for _, basis in variances})
+        return one.points, two.points, np.sum([v for v, _ in variances], 0), None, names, " and ".join(sources)
     scores = [] if equal else [s for s in (one.score, two.score) if s is not None and np.isfinite(s).any()]
     if scores:
         product = np.prod([np.clip(np.where(np.isfinite(s), s, np.nanmedian(s)), 0.05, 1) for s in scores], 0)
@@ -221,12 +221,12 @@ def _shared(
     return one.points, two.points, None, None, names, "equal"
 
 
-def _variance(marks: Landmarks) -> tuple[Array, str] | None:
+def _variance(landmarks: Landmarks) -> tuple[Array, str] | None:
     """Variance per axis (N,) mm^2 as the file states it, and whence; an unstated one is the others' median."""
-    if marks.radius90 is not None and np.isfinite(marks.radius90).any():
-        values, basis = (marks.radius90 / chi_radius(marks.ndim, 0.9)) ** 2, "radius90"
-    elif marks.covariance is not None and np.isfinite(marks.covariance).any():
-        values, basis = np.trace(marks.covariance, axis1=1, axis2=2) / marks.ndim, "covariance"
+    if landmarks.radius90 is not None and np.isfinite(landmarks.radius90).any():
+        values, basis = (landmarks.radius90 / chi_radius(landmarks.ndim, 0.9)) ** 2, "radius90"
+    elif landmarks.covariance is not None and np.isfinite(landmarks.covariance).any():
+        values, basis = np.trace(landmarks.covariance, axis1=1, axis2=2) / landmarks.ndim, "covariance"
     else:
         return None
     return np.where(np.isfinite(values), values, np.nanmedian(values)), basis

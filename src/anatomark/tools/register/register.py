@@ -22,8 +22,8 @@ from anatomark.io.images import write_image
 from anatomark.io.landmarks import landmark_format, read_landmarks, split_observer
 from anatomark.io.transforms import write_affine, write_displacements
 from anatomark.progress import Reporter
-from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case, remove
-from anatomark.tools.register.fit import Registration, register_landmarks
+from anatomark.tools.outputs import IMAGE_ENDING, CaseResults, Row, check_files, check_folder, each_case, remove
+from anatomark.tools.register.fit import register_landmarks
 from anatomark.tools.register.kind import Kind
 from anatomark.tools.register.linear_fit import Linear
 from anatomark.tools.register.thin_plate import ThinPlate, folded_share
@@ -163,27 +163,27 @@ def _with_image(case: Case, path: Path, spacing: tuple[float, ...] | None) -> Ca
 
 
 def _register(case: Case, fixed: _Fixed, out: Path, options: Options) -> Row:
-    found = register_landmarks(
+    registration = register_landmarks(
         fixed.landmarks, case.landmarks, options.kind, smooth_mm=options.smooth_mm,
         equal_weights=options.equal_weights, keep_all=options.keep_all,
     )  # fmt: skip
     # only now: a case that fails costs no reading
     target, moving = fixed.image, case.image() if case.path is not None else None
-    facts: Row = {"files": [], **found.facts()}
-    if isinstance(found.transform, Linear):
+    facts: Row = {"files": [], **registration.facts()}
+    if isinstance(registration.transform, Linear):
         file = out / f"{case.id}.tfm"
-        write_affine(found.transform.matrix, file)
-        facts["matrix"] = found.transform.matrix.tolist()
-        facts["inverse"] = np.linalg.inv(found.transform.matrix).tolist()
+        write_affine(registration.transform.matrix, file)
+        facts["matrix"] = registration.transform.matrix.tolist()
+        facts["inverse"] = np.linalg.inv(registration.transform.matrix).tolist()
     else:
         file = out / f"{case.id}.h5"
         facts["smooth_mm"] = options.smooth_mm
-        facts["field"] = _write_field(found.transform, fixed, options.field_mm, file)
+        facts["field"] = _write_field(registration.transform, fixed, options.field_mm, file)
         if share := facts["field"]["folded_share"]:
             facts["notes"].append(f"the spline folds space over {share:.2%} of the field; smooth it, or use affine")
     files = [file]
     if target is not None and moving is not None:
-        files += _write_images(found, target, moving, out / case.id, options.pictures)
+        files += _write_images(registration.transform, target, moving, out / case.id, options.pictures)
     elif (target is None) != (moving is None):
         side = "fixed" if target is None else "moving"
         facts["notes"].append(f"not resampled: the {side} image is not known")
@@ -194,13 +194,14 @@ def _register(case: Case, fixed: _Fixed, out: Path, options: Options) -> Row:
 
 
 def _files(out: Path, case: str) -> list[Path]:
-    """All that a case may have."""
     return [out / f"{case}{ending}" for ending in ENDINGS]
 
 
-def _write_images(found: Registration, fixed: Image, moving: Image, stem: Path, pictures: bool) -> Sequence[Path]:
-    moved = resampled(found.transform, moving, fixed.grid)
-    files = [stem.with_name(stem.name + (".nii.gz" if fixed.ndim == 3 else ".mha"))]
+def _write_images(
+    transform: Linear | ThinPlate, fixed: Image, moving: Image, stem: Path, pictures: bool
+) -> Sequence[Path]:
+    moved = resampled(transform, moving, fixed.grid)
+    files = [stem.with_name(f"{stem.name}{IMAGE_ENDING[fixed.ndim]}")]
     write_image(moved, files[0])
     if pictures:
         from anatomark.pictures.overlay import checkerboard

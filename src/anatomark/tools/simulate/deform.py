@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,12 +10,7 @@ from torch.nn import functional as F
 
 from anatomark.core.grid import Array
 
-LEVELS = (
-    (8, 60, 4.0),
-    (4, 60, 2.0),
-    (2, 50, 1.0),
-    (1, 25, 0.5),
-)  # voxels per block, steps, voxels a step moves at most
+LEVELS = ((8, 60, 4.0), (4, 60, 2.0), (2, 50, 1.0), (1, 25, 0.5))  # voxels a block, steps, voxels a step moves at most
 KNOTS = 8.0  # voxels between knots at every level, in its own voxels
 RADIUS = 2  # of the window of the local correlation, in the level's voxels
 STIFFNESS = 3.0  # weight of the field's squared slopes against the mean correlation (-1 ... 1)
@@ -25,23 +19,10 @@ FLAT = 1e-4  # windows of the fixed image with less variance have no say
 LEAST = 0.1  # a field whose Jacobian falls below is smoothed until it does not
 
 
-@dataclass(frozen=True, eq=False)
-class Field:
-    """A displacement u (D, *shape) in voxels of the fixed image: its voxel x looks like the moving image at x + u(x).
-
-    ``correlation``: the mean local correlation reached. ``jacobian``: the smallest determinant of x + u(x); above 0
-    the field does not fold.
-    """
-
-    displacement: torch.Tensor
-    correlation: float
-    jacobian: float
-
-
-def deformation(fixed: Array, moving: Array) -> Field:
-    """The field from ``fixed`` (*shape) to ``moving`` (*shape), both about 0 ... 1 on one grid and roughly aligned.
-
-    NaN in ``moving`` is where nothing is known: no voxel of the fixed image that lies there has a say.
+def deformation(fixed: Array, moving: Array) -> torch.Tensor:
+    """Displacements (D, *shape) in voxels from ``fixed`` (*shape) to ``moving`` (*shape): voxel x of the fixed image
+    looks like the moving one at x + u(x). Both are about 0 ... 1, on one grid and roughly aligned; NaN in ``moving`` is
+    where nothing is known: no voxel of the fixed image that lies there has a say.
 
     Coarse to fine; at each level cubic B-splines (Rueckert 1999) descend, by Adam, the negative local correlation of
     Avants 2008 plus the mean squared slope of the field. Local correlation does not care how bright either image is,
@@ -50,18 +31,19 @@ def deformation(fixed: Array, moving: Array) -> Field:
     arrays = fixed, np.nan_to_num(moving, nan=0.0), np.isfinite(moving)
     images = [torch.from_numpy(np.array(x, dtype=np.float32))[None, None] for x in arrays]
     whole = tuple(images[0].shape[2:])
-    found, correlation = torch.zeros(len(whole), *whole), 0.0
+    mode = "bilinear" if len(whole) == 2 else "trilinear"
+    field = torch.zeros(len(whole), *whole)
     for block, steps, rate in LEVELS:
         if block > 1 and min(whole) < 8 * block:
             continue
-        found, correlation = _level([_pool(x, block) for x in images], _resized(found, block), steps, rate / block)
-        found = F.interpolate(found[None] * block, size=whole, mode=_mode(len(whole)), align_corners=False)[0]
-    found, jacobian = _unfolded(found)
-    return Field(found, correlation, jacobian)
+        coarse = _pool(field[None], block)[0] / block
+        coarse = _level([_pool(x, block) for x in images], coarse, steps, rate / block)
+        field = F.interpolate(coarse[None] * block, size=whole, mode=mode, align_corners=False)[0]
+    return _unfolded(field)
 
 
-def _level(images: Sequence[torch.Tensor], start: torch.Tensor, steps: int, rate: float) -> tuple[torch.Tensor, float]:
-    """``start`` (D, *shape) voxels, improved at this level, and the correlation."""
+def _level(images: Sequence[torch.Tensor], start: torch.Tensor, steps: int, rate: float) -> torch.Tensor:
+    """``start`` (D, *shape) voxels, improved at this level."""
     fixed, moving, known = images
     shape, d = fixed.shape[2:], fixed.ndim - 2
     bases = [_basis(n, max(2, round((n - 1) / KNOTS))) for n in shape]
@@ -86,13 +68,12 @@ def _level(images: Sequence[torch.Tensor], start: torch.Tensor, steps: int, rate
             optimizer.zero_grad()
             (STIFFNESS * slopes - correlation).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return (start + _splined(knots, bases)).detach(), float(correlation.detach())
+    return (start + _splined(knots, bases)).detach()
 
 
 def _basis(nodes: int, knots: int) -> torch.Tensor:
     """(nodes, knots + 3) cubic B-spline weights of evenly spaced nodes over ``knots`` intervals."""
-    at = torch.linspace(0, knots, nodes)
-    offset = at[:, None] - torch.arange(-1, knots + 2)
+    offset = torch.linspace(0, knots, nodes)[:, None] - torch.arange(-1, knots + 2)
     x = offset.abs()
     near, far = 2 / 3 - x**2 + x**3 / 2, (2 - x).clamp_min(0) ** 3 / 6
     return torch.where(x < 1, near, far)
@@ -121,18 +102,8 @@ def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
     return (F.avg_pool2d if x.ndim == 4 else F.avg_pool3d)(x, block, ceil_mode=True) if block > 1 else x
 
 
-def _resized(u: torch.Tensor, block: int) -> torch.Tensor:
-    """A field in whole voxels as one in blocks."""
-    return _pool(u[None], block)[0] / block
-
-
-def _mode(d: int) -> str:
-    return "bilinear" if d == 2 else "trilinear"
-
-
-def _unfolded(u: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """``u`` smoothed around the voxels where its Jacobian falls below ``LEAST``, ever further out, until none does;
-    and the least Jacobian left."""
+def _unfolded(u: torch.Tensor) -> torch.Tensor:
+    """``u`` smoothed around the voxels where its Jacobian falls below ``LEAST``, ever further out, until none does."""
     rounds = 0
     while float((jacobian := _jacobian(u)).min()) < LEAST:
         near = (jacobian < LEAST).float()[None, None]
@@ -141,7 +112,7 @@ def _unfolded(u: torch.Tensor) -> tuple[torch.Tensor, float]:
         near = _window(near)[0]
         u = torch.lerp(u, _window(u[:, None])[:, 0], near)
         rounds += 1
-    return u, float(jacobian.min())
+    return u
 
 
 def _jacobian(u: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ class Motion:
         return self.pose.apply(self.warp.inverse(points))
 
 
-def simulated(
+def simulate_case(
     image: Image, landmarks: Landmarks, rng: np.random.Generator, settings: Simulation | None = None
 ) -> tuple[Image, Landmarks]:
     """A new case from a real one, on the same grid and in the same dtype; it depends on ``rng`` alone.
@@ -79,24 +79,25 @@ def simulated(
     settings = settings or Simulation()
     motion = draw_motion(image.grid, landmarks, rng, settings)
     moved = motion.move(landmarks.points)
-    known = landmarks.defined
-    off = np.linalg.norm(motion.read(moved[known]) - landmarks.points[known], axis=1)
+    defined = landmarks.defined
+    off = np.linalg.norm(motion.read(moved[defined]) - landmarks.points[defined], axis=1)
     if off.size and not off.max() <= ROUND_TRIP_MM:
         raise RuntimeError(f"landmarks miss their places by {off.max():.2g} mm when carried there and back")
-    inside = image.grid.contains(np.where(known[:, None], moved, 0.0))
-    if known.any() and not (known & inside).any():
+    inside = image.grid.contains(np.where(defined[:, None], moved, 0.0))
+    if defined.any() and not (defined & inside).any():
         raise RuntimeError("every landmark leaves the image")
-    status = tuple(Status.ABSENT if k and not i else s for s, k, i in zip(landmarks.status, known, inside, strict=True))
-    marks = Landmarks(landmarks.names, moved, status, descriptions=landmarks.descriptions)
-    return _with_new_looks(image, motion, rng, settings.intensity), marks
+    left = defined & ~inside
+    status = tuple(Status.ABSENT if out else s for s, out in zip(landmarks.status, left, strict=True))
+    new = Landmarks(landmarks.names, moved, status, descriptions=landmarks.descriptions)
+    return _with_new_contrast(image, motion, rng, settings.intensity), new
 
 
 def draw_motion(grid: Grid, landmarks: Landmarks, rng: np.random.Generator, settings: Simulation) -> Motion:
     """A random motion about the middle of the landmarks (of the grid, where there are none)."""
-    known = landmarks.points[landmarks.defined]
-    extent = float(np.ptp(known, axis=0).max()) if len(known) > 1 else 0.0
+    points = landmarks.points[landmarks.defined]
+    extent = float(np.ptp(points, axis=0).max()) if len(points) > 1 else 0.0
     extent = extent or float(grid.extent_mm.max()) / 2
-    centre = known.mean(0) if len(known) else grid.centre
+    centre = points.mean(0) if len(points) else grid.centre
     amplitude = 0.06 * extent if settings.amplitude_mm is None else settings.amplitude_mm
     wavelength = 0.7 * extent if settings.wavelength_mm is None else settings.wavelength_mm
     wavelength *= float(np.exp(rng.uniform(np.log(0.7), np.log(1.4))))
@@ -141,7 +142,7 @@ def _lattice(rows: range, rest: tuple[int, ...], affine: Array) -> torch.Tensor:
     return out
 
 
-def _with_new_looks(image: Image, motion: Motion, rng: np.random.Generator, strength: float) -> Image:
+def _with_new_contrast(image: Image, motion: Motion, rng: np.random.Generator, strength: float) -> Image:
     """The moved image with another contrast, uneven gain and noise, in the dtype and range that it had."""
     values = image.subsample()
     lowest = float(image.array.min())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,18 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.manifest import SPLITS, Manifest, read_manifest
 from anatomark.cases.store import fingerprint_of
-from anatomark.core.grid import Array, Grid
+from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import read_json, remove_temporary, write_json, write_text
+from anatomark.io.atomic import Where, read_json, remove_temporary, write_json
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import read_landmarks, split_observer, write_landmarks
+from anatomark.io.sheets import write_csv
 from anatomark.progress import Reporter
-from anatomark.tools.simulate.motion import Simulation, simulated
-from anatomark.tools.simulate.spread import carried, nearest_to_mean, spread_points
+from anatomark.tools.outputs import LANDMARKS_ENDING
+from anatomark.tools.simulate.motion import Simulation, simulate_case
+from anatomark.tools.simulate.spread import carry_points, nearest_to_mean, spread_points
 
 CASES, RECORD, IMAGES, LANDMARKS, ORIGINALS = "cases.csv", "simulate.json", "images", "landmarks", "originals"
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "source")
@@ -34,20 +34,15 @@ DRAWS = 10  # of one case, before it is given up
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. New case i depends on ``seed`` and i, its source case and these settings, on nothing else.
-
-    ``count`` new cases, from the cases of ``split`` in turn. ``points``: how many landmarks more, spread over the
-    foreground of the case ``reference`` (None: the one whose shape is nearest the mean) and carried to the others.
-    ``originals``: list the real cases of every split in the manifest too. Raises InputError for numbers out of range.
-    """
+    """What :func:`simulate` is asked for, as ``simulate.json`` holds it. Raises InputError for numbers out of range."""
 
     count: int
-    points: int = 0
-    reference: str | None = None
-    seed: int = 0
-    split: str = "train"
-    originals: bool = False
-    settings: Simulation = field(default_factory=Simulation)
+    points: int
+    reference: str | None
+    seed: int
+    split: str
+    originals: bool
+    settings: Simulation
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("points", 0), ("seed", 0)):
@@ -62,9 +57,9 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """What :func:`simulate` left behind: the manifest, new cases in it, those that were there before, landmarks of
-    each, and how many draws had to be repeated."""
+class SimulateResult:
+    """What :func:`simulate` wrote: the manifest, new cases in it, those that were there before, landmarks of each, and
+    how many draws had to be repeated."""
 
     manifest: Path
     count: int
@@ -73,63 +68,75 @@ class Simulated:
     redrawn: int
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON."""
         return {**asdict(self), "manifest": str(self.manifest)}
 
     def lines(self) -> list[str]:
-        """The same as text."""
         before = f" ({self.before} of them finished before)" if self.before else ""
         return [
             f"{self.count} new cases{before} with {self.landmarks} landmarks each: {self.manifest}",
-            f"next: anatomark fit {self.manifest} --out RUN",
+            f"next: anatomark fit {self.manifest} `out` RUN",
         ]
 
 
 def simulate(
-    manifest: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    request: Request,
+    manifest: Where,
+    out: Where,
+    count: int,
     *,
+    points: int = 0,
+    reference: str | None = None,
+    seed: int = 0,
+    split: str = "train",
+    originals: bool = False,
     report: Reporter | None = None,
-) -> Simulated:
-    """Write new cases made from the manifest's real ones into ``out``, with a manifest ``out/cases.csv``.
+    **settings: Any,
+) -> SimulateResult:
+    """Make ``count`` new cases from a manifest's real ones, with a manifest of them, ``out/cases.csv``.
+
+    They are made from the cases of ``split`` in turn: new case i depends on ``seed`` and i, its source case and the
+    ``settings`` (those of :class:`~anatomark.tools.simulate.motion.Simulation`: ``amplitude_mm``, ``wavelength_mm``,
+    ``rotation_deg``, ``scale``, ``shift``, ``intensity``), on nothing else. ``points``: how many landmarks more, spread
+    over the foreground of the case ``reference`` (None: the one whose shape is nearest the mean) and carried to the
+    others. ``originals``: list the real cases of every split in the manifest too.
 
     Images go to ``images`` (3D .nii.gz; 2D .png, or .mha where that cannot hold them), landmarks to ``landmarks``
     (.mrk.json; 2D .csv), added points of the real cases to ``originals``. ``cases.csv`` is written last; until then the
-    same request on the same files goes on where it was stopped. Raises InputError where ``out`` holds anything else,
-    no case has landmarks, or the dimensions are mixed.
+    same request on the same files goes on where it was stopped. Raises InputError for numbers out of range, where
+    ``out`` holds anything else, no case has landmarks, or the dimensions are mixed.
     """
+    request = Request(count, points, reference, seed, split, originals, Simulation(**settings))
     out, report = Path(out), report or Reporter()
     cases = read_manifest(manifest)
     sources = cases.split(request.split)
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
-    marks = {c.id: c.landmarks for c in listed}
+    landmarks = {c.id: c.landmarks for c in listed}
     turns = [sources[i % len(sources)] for i in range(request.count)]
     new = [(f"{source.id}_sim{i + 1:04d}", source) for i, source in enumerate(turns)]
-    _check(cases, marks, [name for name, _ in new])
+    _check(cases, landmarks, [name for name, _ in new])
     _claim(out, listed, request)
     if request.points:
-        marks = _with_points(out, listed, marks, request, report)
+        landmarks = _with_points(out, listed, landmarks, request, report)
     rows, before, redrawn = [], 0, 0
     with report.bar("simulate", request.count) as bar:
         for i, (name, source) in enumerate(new):
-            row, drawn = _new_case(out, name, source, marks[source.id], (request, i), report)
+            row, drawn = _new_case(out, name, source, landmarks[source.id], (request, i), report)
             before, redrawn = before + (drawn == 0), redrawn + max(0, drawn - 1)
             rows.append(row)
             bar.update(i + 1, name)
     if request.originals:
-        rows = [_original_row(out, c, marks[c.id].ndim, bool(request.points)) for c in listed] + rows
-    _write_manifest(out / CASES, rows)
-    return Simulated(out / CASES, request.count, before, len(marks[sources[0].id]), redrawn)
+        rows = [_original_row(out, c, landmarks[c.id].ndim, bool(request.points)) for c in listed] + rows
+    spaced = any(row["spacing"] for row in rows)
+    write_csv(out / CASES, rows, [c for c in COLUMNS if c != "spacing" or spaced])
+    return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn)
 
 
-def _check(cases: Manifest, marks: dict[str, Landmarks], new: Sequence[str]) -> None:
-    kinds = {one.ndim for one in marks.values()}
+def _check(cases: Manifest, landmarks: dict[str, Landmarks], new: Sequence[str]) -> None:
+    kinds = {one.ndim for one in landmarks.values()}
     if len(kinds) > 1:
         raise InputError(f"{cases.path}: holds 2D and 3D cases; simulate takes one kind at a time")
-    if not any(one.defined.any() for one in marks.values()):
+    if not any(one.defined.any() for one in landmarks.values()):
         raise InputError(f"{cases.path}: no case has a defined landmark; there is nothing to carry")
-    if taken := sorted(set(new) & set(marks)):
+    if taken := sorted(set(new) & set(landmarks)):
         raise InputError(f"{cases.path}: case {taken[0]!r} has the name of a new case; rename it")
 
 
@@ -140,12 +147,12 @@ def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
     try:
         there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
     except NotADirectoryError:
-        raise InputError(f"{out}: is a file; --out is a folder") from None
+        raise InputError(f"{out}: is a file; `out` is a folder") from None
     if there and RECORD not in there:
-        raise InputError(f"{out}: is not empty and holds no simulated cases; choose another --out")
+        raise InputError(f"{out}: is not empty and holds no simulated cases; choose another `out`")
     if there:
         if read_json(out / RECORD) != record:
-            raise InputError(f"{out}: holds cases of another simulate command, or of other files; choose another --out")
+            raise InputError(f"{out}: holds cases of another simulate command, or of other files; choose another `out`")
         for folder in (out, out / IMAGES, out / LANDMARKS, out / ORIGINALS):
             remove_temporary(folder)
         return
@@ -153,19 +160,19 @@ def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
 
 
 def _with_points(
-    out: Path, cases: Sequence[Case], marks: dict[str, Landmarks], request: Request, report: Reporter
+    out: Path, cases: Sequence[Case], landmarks: dict[str, Landmarks], request: Request, report: Reporter
 ) -> dict[str, Landmarks]:
     """The landmarks with added points, also as files in ``originals``; a case that has its file is read from it."""
-    files = {c.id: out / ORIGINALS / f"{c.id}{_ending(marks[c.id].ndim)}" for c in cases}
+    files = {c.id: out / ORIGINALS / f"{c.id}{LANDMARKS_ENDING[landmarks[c.id].ndim]}" for c in cases}
     names = tuple(f"p{i + 1:04d}" for i in range(request.points))
-    taken = sorted({n for one in marks.values() for n in one.names} & set(names))
+    taken = sorted({n for one in landmarks.values() for n in one.names} & set(names))
     if taken:
         raise InputError(f"landmark {taken[0]!r} is there already, so no points of such names can be added")
-    if request.reference is not None and request.reference not in marks:
+    if request.reference is not None and request.reference not in landmarks:
         raise InputError(
-            f"reference {request.reference!r} is no case to simulate from{nearest(request.reference, [*marks])}"
+            f"reference {request.reference!r} is no case to simulate from{nearest(request.reference, [*landmarks])}"
         )
-    chosen = request.reference or nearest_to_mean(marks)
+    chosen = request.reference or nearest_to_mean(landmarks)
     reference = next(c for c in cases if c.id == chosen)
     if all(f.exists() for f in files.values()):
         return {c: read_landmarks(f) for c, f in files.items()}
@@ -178,43 +185,42 @@ def _with_points(
                 there = points
                 other = case.image()
                 if case.id != chosen:
-                    there = carried(points, (image, marks[chosen]), (other, marks[case.id]))
-                write_landmarks(_extended(marks[case.id], names, there), files[case.id], spacing=_flat(other.grid))
+                    there = carry_points(points, (image, landmarks[chosen]), (other, landmarks[case.id]))
+                write_landmarks(_extended(landmarks[case.id], names, there), files[case.id], spacing=other.grid)
             bar.update(k + 1, case.id)
     return {c: read_landmarks(f) for c, f in files.items()}
 
 
-def _extended(marks: Landmarks, names: Sequence[str], points: Array) -> Landmarks:
-    """``marks`` and more points (K, D); one without a position is absent."""
+def _extended(landmarks: Landmarks, names: Sequence[str], points: Array) -> Landmarks:
+    """``landmarks`` and more points (K, D); one without a position is absent."""
     new = [Status.DEFINED if np.isfinite(p).all() else Status.ABSENT for p in points]
-    both = np.vstack([marks.points, points])
-    return Landmarks(
-        (*marks.names, *names), both, (*marks.status, *new), descriptions=(*marks.descriptions, *[""] * len(new))
-    )
+    both, texts = np.vstack([landmarks.points, points]), (*landmarks.descriptions, *[""] * len(new))
+    return Landmarks((*landmarks.names, *names), both, (*landmarks.status, *new), descriptions=texts)
 
 
 def _new_case(
-    out: Path, name: str, source: Case, marks: Landmarks, draw: tuple[Request, int], report: Reporter
+    out: Path, name: str, source: Case, landmarks: Landmarks, draw: tuple[Request, int], report: Reporter
 ) -> tuple[dict[str, str], int]:
     """Make one case where its files are not there yet: its row, and how often it was drawn."""
-    target = out / LANDMARKS / f"{name}{_ending(marks.ndim)}"
+    target = out / LANDMARKS / f"{name}{LANDMARKS_ENDING[landmarks.ndim]}"
     drawn = 0
     if not target.exists():  # written after the image
         image = source.image()
-        new, new_marks, drawn = _drawn(image, marks, draw, name, report)
+        new, new_landmarks, drawn = _drawn(image, landmarks, draw, name, report)
         write_image(new, out / IMAGES / f"{name}{_picture(new)}")
-        write_landmarks(new_marks, target, spacing=_flat(new.grid))
+        write_landmarks(new_landmarks, target, spacing=new.grid)
     found = next(f for e in PICTURES if (f := out / IMAGES / f"{name}{e}").exists())
     return _row(name, f"{IMAGES}/{found.name}", f"{LANDMARKS}/{target.name}", source), drawn
 
 
 def _drawn(
-    image: Image, marks: Landmarks, draw: tuple[Request, int], name: str, report: Reporter
+    image: Image, landmarks: Landmarks, draw: tuple[Request, int], name: str, report: Reporter
 ) -> tuple[Image, Landmarks, int]:
     request, i = draw
     for k in range(DRAWS):
         try:
-            return *simulated(image, marks, np.random.default_rng([request.seed, 0, i, k]), request.settings), k + 1
+            rng = np.random.default_rng([request.seed, 0, i, k])
+            return *simulate_case(image, landmarks, rng, request.settings), k + 1
         except RuntimeError as error:
             report.say(f"{name}: drawn again: {error}")
     raise InputError(f"{name}: no draw of {DRAWS} carries the landmarks; ask for smaller changes")
@@ -229,9 +235,9 @@ def _row(name: str, image: str, landmarks: str, source: Case) -> dict[str, str]:
 def _original_row(out: Path, case: Case, ndim: int, extended: bool) -> dict[str, str]:
     """A real case: its image stays where it is."""
     file, observer = split_observer(case.source or "")
-    marks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
-    own = f"{ORIGINALS}/{case.id}{_ending(ndim)}"
-    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else marks, case)
+    landmarks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
+    own = f"{ORIGINALS}/{case.id}{LANDMARKS_ENDING[ndim]}"
+    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else landmarks, case)
 
 
 def _relative(path: Path, out: Path) -> str:
@@ -241,27 +247,9 @@ def _relative(path: Path, out: Path) -> str:
         return str(path)
 
 
-def _ending(ndim: int) -> str:
-    return ".mrk.json" if ndim == 3 else ".csv"
-
-
 def _picture(image: Image) -> str:
     """The ending of an image file that loses nothing: PNG where the manifest's spacing says all about the grid."""
     if image.ndim == 3:
         return ".nii.gz"
     plain = not np.any(image.grid.origin) and not np.any(np.diag(image.grid.axes))
     return ".png" if plain and image.array.dtype in (np.uint8, np.uint16) and len(image.array) in (1, 3) else ".mha"
-
-
-def _flat(grid: Grid) -> Grid | None:
-    return grid if grid.ndim == 2 else None
-
-
-def _write_manifest(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    text = io.StringIO(newline="")
-    spaced = any(row["spacing"] for row in rows)
-    columns = [c for c in COLUMNS if c != "spacing" or spaced]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -86,25 +86,22 @@ def _distinct(points: Array, among: Array) -> Array:
     return kept
 
 
-def nearest_to_mean(marks: Mapping[str, Landmarks]) -> str:
+def nearest_to_mean(cases: Mapping[str, Landmarks]) -> str:
     """The case whose shape, after a similarity, is nearest the mean shape of all (mean squared distance over its
     defined landmarks, of those with all landmarks that most cases have)."""
-    names = common_names(marks.values())
-    shapes = np.stack([one.select(names).points for one in marks.values()])
+    names = common_names(cases.values())
+    shapes = np.stack([one.select(names).points for one in cases.values()])
     seen = np.isfinite(shapes).all(2)
     shapes = shapes[:, seen.any(0)]
     if len(shapes) == 1 or shapes.shape[1] < 2:
-        return next(iter(marks))
+        return next(iter(cases))
     mean, poses = mean_shape(shapes)
     off = np.array([np.nanmean(((p.apply(mean) - s) ** 2).sum(1)) for p, s in zip(poses, shapes, strict=True)])
     count = np.isfinite(shapes).all(2).sum(1)
-    return list(marks)[int(np.where(count == count.max(), off, np.inf).argmin())]
+    return list(cases)[int(np.where(count == count.max(), off, np.inf).argmin())]
 
 
-Case = tuple[Image, Landmarks]
-
-
-def carried(points: Array, reference: Case, other: Case) -> Array:
+def carry_points(points: Array, reference: tuple[Image, Landmarks], other: tuple[Image, Landmarks]) -> Array:
     """Where in ``other`` the ``points`` (K, D) mm of ``reference`` lie; NaN where outside the image.
 
     First the affine map that fits the common landmarks (a similarity, where they are too few), then deformable
@@ -112,16 +109,15 @@ def carried(points: Array, reference: Case, other: Case) -> Array:
     landmarks do not bend the result further: left out one by one, they were met no better where the others did so.
     Raises InputError where no landmark is common.
     """
-    image, marks = reference
-    there = other[1].select(marks.names).points
-    common = np.isfinite(marks.points).all(1) & np.isfinite(there).all(1)
+    (image, here), (onto, there) = reference, (other[0], other[1].select(reference[1].names))
+    common = here.defined & there.defined
     if not common.any():
         raise InputError("a case shares no defined landmark with the reference; points cannot be carried to it")
-    out = registered(image, other[0], linear_map(marks.points[common], there[common]))(points)
-    return np.where(other[0].grid.contains(out)[:, None], out, np.nan)
+    out = deformable_map(image, onto, linear_map(here.points[common], there.points[common]))(points)
+    return np.where(onto.grid.contains(out)[:, None], out, np.nan)
 
 
-def registered(image: Image, other: Image, first: PointMap) -> PointMap:
+def deformable_map(image: Image, other: Image, first: PointMap) -> PointMap:
     """The map of world points (K, D) of ``image`` to those of ``other``: ``first``, roughly right, made precise by
     deformable registration of the images. Points outside ``image`` move as its border does."""
     grid = _working(image)
@@ -133,7 +129,7 @@ def registered(image: Image, other: Image, first: PointMap) -> PointMap:
     def carry(points: Array) -> Array:
         index = grid.to_index(points)
         within = torch.from_numpy(np.clip(index, 0, np.asarray(grid.shape) - 1))
-        return first(grid.to_world(index + sample_index(field.displacement, within).movedim(0, -1).numpy()))
+        return first(grid.to_world(index + sample_index(field, within).movedim(0, -1).numpy()))
 
     return carry
 

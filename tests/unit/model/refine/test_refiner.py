@@ -206,6 +206,19 @@ def test_where_nothing_is_seen_the_guess_stands() -> None:
     assert (found.score < 0.01).all()
 
 
+def test_a_landmark_is_as_present_as_the_less_sure_of_both_says() -> None:
+    image, truth = phantom.phantom(0, 2)
+    sure = np.linspace(0.1, 0.9, len(truth))
+    for seen, least in ((20.0, 0.99), (-20.0, 0.0)):
+        found = said([0, 0], seen=seen).locate(image, replace(truth, score=sure))
+        alone = said([0, 0], seen=seen).locate(image, truth)
+        assert found.score is not None and alone.score is not None
+        assert (alone.score >= least).all() and (found.score <= sure).all()
+        np.testing.assert_allclose(found.score, np.minimum(sure, alone.score))
+    unsaid = said([0, 0]).locate(image, replace(truth, score=np.full(len(truth), np.nan)))
+    assert unsaid.score is not None and (unsaid.score > 0.99).all()
+
+
 def test_one_landmark_alone() -> None:
     image, truth = phantom.phantom(0, 2)
     one = [(image, truth.select(["c"]))]

@@ -251,10 +251,10 @@ def test_angle_and_offset_are_what_was_done_to_the_plane(seed: int, degrees: flo
     moved = {k: motion.apply(tilt @ p + shift * normal) for k, p in straight.items()}
     truth, guess = sure(one(points, through=list("abcde"))), sure(one(moved, through=list("edcba")))
     error = plane_error(guess, truth)
-    assert error.angle_deg == pytest.approx(degrees, abs=1e-5)
-    assert error.offset_mm == pytest.approx(abs(shift), abs=1e-6)
-    assert error.mean_mm >= error.offset_mm - 1e-6
-    assert plane_error(truth, truth).mean_mm == pytest.approx(0, abs=1e-9)
+    assert error["angle_deg"] == pytest.approx(degrees, abs=1e-5)
+    assert error["offset_mm"] == pytest.approx(abs(shift), abs=1e-6)
+    assert error["mean_mm"] >= error["offset_mm"] - 1e-6
+    assert plane_error(truth, truth)["mean_mm"] == pytest.approx(0, abs=1e-9)
 
 
 def test_rows_and_summary_count_what_is_undefined() -> None:

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.model.config import checked
-from anatomark.pictures.overlay import PREDICTION, TRUTH
+from anatomark.pictures.style import PREDICTION, TRUTH
 from anatomark.tools.planes.geometry import Plane, find_planes
 from anatomark.tools.planes.picture import plane_picture
 from anatomark.tools.planes.schema import PlaneSet

@@ -11,7 +11,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
-from anatomark.tools.simulate.motion import Simulation, draw_motion, read_through, simulated
+from anatomark.tools.simulate.motion import Simulation, draw_motion, read_through, simulate_case
 from phantom import oblique, phantom
 from points import named
 
@@ -24,7 +24,7 @@ def _bytes(image: Image) -> Image:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_blobs_lie_where_the_landmarks_say(ndim: int, seed: int) -> None:
     image, marks = phantom(seed, ndim)
-    new, moved = simulated(image, marks, np.random.default_rng(seed), Simulation(intensity=0))
+    new, moved = simulate_case(image, marks, np.random.default_rng(seed), Simulation(intensity=0))
     assert np.linalg.norm(moved.points - marks.points, axis=1).max() > 0.5
     world = new.grid.points()
     for point in moved.points[moved.defined]:
@@ -61,7 +61,7 @@ def test_landmarks_come_back_from_where_they_went(seed: int) -> None:
 
 def test_the_same_generator_gives_the_same_case() -> None:
     image, marks = phantom(1, 3)
-    (a, one), (b, two), (c, other) = (simulated(image, marks, np.random.default_rng(s)) for s in (5, 5, 6))
+    (a, one), (b, two), (c, other) = (simulate_case(image, marks, np.random.default_rng(s)) for s in (5, 5, 6))
     assert np.array_equal(a.array, b.array)
     assert np.array_equal(one.points, two.points)
     assert not np.array_equal(a.array, c.array)
@@ -72,7 +72,7 @@ def test_the_same_generator_gives_the_same_case() -> None:
 def test_grid_and_kind_of_values_stay(dtype: str) -> None:
     image, marks = phantom(2, 2)
     image = Image(np.rint(image.array.clip(0)).astype(dtype), image.grid)
-    new, _ = simulated(image, marks, np.random.default_rng(0), Simulation(intensity=1))
+    new, _ = simulate_case(image, marks, np.random.default_rng(0), Simulation(intensity=1))
     assert new.grid == image.grid
     assert new.array.dtype == np.dtype("float32" if dtype == "float64" else dtype)
     assert new.array.min() >= 0
@@ -84,21 +84,21 @@ def test_bright_tissue_is_not_cut_off_at_the_dtypes_end() -> None:
     grid = Grid.from_axes((64, 64), [[0, 1], [1, 0]], (0, 0))
     image = Image(rng.uniform(100, 255, (1, 64, 64)).astype(np.uint8), grid)
     marks = named({"a": (20, 20), "b": (40, 44)})
-    shares = [(simulated(image, marks, np.random.default_rng(s))[0].array == 255).mean() for s in range(12)]
+    shares = [(simulate_case(image, marks, np.random.default_rng(s))[0].array == 255).mean() for s in range(12)]
     assert max(shares) < 0.02
 
 
 def test_a_blackened_background_stays_black() -> None:
     image, marks = phantom(3, 3)
     array = np.where(image.array > 20, image.array, 0).astype(np.uint8)
-    new, _ = simulated(Image(array, image.grid), marks, np.random.default_rng(1))
+    new, _ = simulate_case(Image(array, image.grid), marks, np.random.default_rng(1))
     assert abs((new.array == 0).mean() - (array == 0).mean()) < 0.15
 
 
 def test_no_intensity_changes_no_value() -> None:
     image, marks = phantom(4, 3)
     still = Simulation(amplitude_mm=0, rotation_deg=0, scale=0, shift=0, intensity=0)
-    new, moved = simulated(_bytes(image), marks, np.random.default_rng(0), still)
+    new, moved = simulate_case(_bytes(image), marks, np.random.default_rng(0), still)
     assert np.array_equal(new.array, _bytes(image).array)
     assert np.allclose(moved.points, marks.points, atol=1e-4)
 
@@ -112,7 +112,7 @@ def test_states_are_carried_and_what_leaves_is_absent() -> None:
     known = Landmarks(names, np.vstack([marks.points, edge, nowhere, nowhere]), states, descriptions=tuple("12345678"))
     left = set()
     for seed in range(12):
-        new, moved = simulated(image, known, np.random.default_rng(seed))
+        new, moved = simulate_case(image, known, np.random.default_rng(seed))
         assert moved.names == names
         assert moved.descriptions == known.descriptions
         assert moved.status[6:] == (Status.ABSENT, Status.UNANNOTATED)
@@ -125,7 +125,9 @@ def test_all_landmarks_leaving_is_an_error_for_the_caller() -> None:
     image, _ = phantom(0, 3)
     corners = image.grid.to_world(np.array([[0.0, 0, 0], [29, 35, 39]]))
     with pytest.raises(RuntimeError, match="leaves"):
-        simulated(image, Landmarks(("a", "b"), corners), np.random.default_rng(0), Simulation(rotation_deg=0, shift=1))
+        simulate_case(
+            image, Landmarks(("a", "b"), corners), np.random.default_rng(0), Simulation(rotation_deg=0, shift=1)
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"amplitude_mm": -1}, {"wavelength_mm": 0}, {"rotation_deg": 181}, {"scale": -0.1},
@@ -140,5 +142,5 @@ def test_a_brain_sized_volume_takes_seconds() -> None:
     image = Image(np.random.default_rng(0).integers(0, 200, (1, *grid.shape)).astype(np.uint8), grid)
     marks = named({"a": (50, 60, 70), "b": (120, 150, 100)})
     begun = time.process_time()
-    simulated(image, marks, np.random.default_rng(0))
+    simulate_case(image, marks, np.random.default_rng(0))
     assert time.process_time() - begun < 20
