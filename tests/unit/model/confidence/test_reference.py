@@ -139,6 +139,8 @@ def test_spread_and_score_are_means_over_what_is_given() -> None:
     expected = np.mean(np.log(np.array([0.5, 2.0, *[1.0] * 8]) / RADIUS))
     assert values["spread"] == pytest.approx(expected)
     assert values["score"] == pytest.approx(1 - (0.2 + 9.0) / 11)
+    low = measured(rigid(), RING, covariance=np.stack([np.eye(2) * 0.4**2] * 12), score=np.zeros(12)).values
+    assert low["spread"] == pytest.approx(np.log(0.4 / RADIUS)) and low["score"] == 1
     for nothing in ({}, {"covariance": np.zeros((12, 2, 2)), "score": np.full(12, np.nan)}):
         assert not {"spread", "score"} & set(measured(rigid(), RING, **nothing).values)
 
