@@ -103,7 +103,7 @@ def test_a_run_is_not_overwritten_and_resuming_does_not_change_it(
         _stop_at(patch, 5)
         with pytest.raises(Stopped):
             fit(study, tmp_path / "run", config, report=QUIET)
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="`resume`"):
         fit(study, tmp_path / "run", config, report=QUIET)
     other = make_config(method="tiny", steps=40)
     with pytest.raises(InputError, match=r"steps: 30.*40 was asked for"):
@@ -138,7 +138,7 @@ def test_folds_go_on_too(study: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(Stopped):
             fit(study, tmp_path / "cut", config, folds=2, report=QUIET)
     first = (tmp_path / "cut" / "folds" / "1" / "weights.safetensors").stat().st_mtime_ns
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="`resume`"):
         fit(study, tmp_path / "cut", config, folds=2, report=QUIET)
     again = fit(study, tmp_path / "cut", config, folds=2, resume=True, report=QUIET)
     assert (tmp_path / "cut" / "folds" / "1" / "weights.safetensors").stat().st_mtime_ns == first

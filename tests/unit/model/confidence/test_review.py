@@ -33,8 +33,7 @@ def case(rng: np.random.Generator, d: int, *, noise: float = 0.01, turn: float =
     size = float(np.exp(rng.normal(0, 0.03)))
     shape = SHAPE[d] * [1 + rng.normal(0, 0.03)] + rng.normal(0, 0.8, SHAPE[d].shape)
     points = size * shape @ random_rotation(rng, d, turn).T + rng.normal(0, 3, d)
-    n = 48
-    grid = Grid.centred((n,) * d, np.eye(d)[:, ::-1] * 2.4, np.zeros(d))
+    grid = Grid.centred((48,) * 2 if d == 2 else (36,) * 3, np.eye(d)[:, ::-1] * (2.4 if d == 2 else 3.2), np.zeros(d))
     where = grid.points()
     value = np.full(where.shape[:-1], 0.2)
     for k, p in enumerate(points):
@@ -182,7 +181,7 @@ def test_slices_that_are_thick_along_one_axis_are_not_noise() -> None:
     rng = np.random.default_rng(21)
     image, found = case(rng, 3)
     reference, _ = Reference.of_shapes(found.names, np.stack([case(rng, 3)[1].points for _ in range(6)]))
-    thick = Image(image.array[..., ::2], Grid.from_axes((48, 48, 24), image.grid.axes * [1, 1, 2], image.grid.origin))
+    thick = Image(image.array[..., ::2], Grid.from_axes((36, 36, 18), image.grid.axes * [1, 1, 2], image.grid.origin))
     values = [reference.measure(i, found).values["noise"] for i in (image, thick)]
     assert abs(values[1] - values[0]) < 0.15
 
