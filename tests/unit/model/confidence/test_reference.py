@@ -132,13 +132,15 @@ def test_what_is_cut_off_and_what_is_absent() -> None:
 
 
 def test_spread_and_score_are_means_over_what_is_given() -> None:
-    sigma = np.array([0.5, 2.0, 0, np.nan, *[1.0] * 8])
+    sigma = np.array([0.5, 9.0, 0, np.nan, *[1.0] * 8])
     covariance = np.eye(2) * sigma[:, None, None] ** 2
     score = np.array([0.2, np.nan, *[0.9] * 10])
     values = measured(rigid(), RING, covariance=covariance, score=score).values
-    expected = np.mean(np.log(np.array([0.5, 2.0, *[1.0] * 8]) / RADIUS))
+    expected = np.mean(np.log(np.array([0.5, 9.0, *[1.0] * 8]) / RADIUS))
     assert values["spread"] == pytest.approx(expected)
     assert values["score"] == pytest.approx(1 - (0.2 + 9.0) / 11)
+    low = measured(rigid(), RING, covariance=np.stack([np.eye(2) * 0.4**2] * 12), score=np.zeros(12)).values
+    assert low["spread"] == pytest.approx(np.log(0.4 / RADIUS)) and low["score"] == 1
     for nothing in ({}, {"covariance": np.zeros((12, 2, 2)), "score": np.full(12, np.nan)}):
         assert not {"spread", "score"} & set(measured(rigid(), RING, **nothing).values)
 
