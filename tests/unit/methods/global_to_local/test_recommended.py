@@ -8,6 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from anatomark.methods.global_to_local.looks import (
+    Hypotheses,
+    Look,
+    inside_image,
+    log_votes,
+    read_votes,
+    weighted_median,
+)
 
 import phantom
 from anatomark.core.grid import Grid
@@ -17,14 +25,6 @@ from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods import find
 from anatomark.methods.base import Plan, TrainingCase
-from anatomark.methods.global_to_local.looks import (
-    Hypotheses,
-    Look,
-    inside_image,
-    log_votes,
-    read_votes,
-    weighted_median,
-)
 from anatomark.methods.global_to_local.net import Votes, cell_centres
 from anatomark.methods.global_to_local.recommended import CoarseConfig, GlobalToLocal, _random_cuts
 from anatomark.methods.global_to_local.votes import log_displacement
