@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import anatomark
 import tiny
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks
@@ -362,6 +363,62 @@ def test_evidence_survives_a_checkpoint() -> None:
     np.testing.assert_array_equal(again.truth["x"].points, truth.points)
     assert again.source == "augmented copies"
     assert from_plain(to_plain(Evidence())) == Evidence()
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("where", ["new/deep/run", "empty"])
+@pytest.mark.parametrize("what", ["image", "config", "interrupt"])
+def test_a_run_that_fails_before_it_trains_leaves_nothing(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int, where: str, what: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    asked: list[bool] = []
+
+    def fail(*_: Any) -> None:
+        asked.append((tmp_path / where / "request.yaml").exists())
+        raise KeyboardInterrupt if what == "interrupt" else InputError("this fails")
+
+    if what == "config":
+        monkeypatch.setattr("anatomark.training.state.write_config", fail)
+    else:
+        monkeypatch.setattr(tiny.Tiny, "working_images", fail)
+    with pytest.raises(KeyboardInterrupt if what == "interrupt" else InputError):
+        fit(study, tmp_path / where, config(steps=2), folds=folds, report=QUIET)
+    assert asked == [True]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_what_was_begun_stays_where_it_fails_later(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("anatomark.training.fit.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(study, tmp_path / "run", config(steps=2), report=QUIET)
+    assert {"config.yaml", "request.yaml", "last.ckpt", "cache"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    fit(study, tmp_path / "run", resume=True, report=QUIET)
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_fit_takes_settings_by_name_and_gives_the_model(study: Path, tmp_path: Path) -> None:
+    settings = {"method": "tiny", "preset": "small", "steps": 3, "seed": 5, "landmarks": ["c", "a"]}
+    fitted = anatomark.fit(
+        str(study), tmp_path / "run", **settings, set=["method.width=7", "refine.enabled=false"], report=QUIET
+    )
+    there = read_config(fitted.run / "config.yaml")
+    assert (there.method.name, there.method.preset, there.seed, there.steps) == ("tiny", "small", 5, 3)
+    assert (there.method.settings["side"], there.method.settings["width"]) == (4, 7)
+    image, _ = tiny.blobs(50)
+    prediction = fitted.model.predict(image)
+    assert isinstance(prediction, anatomark.Prediction) and prediction.landmarks.names == ("c", "a")
+    again = [fitted.predict(study.parent / "case0.nii.gz"), anatomark.load(fitted.run).predict(tiny.blobs(0)[0])]
+    np.testing.assert_array_equal(*(p.landmarks.points for p in again))
+    few = make_config(method="tiny", steps=2)
+    more = fit(study, tmp_path / "more", few, preset="small", report=QUIET)  # a config, and some by name
+    assert read_config(more.run / "config.yaml").method.settings["side"] == 4
+    for wrong, word in (({"sede": 3}, "did you mean 'seed'"), ({"set": ["method.sid=3"]}, "'side'")):
+        with pytest.raises(InputError, match=word):
+            fit(study, tmp_path / "none", method="tiny", report=QUIET, **wrong)
 
 
 def test_progress_lines_are_plain_and_spaced() -> None:
