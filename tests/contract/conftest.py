@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-OUTSIDE = "outside"  # the name under which it is known here
+pytest.register_assert_rewrite("contract.suite")  # so that what differs is shown
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

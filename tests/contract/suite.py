@@ -50,6 +50,7 @@ COMPOSITIONS = {
 NAMES = phantom.NAMES
 BATCH = 3  # examples in a step
 TOLERANCE_MM = 0.02
+WORLD = "an image moved in the world, and its landmarks did not move with it"
 
 
 @dataclass
@@ -190,21 +191,28 @@ def assert_same(one: Any, other: Any, where: str) -> None:
 
 
 @contextmanager
-def alone(made: Composed) -> Iterator[None]:
-    """No file is opened inside; random numbers, facts and weights stay as they are."""
-    where, opened = (builtins, "open"), []
-    plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+def no_files() -> Iterator[None]:
+    """Whoever opens a file inside fails, also where the error is caught."""
+    opened: list[Any] = []
 
     def refused(*arguments: Any, **named: Any) -> Any:
         opened.append(arguments[0])
         raise AssertionError(f"opens a file: {arguments[0]}")
 
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (where, (io, "open"), (os, "open")):
-            patch.setattr(module, name, refused)
+        for module in (builtins, io, os):
+            patch.setattr(module, "open", refused)
         yield
     assert not opened, f"opens files: {opened}"
+
+
+@contextmanager
+def alone(made: Composed) -> Iterator[None]:
+    """No file is opened inside; random numbers, facts and weights stay as they are."""
+    plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with no_files():
+        yield
     assert torch.equal(before[0], torch.get_rng_state()), "draws from torch's global random numbers"
     assert np.array_equal(before[1], np.random.get_state()[1]), "draws from numpy's global random numbers"
     assert before[2] == random.getstate(), "draws from Python's global random numbers"
@@ -233,8 +241,8 @@ def check_facts(s: Subject) -> None:
     for plan in (s.plan, s.made.plan):
         facts = plan.method
         assert isinstance(facts, s.parts.method.Facts)
-        assert facts.names == plan.names and facts.ndim == s.ndim
-        assert type(facts)(**json.loads(facts.model_dump_json())) == facts
+        assert facts.ndim == s.ndim
+        assert type(facts)(**json.loads(facts.model_dump_json())) == facts, "facts do not survive JSON"
         text = json.dumps(plan.to_json(), allow_nan=False)
         assert Plan.from_json(json.loads(text), s.parts.method, "plan.json") == plan
     cases = [replace(c, given=copy.deepcopy(c.landmarks)) for c in s.study.cases]
@@ -248,10 +256,10 @@ def check_stages(s: Subject) -> None:
     """Named once, numbered in order, of modules that are there."""
     stages = s.made.stages()
     assert stages, "there is nothing to train"
-    assert len({x.name for x in stages}) == len(stages)
+    assert len({x.name for x in stages}) == len(stages), "two stages have one name"
     for part in ("method", "refine"):
         own = [x for x in stages if x.part == part]
-        assert [x.index for x in own] == list(range(len(own)))
+        assert [x.index for x in own] == list(range(len(own))), f"stages of the {part} are not numbered from 0"
     for stage in stages:
         assert stage.steps > 0 and stage.batch > 0 and stage.lr > 0 and stage.share > 0
         assert len(stage.rates) in (0, len(stage.modules))
@@ -286,7 +294,7 @@ def check_begin(s: Subject) -> None:
         assert {name: f.model_dump() for name, f in facts.items()} == before, f"{stage.name} changes facts in place"
         plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
         made.begin(stage, s.evidence)
-        assert made.plan.to_json() == plan
+        assert made.plan.to_json() == plan, f"{stage.name} begins otherwise the second time: the facts differ"
         assert_same(made.state_dict(), state, f"{stage.name} begins otherwise the second time")
 
 
@@ -304,8 +312,7 @@ def check_examples(s: Subject) -> None:
             torch.manual_seed(1)
             np.random.seed(1)
             plan = plain_plan(made)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(builtins, "open", _refused)
+            with no_files():
                 first = made.examples(case, stage, np.random.default_rng(4))
             torch.manual_seed(2)
             np.random.seed(2)
@@ -320,10 +327,6 @@ def check_examples(s: Subject) -> None:
             assert_same(first, second, f"{stage.name}: an example depends on more than its case and generator")
         apart = again.examples(s.cases[2], stage, np.random.default_rng(5))
         assert any(not torch.equal(v, firsts[2][k]) for k, v in apart.items()), f"{stage.name}: generator not used"
-
-
-def _refused(*arguments: Any, **named: Any) -> Any:
-    raise AssertionError(f"opens a file: {arguments[0]}")
 
 
 def check_collect(s: Subject) -> None:
@@ -356,7 +359,9 @@ def check_training(s: Subject) -> None:
         before = {k: v.clone() for k, v in made.state_dict().items()}
         plan = plain_plan(made)
         losses = s.loss(made, stage, batch)
-        assert losses["loss"].shape == () and all(torch.isfinite(v).all() for v in losses.values()), stage.name
+        assert losses["loss"].shape == () and all(torch.isfinite(v).all() for v in losses.values()), (
+            f"{stage.name}: the loss is no finite number: {losses}"
+        )
         losses["loss"].backward()
         grown = {i for i, p in ((id(p), p) for p in made.parameters()) if p.grad is not None and bool(p.grad.any())}
         assert grown <= set(trained), f"{stage.name}: gradients beyond its modules"
@@ -424,13 +429,14 @@ def check_locate(s: Subject) -> None:
         found = made.find(s.image, s.alignment).landmarks
     np.testing.assert_array_equal(s.image.array, values, err_msg="changes the image")
     assert_same(found, s.answer, "the same image does not give the same answer")
-    assert found.names == tuple(s.plan.names)
-    assert found.points.shape == (len(s.plan.names), s.ndim) and np.isfinite(found.points).all()
+    assert found.names == tuple(s.plan.names), "names or their order are not the plan's"
+    assert found.points.shape == (len(s.plan.names), s.ndim), "points are not (N, D)"
+    assert np.isfinite(found.points).all(), "a landmark lies nowhere"
     if found.score is not None:
         assert ((found.score >= 0) & (found.score <= 1)).all(), "scores lie in 0..1"
     if found.covariance is not None:
         c = found.covariance
-        np.testing.assert_allclose(c, c.swapaxes(1, 2), atol=1e-6 * np.abs(c).max())
+        np.testing.assert_allclose(c, c.swapaxes(1, 2), atol=1e-6 * np.abs(c).max(), err_msg="covariance not symmetric")
         assert (np.linalg.eigvalsh(c) > -1e-6 * np.abs(c).max()).all(), "a covariance is not positive semidefinite"
 
 
@@ -442,7 +448,7 @@ def check_weights_count(s: Subject) -> None:
             for module in stage.modules or ("",):
                 for p in made.get_submodule(module).parameters():
                     p.add_(0.5 * torch.randn_like(p) * (p.abs().mean() + 0.1))
-    assert np.abs(s.find(made).points - s.answer.points).max() > 1e-6
+    assert np.abs(s.find(made).points - s.answer.points).max() > 1e-6, "other weights change nothing"
 
 
 def check_world(s: Subject) -> None:
@@ -451,7 +457,7 @@ def check_world(s: Subject) -> None:
         return
     shift = np.array([130.0, -75.0, 42.5])[: s.ndim]
     image = phantom.moved(s.image, Pose(np.eye(s.ndim), shift))
-    np.testing.assert_allclose(s.find(s.made, image).points, s.answer.points + shift, atol=TOLERANCE_MM)
+    np.testing.assert_allclose(s.find(s.made, image).points, s.answer.points + shift, atol=TOLERANCE_MM, err_msg=WORLD)
 
 
 def check_first_guess(s: Subject) -> None:

@@ -50,7 +50,8 @@ TABLE: dict[str, dict[str, Row]] = {
         "recommended": Row(("context_px=16", OF_PIN, "starts=2", *FRAME)),
         # its network speaks of shape parameters, whose signs and number go with the order
         "paper": Row(("patch_px=12", "iterations=2", "spacing_mm=2.5"), mixing=("pin.*",), reordered=False),
-        "paper-single": Row(("patch_px=12", "iterations=2", "spacing_mm=2.5", "starts=2"), same_as="paper", skipped={3: "only the number of planes differs from 2D"}),
+        "paper-single": Row(("patch_px=12", "iterations=2", "spacing_mm=2.5", "starts=2"), same_as="paper",
+                            skipped={3: "only the number of planes differs from 2D"}),
     },
     "global_to_local": {
         "recommended": Row(("block_px=16", "width=4", "starts=3", "hypotheses=2", *FRAME)),
