@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from safetensors.torch import load, save
 from torch.utils.data import default_collate
 
 import phantom
+import tiny
 from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -36,7 +38,10 @@ from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig,
 from anatomark.model.compose import Composed, Composition, Plan
 from anatomark.model.config import completed, make_config
 from anatomark.model.start import moved_weights
+from anatomark.progress import Reporter
+from anatomark.training import loop
 from anatomark.training.examples import weightless
+from anatomark.training.fit import fit
 from anatomark.training.optimise import make_optimizer, set_modes
 
 ALIGNED = ["align.step_deg=60", "align.starts=2", "align.finalists=1", "align.template_px=16"]
@@ -571,6 +576,45 @@ def _moved_to(s: Subject, names: tuple[str, ...]) -> Composed:
     assert any(k.startswith("method.") for k in start), "nothing is taken over"
     other.load_state_dict({**own, **start})
     return other.eval()
+
+
+# ---------------------------------------------------------------------- a whole run, in ``folder``
+
+
+class Stopped(BaseException):
+    """What a run is stopped by, as hard as a person would."""
+
+
+@contextmanager
+def stopping(at: int) -> Iterator[None]:
+    """Training inside ends with :class:`Stopped` after so many steps; a checkpoint is written where one may be."""
+    done, real = [0], loop.optimiser_step
+
+    def step(state: Any, batch: Batch) -> Any:
+        if done[0] == at:
+            raise Stopped
+        done[0] += 1
+        return real(state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "optimiser_step", step)
+        patch.setattr(loop, "SAVE_EVERY_S", -1.0)
+        yield
+
+
+def resumed_as_uninterrupted(s: Subject, folder: Path, steps: int, stops: Sequence[int]) -> None:
+    """A run that was stopped after each of ``stops`` of its ``steps`` and resumed ends as one that was not, to the
+    bit."""
+    quiet, cases = Reporter(quiet=True), tiny.write_study(folder / "study", 5, s.ndim, size=20)
+    config = s.config.model_copy(update={"steps": steps})
+    whole = fit(cases, folder / "whole", config, report=quiet)
+    for at in stops:
+        cut = folder / f"cut{at}"
+        with pytest.raises(Stopped), stopping(at):
+            fit(cases, cut, config, report=quiet)
+        fit(cases, cut, config, resume=True, report=quiet)
+        for name in ("weights.safetensors", "plan.json"):
+            assert (cut / name).read_bytes() == (whole.run / name).read_bytes(), f"stopped at step {at}: {name} differs"
 
 
 # what an alignment or a refiner does not touch is checked without them

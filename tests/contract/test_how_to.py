@@ -16,16 +16,12 @@ import tiny
 from anatomark import evaluate, fit, load, methods, predict
 from anatomark.benchmark.run import benchmark
 from anatomark.progress import Reporter
-from anatomark.training import loop
 from contract import page
+from contract.suite import Stopped, stopping
 
 QUIET = Reporter(quiet=True)
 SMALL = ["method.side=6", "method.width=16", "val_fraction=0.3"]
 REFINER = ["refine.enabled=true", "refine.levels=1", "refine.px=16", "refine.width=4"]
-
-
-class Stopped(BaseException):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def trained(home: Path, name: str, *, more: list[str] | None = None, **options: Any) -> Path:
     """A run folder, made once."""
     if not (home / name / "weights.safetensors").exists():
-        wanted = {"method": "glance", "steps": 40, "set": [*SMALL, *(more or [])], **options}
+        wanted = {"method": "glance", "steps": 60, "set": [*SMALL, *(more or [])], **options}
         fit(home / "study" / "cases.csv", home / name, report=QUIET, **wanted)
     return home / name
 
@@ -86,21 +82,10 @@ def test_it_is_refined(home: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [7, 33])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(home: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(home: Path, at: int) -> None:
     whole, cut = trained(home, "refined", more=REFINER), home / f"cut{at}"
-    done, real = [0], loop.optimiser_step
-
-    def step(state: Any, batch: Any) -> Any:
-        done[0] += 1
-        if done[0] > at:
-            raise Stopped
-        return real(state, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimiser_step", step)
-        patch.setattr(loop, "SAVE_EVERY_S", -1.0)
-        with pytest.raises(Stopped):
-            trained(home, cut.name, more=REFINER)
+    with pytest.raises(Stopped), stopping(at):
+        trained(home, cut.name, more=REFINER)
     assert (cut / "last.ckpt").exists()
     trained(home, cut.name, more=REFINER, resume=True)
     for name in ("weights.safetensors", "plan.json", "calibration.json"):
