@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from safetensors.torch import load, save
 from torch.utils.data import default_collate
 
 import phantom
+import tiny
 from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -36,7 +38,10 @@ from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig,
 from anatomark.model.compose import Composed, Composition, Plan
 from anatomark.model.config import completed, make_config
 from anatomark.model.start import moved_weights
+from anatomark.progress import Reporter
+from anatomark.training import loop
 from anatomark.training.examples import weightless
+from anatomark.training.fit import fit
 from anatomark.training.optimise import make_optimizer, set_modes
 
 ALIGNED = ["align.step_deg=60", "align.starts=2", "align.finalists=1", "align.template_px=16"]
@@ -50,6 +55,7 @@ COMPOSITIONS = {
 NAMES = phantom.NAMES
 BATCH = 3  # examples in a step
 TOLERANCE_MM = 0.02
+WORLD = "an image moved in the world, and its landmarks did not move with it"
 
 
 @dataclass
@@ -190,21 +196,28 @@ def assert_same(one: Any, other: Any, where: str) -> None:
 
 
 @contextmanager
-def alone(made: Composed) -> Iterator[None]:
-    """No file is opened inside; random numbers, facts and weights stay as they are."""
-    where, opened = (builtins, "open"), []
-    plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+def no_files() -> Iterator[None]:
+    """Whoever opens a file inside fails, also where the error is caught."""
+    opened: list[Any] = []
 
     def refused(*arguments: Any, **named: Any) -> Any:
         opened.append(arguments[0])
         raise AssertionError(f"opens a file: {arguments[0]}")
 
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (where, (io, "open"), (os, "open")):
-            patch.setattr(module, name, refused)
+        for module in (builtins, io, os):
+            patch.setattr(module, "open", refused)
         yield
     assert not opened, f"opens files: {opened}"
+
+
+@contextmanager
+def alone(made: Composed) -> Iterator[None]:
+    """No file is opened inside; random numbers, facts and weights stay as they are."""
+    plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with no_files():
+        yield
     assert torch.equal(before[0], torch.get_rng_state()), "draws from torch's global random numbers"
     assert np.array_equal(before[1], np.random.get_state()[1]), "draws from numpy's global random numbers"
     assert before[2] == random.getstate(), "draws from Python's global random numbers"
@@ -233,8 +246,8 @@ def check_facts(s: Subject) -> None:
     for plan in (s.plan, s.made.plan):
         facts = plan.method
         assert isinstance(facts, s.parts.method.Facts)
-        assert facts.names == plan.names and facts.ndim == s.ndim
-        assert type(facts)(**json.loads(facts.model_dump_json())) == facts
+        assert facts.ndim == s.ndim
+        assert type(facts)(**json.loads(facts.model_dump_json())) == facts, "facts do not survive JSON"
         text = json.dumps(plan.to_json(), allow_nan=False)
         assert Plan.from_json(json.loads(text), s.parts.method, "plan.json") == plan
     cases = [replace(c, given=copy.deepcopy(c.landmarks)) for c in s.study.cases]
@@ -248,10 +261,10 @@ def check_stages(s: Subject) -> None:
     """Named once, numbered in order, of modules that are there."""
     stages = s.made.stages()
     assert stages, "there is nothing to train"
-    assert len({x.name for x in stages}) == len(stages)
+    assert len({x.name for x in stages}) == len(stages), "two stages have one name"
     for part in ("method", "refine"):
         own = [x for x in stages if x.part == part]
-        assert [x.index for x in own] == list(range(len(own)))
+        assert [x.index for x in own] == list(range(len(own))), f"stages of the {part} are not numbered from 0"
     for stage in stages:
         assert stage.steps > 0 and stage.batch > 0 and stage.lr > 0 and stage.share > 0
         assert len(stage.rates) in (0, len(stage.modules))
@@ -286,7 +299,7 @@ def check_begin(s: Subject) -> None:
         assert {name: f.model_dump() for name, f in facts.items()} == before, f"{stage.name} changes facts in place"
         plan, state = plain_plan(made), {k: v.clone() for k, v in made.state_dict().items()}
         made.begin(stage, s.evidence)
-        assert made.plan.to_json() == plan
+        assert made.plan.to_json() == plan, f"{stage.name} begins otherwise the second time: the facts differ"
         assert_same(made.state_dict(), state, f"{stage.name} begins otherwise the second time")
 
 
@@ -304,8 +317,7 @@ def check_examples(s: Subject) -> None:
             torch.manual_seed(1)
             np.random.seed(1)
             plan = plain_plan(made)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(builtins, "open", _refused)
+            with no_files():
                 first = made.examples(case, stage, np.random.default_rng(4))
             torch.manual_seed(2)
             np.random.seed(2)
@@ -320,10 +332,6 @@ def check_examples(s: Subject) -> None:
             assert_same(first, second, f"{stage.name}: an example depends on more than its case and generator")
         apart = again.examples(s.cases[2], stage, np.random.default_rng(5))
         assert any(not torch.equal(v, firsts[2][k]) for k, v in apart.items()), f"{stage.name}: generator not used"
-
-
-def _refused(*arguments: Any, **named: Any) -> Any:
-    raise AssertionError(f"opens a file: {arguments[0]}")
 
 
 def check_collect(s: Subject) -> None:
@@ -356,7 +364,9 @@ def check_training(s: Subject) -> None:
         before = {k: v.clone() for k, v in made.state_dict().items()}
         plan = plain_plan(made)
         losses = s.loss(made, stage, batch)
-        assert losses["loss"].shape == () and all(torch.isfinite(v).all() for v in losses.values()), stage.name
+        assert losses["loss"].shape == () and all(torch.isfinite(v).all() for v in losses.values()), (
+            f"{stage.name}: the loss is no finite number: {losses}"
+        )
         losses["loss"].backward()
         grown = {i for i, p in ((id(p), p) for p in made.parameters()) if p.grad is not None and bool(p.grad.any())}
         assert grown <= set(trained), f"{stage.name}: gradients beyond its modules"
@@ -424,13 +434,14 @@ def check_locate(s: Subject) -> None:
         found = made.find(s.image, s.alignment).landmarks
     np.testing.assert_array_equal(s.image.array, values, err_msg="changes the image")
     assert_same(found, s.answer, "the same image does not give the same answer")
-    assert found.names == tuple(s.plan.names)
-    assert found.points.shape == (len(s.plan.names), s.ndim) and np.isfinite(found.points).all()
+    assert found.names == tuple(s.plan.names), "names or their order are not the plan's"
+    assert found.points.shape == (len(s.plan.names), s.ndim), "points are not (N, D)"
+    assert np.isfinite(found.points).all(), "a landmark lies nowhere"
     if found.score is not None:
         assert ((found.score >= 0) & (found.score <= 1)).all(), "scores lie in 0..1"
     if found.covariance is not None:
         c = found.covariance
-        np.testing.assert_allclose(c, c.swapaxes(1, 2), atol=1e-6 * np.abs(c).max())
+        np.testing.assert_allclose(c, c.swapaxes(1, 2), atol=1e-6 * np.abs(c).max(), err_msg="covariance not symmetric")
         assert (np.linalg.eigvalsh(c) > -1e-6 * np.abs(c).max()).all(), "a covariance is not positive semidefinite"
 
 
@@ -442,7 +453,7 @@ def check_weights_count(s: Subject) -> None:
             for module in stage.modules or ("",):
                 for p in made.get_submodule(module).parameters():
                     p.add_(0.5 * torch.randn_like(p) * (p.abs().mean() + 0.1))
-    assert np.abs(s.find(made).points - s.answer.points).max() > 1e-6
+    assert np.abs(s.find(made).points - s.answer.points).max() > 1e-6, "other weights change nothing"
 
 
 def check_world(s: Subject) -> None:
@@ -451,7 +462,7 @@ def check_world(s: Subject) -> None:
         return
     shift = np.array([130.0, -75.0, 42.5])[: s.ndim]
     image = phantom.moved(s.image, Pose(np.eye(s.ndim), shift))
-    np.testing.assert_allclose(s.find(s.made, image).points, s.answer.points + shift, atol=TOLERANCE_MM)
+    np.testing.assert_allclose(s.find(s.made, image).points, s.answer.points + shift, atol=TOLERANCE_MM, err_msg=WORLD)
 
 
 def check_first_guess(s: Subject) -> None:
@@ -565,6 +576,45 @@ def _moved_to(s: Subject, names: tuple[str, ...]) -> Composed:
     assert any(k.startswith("method.") for k in start), "nothing is taken over"
     other.load_state_dict({**own, **start})
     return other.eval()
+
+
+# ---------------------------------------------------------------------- a whole run, in ``folder``
+
+
+class Stopped(BaseException):
+    """What a run is stopped by, as hard as a person would."""
+
+
+@contextmanager
+def stopping(at: int) -> Iterator[None]:
+    """Training inside ends with :class:`Stopped` after so many steps; a checkpoint is written where one may be."""
+    done, real = [0], loop.optimiser_step
+
+    def step(state: Any, batch: Batch) -> Any:
+        if done[0] == at:
+            raise Stopped
+        done[0] += 1
+        return real(state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "optimiser_step", step)
+        patch.setattr(loop, "SAVE_EVERY_S", -1.0)
+        yield
+
+
+def resumed_as_uninterrupted(s: Subject, folder: Path, steps: int, stops: Sequence[int]) -> None:
+    """A run that was stopped after each of ``stops`` of its ``steps`` and resumed ends as one that was not, to the
+    bit."""
+    quiet, cases = Reporter(quiet=True), tiny.write_study(folder / "study", 5, s.ndim, size=20)
+    config = s.config.model_copy(update={"steps": steps})
+    whole = fit(cases, folder / "whole", config, report=quiet)
+    for at in stops:
+        cut = folder / f"cut{at}"
+        with pytest.raises(Stopped), stopping(at):
+            fit(cases, cut, config, report=quiet)
+        fit(cases, cut, config, resume=True, report=quiet)
+        for name in ("weights.safetensors", "plan.json"):
+            assert (cut / name).read_bytes() == (whole.run / name).read_bytes(), f"stopped at step {at}: {name} differs"
 
 
 # what an alignment or a refiner does not touch is checked without them

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from anatomark import methods
 from anatomark.errors import InputError
 from anatomark.methods.kit.precision import use_bf16
-from contract.suite import CHECKS, COMPOSITIONS, ONCE, Subject
+from contract.suite import CHECKS, COMPOSITIONS, ONCE, Subject, resumed_as_uninterrupted
 
 FRAME = ["warped_copies=20"]  # of a mean shape
 OF_PIN = (  # two small levels, one of each kind
@@ -23,6 +25,7 @@ CLASSIC = "widths=[4, 4, 4, 8]"
 
 
 Texts = tuple[str, ...]
+Key = tuple[str, str, int, str]  # method, preset, dimension, composition
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,8 @@ TABLE: dict[str, dict[str, Row]] = {
         "recommended": Row(("context_px=16", OF_PIN, "starts=2", *FRAME)),
         # its network speaks of shape parameters, whose signs and number go with the order
         "paper": Row(("patch_px=12", "iterations=2", "spacing_mm=2.5"), mixing=("pin.*",), reordered=False),
-        "paper-single": Row(
-            ("patch_px=12", "iterations=2", "spacing_mm=2.5", "starts=2"),
-            same_as="paper",
-            skipped={3: "only the number of planes differs from 2D"},
-        ),
+        "paper-single": Row(("patch_px=12", "iterations=2", "spacing_mm=2.5", "starts=2"), same_as="paper",
+                            skipped={3: "only the number of planes differs from 2D"}),
     },
     "global_to_local": {
         "recommended": Row(("block_px=16", "width=4", "starts=3", "hypotheses=2", *FRAME)),
@@ -85,6 +85,14 @@ TABLE: dict[str, dict[str, Row]] = {
 }  # fmt: skip
 
 
+# one that averages weights, one that collects batches, one of two stages
+RESUMED: list[Key] = [
+    ("heatmap", "recommended", 2, "both"),
+    ("dqn", "recommended", 2, "plain"),
+    ("t2dl", "recommended", 2, "refined"),
+]
+
+
 @pytest.fixture(autouse=True)
 def float32() -> Iterator[None]:
     """Plain convolutions on one thread, so that to the bit is to the bit."""
@@ -111,40 +119,52 @@ def reason_to_skip(row: Row, preset: str, ndim: int, composition: str) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "check" not in metafunc.fixturenames:
-        return
     keys = [(m, p, d, c) for m, rows in TABLE.items() for p in rows for d in (2, 3) for c in COMPOSITIONS]
+    resumed = RESUMED
     if outside := metafunc.config.getoption("method", default=None):
         methods.add("outside", outside)
-        keys = [("outside", p, d, c) for p in methods.presets("outside") for d in (2, 3) for c in COMPOSITIONS]
-    options = [getattr(metafunc.config.option, n, None) or () for n in ("contract_set", "untrained", "mixing")]
-    cases = []
-    for key in keys:
-        row = TABLE[key[0]][key[1]] if key[0] in TABLE else None
-        name = f"{key[0]}-{key[1]}-{key[2]}d-{key[3]}"
-        if row is not None and (reason := reason_to_skip(row, key[1], key[2], key[3])):
-            cases.append(pytest.param(key, "", id=name, marks=pytest.mark.skip(reason=reason)))
-            continue
-        chosen = [c for c in CHECKS if key[3] == "plain" or c not in ONCE]
-        cases += [pytest.param((key, *map(tuple, options)), check, id=f"{name}-{check}") for check in chosen]
-    metafunc.parametrize(("subject", "check"), cases)
+        presets = methods.presets("outside")
+        keys = [("outside", p, d, c) for p in presets for d in (2, 3) for c in COMPOSITIONS]
+        resumed = [("outside", presets[0], d, "both") for d in (2, 3)]
+    given = [tuple(getattr(metafunc.config.option, n, None) or ()) for n in ("contract_set", "untrained", "mixing")]
+    if "check" in metafunc.fixturenames:
+        metafunc.parametrize(("subject", "check"), [case for key in keys for case in _cases(key, given)])
+    elif "subject" in metafunc.fixturenames:
+        metafunc.parametrize("subject", [pytest.param((k, *given), id=_name(k)) for k in resumed])
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]}-{key[1]}-{key[2]}d-{key[3]}"
+
+
+def _cases(key: Key, given: list[Texts]) -> list[Any]:
+    """The checks of one subject; or one that is skipped."""
+    row = TABLE[key[0]][key[1]] if key[0] in TABLE else None
+    if row is not None and (reason := reason_to_skip(row, key[1], key[2], key[3])):
+        return [pytest.param(key, "", id=_name(key), marks=pytest.mark.skip(reason=reason))]
+    chosen = [c for c in CHECKS if key[3] == "plain" or c not in ONCE]
+    return [pytest.param((key, *given), check, id=f"{_name(key)}-{check}") for check in chosen]
 
 
 @lru_cache(maxsize=1)
-def made(key: tuple[str, str, int, str], given: Texts, untrained: Texts, mixing: Texts) -> Subject:
+def made(key: Key, given: Texts, untrained: Texts, mixing: Texts) -> Subject:
+    """The subject, the same for all checks of it; skipped where another package's method does not want its data."""
     method, preset, ndim, composition = key
-    if method not in TABLE:
-        return Subject(method, preset, ndim, composition, given, untrained, mixing)
-    row = TABLE[method][preset]
-    own = [f"method.{x}" for x in (*row.settings, *(row.in_2d if ndim == 2 else row.in_3d))]
-    return Subject(method, preset, ndim, composition, own, row.untrained, row.mixing, row.reordered, row.placed)
+    if method in TABLE:
+        row = TABLE[method][preset]
+        own = [f"method.{x}" for x in (*row.settings, *(row.in_2d if ndim == 2 else row.in_3d))]
+        return Subject(method, preset, ndim, composition, own, row.untrained, row.mixing, row.reordered, row.placed)
+    subject = Subject(method, preset, ndim, composition, given, untrained, mixing)
+    try:
+        _ = subject.plan
+    except InputError as error:
+        pytest.skip(str(error))
+    return subject
 
 
-def test_contract(subject: tuple, check: str) -> None:
-    under_test = made(*subject)
-    if subject[0][0] not in TABLE:
-        try:
-            _ = under_test.plan
-        except InputError as error:
-            pytest.skip(str(error))
-    CHECKS[check](under_test)
+def test_contract(subject: tuple[Key, Texts, Texts, Texts], check: str) -> None:
+    CHECKS[check](made(*subject))
+
+
+def test_resumed_is_uninterrupted(subject: tuple[Key, Texts, Texts, Texts], tmp_path: Path) -> None:
+    resumed_as_uninterrupted(made(*subject), tmp_path, steps=9, stops=(2, 7))
