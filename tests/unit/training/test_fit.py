@@ -19,9 +19,9 @@ from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.methods.base import Evidence, Stage
+from anatomark.model.compose import Composition
 from anatomark.model.confidence.radius import calibrated
 from anatomark.model.config import RunConfig, make_config, read_config
-from anatomark.model.compose import Composition
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter, clock
