@@ -103,14 +103,7 @@ def _evaluated(
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
-    (out / PLANES).unlink(missing_ok=True)  # of an evaluation before
-    tables = {}
-    if planes is not None:
-        rows = plane_rows(planes, true, predictions.landmarks)
-        tables = {"scan planes": plane_summary(rows)}
-        write_csv(out / PLANES, rows, digits=6)
-    if not from_files:
-        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, predictions)
+    rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
     result = EvaluationResult(
         model=name,
         manifest=manifest.path.name,
@@ -125,9 +118,14 @@ def _evaluated(
         flags=predictions.flags,
         suspicion=predictions.values("suspicion"),
         notes=notes,
-        tables=tables,
+        tables={} if planes is None else {"scan planes": plane_summary(rows)},
         **_beside(manifest, cases, true, predictions, names, variant),
     )
+    (out / PLANES).unlink(missing_ok=True)  # of an evaluation before
+    if planes is not None:
+        write_csv(out / PLANES, rows, digits=6)
+    if not from_files:
+        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, predictions)
     _write(result, out, cases, true, predictions)
     return result
 
