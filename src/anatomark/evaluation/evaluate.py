@@ -64,7 +64,8 @@ def evaluate(
     unknown observer or an empty split, and where predictions and truth share no case or no label.
     """
     out, report = Path(out), report or Reporter(quiet=True)
-    folder, loading = prediction_folder(model), {k: v for k, v in loading.items() if v not in (None, 1)}
+    folder = prediction_folder(model)
+    loading = {k: v for k, v in loading.items() if v is not None and (k, v) != ("tta", 1)}
     if folder is not None and loading:
         raise InputError(f"{model}: is a folder of predictions; `device`, `threads` and `tta` are for a model")
     there = existing(out)

@@ -106,6 +106,7 @@ class Composition:
         after = None
         if self.refined:
             after = Refiner.prepare(self.refine, replace(study, names=tuple(facts.names), known=facts))
+            after = after.model_copy(update={"descriptions": facts.descriptions})
         if old is not None and isinstance(old.method, self.method.Facts):
             facts = self.method.adapted(facts, old.method)
         if after is not None and old is not None and old.refine is not None:

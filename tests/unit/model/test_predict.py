@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,18 @@ import numpy as np
 import pytest
 
 import tiny
+from anatomark.cases.find import find_images_as_cases, image_stem
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks
+from anatomark.model.confidence.radius import radii
 from anatomark.model.config import make_config
-from anatomark.model.model import Model, flags, image_stem, radii
-from anatomark.model.predict import described, find_jobs, load, predict_paths
+from anatomark.model.model import Model, plain_flags
+from anatomark.model.predict import load, predict
+from anatomark.model.prediction import with_confidence
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
 
@@ -45,7 +47,7 @@ def _images(home: Path) -> list[Path]:
 
 def test_files_agree_with_what_the_model_says(home: Path, model: Model, tmp_path: Path) -> None:
     image = _images(home)[0]
-    outcomes = predict_paths(model, [image], tmp_path, spacing=2.0 if model.ndim == 2 else None)
+    outcomes = predict(model, [image], tmp_path, spacing=2.0 if model.ndim == 2 else None)
     assert [o.state for o in outcomes] == ["written"]
     endings = {"mrk.json", "json", *(["csv"] if model.ndim == 2 else [])}
     assert {p.name for p in tmp_path.iterdir()} == {f"case0.{e}" for e in endings}
@@ -54,24 +56,24 @@ def test_files_agree_with_what_the_model_says(home: Path, model: Model, tmp_path
     assert facts["model"] == model.hash
     assert facts["image"] == str(image)
     assert facts["seconds"] > 0
-    for entry, point in zip(facts["landmarks"], expected.points, strict=True):
+    for entry, point in zip(facts["landmarks"], expected.landmarks.points, strict=True):
         np.testing.assert_allclose(entry["position"], point)
         assert entry["score"] == 0.93
         np.testing.assert_allclose(entry["covariance"], np.eye(model.ndim))
     marks = read_landmarks(tmp_path / "case0.mrk.json")
-    assert marks.names == expected.names == model.names
-    np.testing.assert_allclose(marks.points[:, : model.ndim], expected.points, atol=1e-6)
+    assert marks.names == expected.landmarks.names == model.names
+    np.testing.assert_allclose(marks.points[:, : model.ndim], expected.landmarks.points, atol=1e-6)
     assert all("p=0.93" in d for d in marks.descriptions)
 
 
 def test_a_table_in_2d_holds_mm_and_pixels(home: Path, model: Model, tmp_path: Path) -> None:
     if model.ndim == 3:
-        predict_paths(model, _images(home)[:1], tmp_path, format="csv")
+        predict(model, _images(home)[:1], tmp_path, format="csv")
         np.testing.assert_allclose(
-            read_landmarks(tmp_path / "case0.csv").points, model.predict(_images(home)[0]).points, atol=1e-4
+            read_landmarks(tmp_path / "case0.csv").points, model.predict(_images(home)[0]).landmarks.points, atol=1e-4
         )
         return
-    predict_paths(model, _images(home)[:1], tmp_path, spacing=2.0)
+    predict(model, _images(home)[:1], tmp_path, spacing=2.0)
     lines = [x for x in (tmp_path / "case0.csv").read_text().splitlines() if not x.startswith("#")]
     header = lines[0].split(",")
     row = dict(zip(header, lines[1].split(","), strict=True))
@@ -79,7 +81,7 @@ def test_a_table_in_2d_holds_mm_and_pixels(home: Path, model: Model, tmp_path: P
 
 
 def test_a_manifest_gives_names_and_spacing(home: Path, model: Model, tmp_path: Path) -> None:
-    outcomes = predict_paths(model, [home / "data" / "cases.csv"], tmp_path, pictures=True)
+    outcomes = predict(model, [home / "data" / "cases.csv"], tmp_path, pictures=True)
     assert [o.stem for o in outcomes] == ["case0", "case1", "case2"]
     assert {o.state for o in outcomes} == {"written"}
     assert (tmp_path / "case1.png").read_bytes()[:4] == b"\x89PNG"
@@ -87,28 +89,28 @@ def test_a_manifest_gives_names_and_spacing(home: Path, model: Model, tmp_path: 
 
 def test_finished_cases_of_the_same_model_are_skipped(home: Path, model: Model, tmp_path: Path) -> None:
     cases = home / "data" / "cases.csv"
-    predict_paths(model, [cases], tmp_path)
+    predict(model, [cases], tmp_path)
     (tmp_path / "case1.json").unlink()
     (tmp_path / "case1.mrk.json").unlink()
     if model.ndim == 2:
         (tmp_path / "case1.csv").unlink()
     before = (tmp_path / "case0.mrk.json").stat().st_mtime_ns
-    assert [o.state for o in predict_paths(model, [cases], tmp_path)] == ["skipped", "written", "skipped"]
+    assert [o.state for o in predict(model, [cases], tmp_path)] == ["skipped", "written", "skipped"]
     assert (tmp_path / "case0.mrk.json").stat().st_mtime_ns == before
-    assert {o.state for o in predict_paths(model, [cases], tmp_path, overwrite=True)} == {"written"}
-    assert [o.state for o in predict_paths(model, [cases], tmp_path, pictures=True)] == ["written"] * 3
+    assert {o.state for o in predict(model, [cases], tmp_path, overwrite=True)} == {"written"}
+    assert [o.state for o in predict(model, [cases], tmp_path, pictures=True)] == ["written"] * 3
 
 
 def test_results_of_another_model_are_not_mixed(home: Path, model: Model, tmp_path: Path) -> None:
     run = Path(shutil.copytree(home / "run", tmp_path / "other"))
     (run / "calibration.json").write_text('{"pooled": {"radius90_mm": 3.0}}')
     other, cases, out = load(run), home / "data" / "cases.csv", tmp_path / "out"
-    predict_paths(model, [cases], out)
+    predict(model, [cases], out)
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    with pytest.raises(InputError, match="--overwrite"):
-        predict_paths(other, [cases], out)
+    with pytest.raises(InputError, match="`overwrite`"):
+        predict(other, [cases], out)
     assert before == {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    predict_paths(other, [cases], out, overwrite=True)
+    predict(other, [cases], out, overwrite=True)
     facts = tiny.read_json(out / "case0.json")
     assert facts["model"] == other.hash
     assert facts["landmarks"][0]["radius90"] == 3.0
@@ -119,10 +121,10 @@ def test_a_changed_image_is_not_taken_for_the_old_one(home: Path, model: Model, 
     if model.ndim == 2:
         pytest.skip("once is enough")
     image = Path(shutil.copy(_images(home)[0], tmp_path / "scan.nii.gz"))
-    predict_paths(model, [image], tmp_path / "out")
+    predict(model, [image], tmp_path / "out")
     write_image(read_image(_images(home)[1]), image)
     with pytest.raises(InputError, match="another model or image"):
-        predict_paths(model, [image], tmp_path / "out")
+        predict(model, [image], tmp_path / "out")
 
 
 def test_two_inputs_with_one_stem_are_refused_before_any_work(home: Path, model: Model, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_two_inputs_with_one_stem_are_refused_before_any_work(home: Path, model:
     (tmp_path / "more").mkdir()
     twin = Path(shutil.copy(first, tmp_path / "more" / first.name))
     with pytest.raises(InputError, match="'case0'") as error:
-        predict_paths(model, [first, twin], tmp_path / "out", spacing=2.0)
+        predict(model, [first, twin], tmp_path / "out", spacing=2.0)
     assert str(first) in str(error.value) and str(twin) in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -139,7 +141,7 @@ def test_one_bad_image_does_not_stop_the_others(home: Path, model: Model, tmp_pa
     good, bad = _images(home)[:2]
     broken = tmp_path / bad.name
     broken.write_bytes(bad.read_bytes()[:100])
-    outcomes = predict_paths(model, [broken, good], tmp_path / "out", spacing=2.0 if model.ndim == 2 else None)
+    outcomes = predict(model, [broken, good], tmp_path / "out", spacing=2.0 if model.ndim == 2 else None)
     assert [o.state for o in outcomes] == ["failed", "written"]
     assert str(broken) in outcomes[0].reason
     assert {p.name.split(".")[0] for p in (tmp_path / "out").iterdir()} == {good.name.split(".")[0]}
@@ -158,7 +160,7 @@ def test_a_trailing_axis_of_length_one_is_2d(model: Model) -> None:
     axes = np.eye(3)
     axes[:, 1:] *= 2
     volume = Image(flat.array[:, None], Grid.from_axes((1, 16, 16), axes[:, ::-1] * [1, 1, 1], np.zeros(3)))
-    assert model.predict(volume).ndim == 2
+    assert model.predict(volume).landmarks.ndim == 2
 
 
 def test_nan_and_constant_images_are_refused(model: Model) -> None:
@@ -172,16 +174,17 @@ def test_nan_and_constant_images_are_refused(model: Model) -> None:
 
 def test_predicting_twice_is_the_same(home: Path, model: Model) -> None:
     image = read_image(_images(home)[0], 2.0)
-    np.testing.assert_array_equal(model.predict(image).points, load(home / "run", threads=1).predict(image).points)
+    again = load(home / "run", threads=1).predict(image).landmarks
+    np.testing.assert_array_equal(model.predict(image).landmarks.points, again.points)
 
 
 def test_unknown_devices_and_formats(home: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="device 'gpu'"):
         load(home / "run", device="gpu")
     with pytest.raises(InputError, match=r"fcvs.*fcsv"):
-        predict_paths(model, _images(home), tmp_path, format="fcvs")
+        predict(model, _images(home), tmp_path, format="fcvs")
     with pytest.raises(InputError, match="no image"):
-        find_jobs([])
+        find_images_as_cases([])
 
 
 def test_radii_come_from_covariance_where_it_was_calibrated() -> None:
@@ -199,16 +202,16 @@ def test_radii_come_from_covariance_where_it_was_calibrated() -> None:
 def test_what_is_suspicious_is_said() -> None:
     image, _ = tiny.blobs(0)
     points = np.array([[10.0, 10, 10], [100, 0, 0], [np.nan] * 3])
-    found = Landmarks(("in", "out", "gone"), points, score=np.array([0.2, 0.9, np.nan]))
-    assert flags(found, image) == ["outside the image: out", "low score: in", "not found: gone"]
+    landmarks = Landmarks(("in", "out", "gone"), points, score=np.array([0.2, 0.9, np.nan]))
+    assert plain_flags(landmarks, image) == ["outside the image: out", "low score: in", "not found: gone"]
 
 
 def test_descriptions_carry_score_and_radius() -> None:
-    marks = Landmarks(
+    landmarks = Landmarks(
         ("a", "b"), np.zeros((2, 3)), score=np.array([0.931, np.nan]), radius90=np.array([1.24, 2.0]),
         descriptions=("AC", ""),
     )  # fmt: skip
-    assert described(marks) == ("AC p=0.93 r90=1.2mm", "r90=2.0mm")
+    assert with_confidence(landmarks) == ("AC p=0.93 r90=1.2mm", "r90=2.0mm")
 
 
 def test_stems(tmp_path: Path) -> None:
@@ -216,7 +219,6 @@ def test_stems(tmp_path: Path) -> None:
     assert image_stem("x.png") == "x"
     (tmp_path / "series.1").mkdir()
     assert image_stem(tmp_path / "series.1") == "series.1"
-    json.dumps(image_stem("x"))
 
 
 def test_a_flat_volume_is_a_picture_for_a_2d_model(home: Path, model: Model, tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_flat_volume_is_a_picture_for_a_2d_model(home: Path, model: Model, tmp
     picture = read_image(_images(home)[0], 2.0)
     grid = Grid.from_axes((1, *picture.grid.shape), np.eye(3)[:, ::-1] * 2.0, (0, 0, 0))
     write_image(Image(picture.array[:, None], grid), tmp_path / "flat.nii.gz")
-    outcomes = predict_paths(model, [tmp_path / "flat.nii.gz"], tmp_path / "found", pictures=True)
+    outcomes = predict(model, [tmp_path / "flat.nii.gz"], tmp_path / "found", pictures=True)
     assert [o.state for o in outcomes] == ["written"]
     found = read_landmarks(tmp_path / "found" / "flat.csv", case="flat")
-    np.testing.assert_allclose(found.points, model.predict(picture).points)
+    np.testing.assert_allclose(found.points, model.predict(picture).landmarks.points)

@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from anatomark.errors import InputError
-from anatomark.model import run_folder as checkpoint
+from anatomark.model import run_folder
 from anatomark.model.config import make_config
-from anatomark.model.run_folder import find_run, list_zoo, load_run, read_checkpoint, write_checkpoint, write_weights
+from anatomark.model.run_folder import (
+    CHECKPOINT_VERSION,
+    find_run,
+    list_zoo,
+    load_run,
+    read_checkpoint,
+    write_checkpoint,
+    write_weights,
+)
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
 
@@ -49,15 +58,22 @@ class Evil:
 def test_a_run_holds_what_the_design_says(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
     parts = {"config.yaml", "plan.json", "weights.safetensors", "calibration.json", "card.md", "log.csv"}
-    assert names == parts | {"reference.safetensors"}  # what the training images looked like
+    # what was asked, beside what was settled; what the training images looked like
+    assert names == parts | {"request.yaml", "reference.safetensors"}
 
 
-def test_loading_gives_the_trained_method(run: Path) -> None:
+def test_loading_gives_the_trained_model(run: Path) -> None:
     loaded = load_run(run)
-    method = loaded.method()
-    assert not method.training
-    assert all(torch.equal(v, loaded.weights[k]) for k, v in method.state_dict().items())
-    assert not any(p.requires_grad for p in method.parameters())
+    composed = loaded.build()
+    assert not composed.training
+    assert all(torch.equal(v, loaded.weights[k]) for k, v in composed.state_dict().items())
+    assert not any(p.requires_grad for p in composed.parameters())
+
+
+def test_a_method_alone_keeps_its_own_names_on_disk(run: Path) -> None:
+    stored = load_file(run / "weights.safetensors")
+    assert "rough.0.weight" in stored
+    assert set(load_run(run).weights) == {f"method.{name}" for name in stored}
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "weights.safetensors"])
@@ -84,17 +100,24 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run(run: Path, tmp_path
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trapped"
-    torch.save({"version": 1, "x": Evil(trap)}, tmp_path / "last.ckpt")
+    torch.save({"version": CHECKPOINT_VERSION, "x": Evil(trap)}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match="no checkpoint"):
         read_checkpoint(tmp_path)
     assert not trap.exists()
 
 
 def test_checkpoints_read_back(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, {"version": 1, "x": torch.arange(3), "rows": [{"a": "b"}], "best_mm": float("inf")})
+    whole = {"version": CHECKPOINT_VERSION, "x": torch.arange(3), "rows": [{"a": "b"}], "best_mm": float("inf")}
+    write_checkpoint(tmp_path, whole)
     data = read_checkpoint(tmp_path)
     assert torch.equal(data["x"], torch.arange(3))
     assert (data["rows"], data["best_mm"]) == ([{"a": "b"}], float("inf"))
+
+
+def test_a_checkpoint_of_another_version_says_what_to_do(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"version": 1})
+    with pytest.raises(InputError, match=r"version 1, .*finish the run with the version that began it"):
+        read_checkpoint(tmp_path)
 
 
 def test_damaged_files_are_input_errors(run: Path) -> None:
@@ -111,7 +134,7 @@ def test_weights_of_another_shape_are_an_input_error(run: Path) -> None:
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("width: 16", "width: 5"))
     with pytest.raises(InputError, match="does not fit"):
-        load_run(run).method()
+        load_run(run).build()
 
 
 def test_the_hash_follows_what_changes_predictions(run: Path) -> None:
@@ -123,18 +146,18 @@ def test_the_hash_follows_what_changes_predictions(run: Path) -> None:
 
 
 def test_half_weights_load_as_float32(run: Path) -> None:
-    method = load_run(run).method()
+    composed = load_run(run).build()
     size = (run / "weights.safetensors").stat().st_size
-    write_weights(run, method, half=True)
+    write_weights(run, composed, half=True)
     assert (run / "weights.safetensors").stat().st_size < 0.7 * size
-    again = load_run(run).method().state_dict()
-    assert again["rough.0.weight"].dtype == torch.float32
-    assert again["seen"].dtype == torch.int64
-    torch.testing.assert_close(again["rough.0.weight"], method.state_dict()["rough.0.weight"], atol=1e-3, rtol=1e-2)
+    again, name = load_run(run).build().state_dict(), "method.rough.0.weight"
+    assert again[name].dtype == torch.float32
+    assert again["method.seen"].dtype == torch.int64
+    torch.testing.assert_close(again[name], composed.state_dict()[name], atol=1e-3, rtol=1e-2)
 
 
 def test_models_are_found_by_path_and_zoo_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "zoo_folder", lambda: tmp_path)
+    monkeypatch.setattr(run_folder, "zoo_folder", lambda: tmp_path)
     assert list_zoo() == {"run": run}
     assert find_run("run") == run == find_run(str(run))
     with pytest.raises(InputError, match="'run'"):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from anatomark.methods.kit.anatomy import AnatomyFacts
-from anatomark.methods.kit.settings import FrameConfig
+from anatomark.methods.kit.frame import FrameConfig
 
 
 class Level(BaseModel):

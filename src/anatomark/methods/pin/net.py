@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from anatomark.methods.kit.layers import conv, norm, plain_precision
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, norm
+from anatomark.methods.kit.precision import conv_precision, plain_precision
 
 
 class ContextNet(nn.Module):

@@ -22,7 +22,7 @@ from anatomark.methods.global_to_local.net import BlockVotes, block_cells, log_v
 from anatomark.methods.global_to_local.recommended import GlobalToLocal, GlobalToLocalConfig, _random_cuts
 from anatomark.methods.global_to_local.votes import log_displacement
 from anatomark.methods.kit.anatomy import AnatomyFacts
-from anatomark.methods.kit.views import Views
+from anatomark.methods.kit.posed import Views
 from anatomark.model.start import moved_weights
 
 pytestmark = pytest.mark.usefixtures("float32")

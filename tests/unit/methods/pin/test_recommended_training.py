@@ -15,9 +15,9 @@ import phantom
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
-from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes
 from anatomark.methods.kit.precision import use_bf16
+from anatomark.methods.kit.working import Parts
 from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
 from anatomark.methods.pin.recommended import PIN, State
 from anatomark.methods.pin.votes import read_votes
