@@ -141,10 +141,10 @@ def _paired(method: str, against: str, one: Mean, other: Mean, seed: int) -> Pai
     cases = [c for c in one.cases if c in other.cases]
     names = [n for n in one.names if n in other.names]
     errors = np.stack([one.picked(cases, names), other.picked(cases, names)])
-    both = np.isfinite(errors).all(0)
+    both = np.all(np.isfinite(errors), axis=0)
     if not both.any():
         return None
-    x, y = nanmean(np.where(both, errors, np.nan), 2)[:, both.any(1)]
+    x, y = nanmean(np.where(both, errors, np.nan), 2)[:, np.any(both, axis=1)]
     # of one case no samples, so no intervals
     drawn = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAP if len(x) > 1 else 0, len(x)))
     mean_x, mean_y = x[drawn].mean(1), y[drawn].mean(1)

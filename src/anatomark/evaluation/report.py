@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,8 @@ class CasePicture:
 def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, version: str = "") -> str:
     """The report as HTML text. It refers to nothing outside itself."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"mm": _mm, "share": _share, "seconds": _seconds, "key": _key, "embed": _embed}
-    environment.filters["caption"] = partial(_caption, result)
+    filters: dict[str, Callable[..., object]] = {"mm": _mm, "share": _share, "seconds": _seconds, "key": _key}
+    environment.filters.update(filters, embed=_embed, caption=partial(_caption, result))
     landmarks, reliability = result.landmark_rows(), reliability_plot(result)
     by_case = len(result.errors.ranking()) > 1 and result.overall.located
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
