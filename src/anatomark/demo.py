@@ -41,6 +41,7 @@ class Demonstrated:
     model: Path
 
     def summary(self) -> dict[str, Any]:
+        """The figures, plain."""
         overall = self.result.overall
         return {
             "mean_error_mm": overall.mre_mm,
@@ -53,6 +54,7 @@ class Demonstrated:
         }
 
     def lines(self) -> list[str]:
+        """The same in words."""
         overall = self.result.overall
         out = [
             f"{overall.located} of {overall.pairs} landmarks found in {PERSON} in {self.seconds:.1f} s",

@@ -178,6 +178,7 @@ def fewer_landmarks(results: Sequence[Result]) -> list[str]:
 
 
 def cell_row(r: Result) -> dict[str, Any]:
+    """The row of ``results.csv``: one cell, measured against one truth."""
     figures = r.figures.cells()
     shown = ["pairs", "failures", "mre_mm", "ci_low_mm", "ci_high_mm", "sd_mm", "median_mm", "p95_mm"]
     return {
@@ -200,6 +201,7 @@ def cell_row(r: Result) -> dict[str, Any]:
 
 
 def case_rows(r: Result) -> list[dict[str, Any]]:
+    """The rows of ``per_case.csv``: the same, for each case."""
     error = r.errors.case_error
     return [
         {

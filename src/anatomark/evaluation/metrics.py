@@ -33,6 +33,8 @@ _TIE_MM = 1e-9  # coordinates are decimal, so an error of exactly 2 mm must not 
 
 
 class Outcome(StrEnum):
+    """What became of one landmark in one case."""
+
     LOCATED = "located"  # annotated and predicted: has an error
     MISSED = "missed"  # annotated, but nothing was predicted in this case: a failure
     FALSE_ABSENCE = "false absence"  # annotated, but predicted without a position: a failure

@@ -64,6 +64,7 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The rows as one nested mapping, as a config has them."""
         out: dict[str, Any] = {}
         for key, value, _ in self.rows:
             *path, last = key.split(".")

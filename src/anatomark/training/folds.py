@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,8 @@ import numpy as np
 
 from anatomark.cases.division import Division, divided
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import write_json
+from anatomark.io.sheets import write_csv
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.config import RunConfig, read_config
 from anatomark.model.residuals import Residuals, residuals_in
@@ -98,12 +97,7 @@ def _rows(results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> Ite
 
 
 def _write(folder: Path, pooled: Residuals, results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> None:
-    rows = list(_rows(results, names))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "out_of_fold.csv", text.getvalue())
+    write_csv(folder / "out_of_fold.csv", _rows(results, names))
     e = pooled.errors[np.isfinite(pooled.errors)]
     figures = {"mean_mm": e.mean(), "sd_mm": e.std(ddof=1), "median_mm": np.median(e), "p95_mm": np.percentile(e, 95)}
     found = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}

@@ -17,10 +17,12 @@ _FOLDED: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 def conv(ndim: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """The convolution layer of a dimension."""
     return nn.Conv2d if ndim == 2 else nn.Conv3d
 
 
 def norm(ndim: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
+    """The batch norm of a dimension."""
     return nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
 
 

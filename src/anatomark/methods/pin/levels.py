@@ -48,6 +48,8 @@ class PINConfig(FrameConfig):
 
 
 class PINFacts(AnatomyFacts):
+    """What PIN knows of the training data: the anatomy, and the levels from coarse to fine."""
+
     levels: list[Level]
 
 

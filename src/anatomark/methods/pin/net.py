@@ -34,6 +34,7 @@ class ContextNet(nn.Module):
         )
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
+        """Blocks (B, 1, *size) to the landmarks' places in them (B, L, D)."""
         with plain_precision(block, self.training):
             features = self.body(block)
         points: torch.Tensor = self.head(features.float())

@@ -95,6 +95,7 @@ class Reference:
         )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
+        """What ``reference.safetensors`` holds; ``from_tensors`` reads it."""
         arrays = {
             "mean": self.mean,
             "rotation": self.rotation,
