@@ -71,6 +71,7 @@ class PatchNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(landmarks, planes))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As said of the class."""
         b, n = patches.shape[:2]
         x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
         levels = []
