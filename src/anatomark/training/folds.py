@@ -86,12 +86,12 @@ def _settled(folder: Path, config: RunConfig) -> RunConfig:
 
 def _rows(results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> Iterator[dict[str, object]]:
     for fold, residuals in results:
-        for case, found, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
-            errors = truth.select(names).errors_to(found)
-            points = found.select(names).points
-            for name, point, error, known in zip(names, points, errors, truth.select(names).defined, strict=True):
+        for case, prediction, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
+            errors = truth.select(names).errors_to(prediction)
+            points = prediction.select(names).points
+            for name, point, error, defined in zip(names, points, errors, truth.select(names).defined, strict=True):
                 xyz = {a: f"{v:.4f}" if np.isfinite(v) else "" for a, v in zip("xyz", point, strict=False)}
-                state = "unannotated" if not known else "missed" if not np.isfinite(error) else "located"
+                state = "unannotated" if not defined else "missed" if not np.isfinite(error) else "located"
                 text = f"{error:.4f}" if np.isfinite(error) else ""
                 yield {"fold": fold, "case": case, "label": name, **xyz, "error_mm": text, "outcome": state}
 
@@ -100,6 +100,6 @@ def _write(folder: Path, pooled: Residuals, results: Sequence[tuple[int, Residua
     write_csv(folder / "out_of_fold.csv", _rows(results, names))
     e = pooled.errors[np.isfinite(pooled.errors)]
     figures = {"mean_mm": e.mean(), "sd_mm": e.std(ddof=1), "median_mm": np.median(e), "p95_mm": np.percentile(e, 95)}
-    found = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}
+    summary = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}
     counts = {"located": len(e), "missed": pooled.missed, "folds": len(results)}
-    write_json(folder / "out_of_fold.json", {**found, **counts})
+    write_json(folder / "out_of_fold.json", {**summary, **counts})
