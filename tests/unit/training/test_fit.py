@@ -51,7 +51,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_it_learns(study: Path, tmp_path: Path) -> None:
     short = fit(study, tmp_path / "short", config(steps=2), report=QUIET)
-    long = fit(study, tmp_path / "long", config(steps=160), report=QUIET)
+    long = fit(study, tmp_path / "long", config(steps=100), report=QUIET)
     assert long.validation is not None and short.validation is not None
     assert long.validation.selection_mm() < 0.6 * short.validation.selection_mm()
     assert not (tmp_path / "long" / "cache").exists()
@@ -126,20 +126,20 @@ def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monke
 
 
 def test_averaged_weights_are_what_is_validated_and_kept(study: Path, tmp_path: Path) -> None:
-    plain = fit(study, tmp_path / "plain", config(steps=40), report=QUIET)
-    mean = fit(study, tmp_path / "mean", config("method.ema=0.9", steps=40), report=QUIET)
+    plain = fit(study, tmp_path / "plain", config(steps=20), report=QUIET)
+    mean = fit(study, tmp_path / "mean", config("method.ema=0.9", steps=20), report=QUIET)
     a, b = (load_run(f.run).weights["method.rough.0.weight"] for f in (plain, mean))
     assert not torch.equal(a, b)
     assert (a - b).abs().max() < 0.1
 
 
 def test_examples_may_come_from_the_current_weights(study: Path, tmp_path: Path) -> None:
-    a = fit(study, tmp_path / "a", config("method.collected=true", steps=30), report=QUIET)
-    b = fit(study, tmp_path / "b", config(steps=30), report=QUIET)
+    a = fit(study, tmp_path / "a", config("method.collected=true", steps=15), report=QUIET)
+    b = fit(study, tmp_path / "b", config(steps=15), report=QUIET)
     wa, wb = (load_run(f.run).weights for f in (a, b))
     assert torch.equal(wa["method.rough.0.weight"], wb["method.rough.0.weight"])
     assert not torch.equal(wa["method.fine.0.weight"], wb["method.fine.0.weight"])
-    assert int(wa["method.seen"]) == 30
+    assert int(wa["method.seen"]) == 15
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -286,7 +286,7 @@ def test_division_follows_the_manifest(tmp_path: Path, study: Path) -> None:
 
 def test_two_dimensions(tmp_path: Path) -> None:
     flat = tiny.write_study(tmp_path / "data", 5, ndim=2)
-    fitted = fit(flat, tmp_path / "run", config(steps=120), report=QUIET)
+    fitted = fit(flat, tmp_path / "run", config(steps=80), report=QUIET)
     assert fitted.validation is not None
     assert fitted.validation.selection_mm() < 6
     assert load_run(tmp_path / "run").plan.method.modality == "xray"
