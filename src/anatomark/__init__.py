@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from anatomark.cases.find import find_cases, find_landmarks
     from anatomark.cases.manifest import read_manifest
     from anatomark.core.alignment import Alignment
+    from anatomark.core.box import paste
     from anatomark.core.grid import Grid
     from anatomark.core.image import Image
     from anatomark.core.landmarks import Landmarks, Status
@@ -51,6 +52,7 @@ _HOMES = {
     "fit": "anatomark.training.fit",
     "load": "anatomark.model.predict",
     "measure": "anatomark.tools.measure.measure",
+    "paste": "anatomark.core.box",
     "plan": "anatomark.training.plan",
     "planes": "anatomark.tools.planes.planes",
     "predict": "anatomark.model.predict",
@@ -84,6 +86,7 @@ __all__ = [
     "fit",
     "load",
     "measure",
+    "paste",
     "plan",
     "planes",
     "predict",

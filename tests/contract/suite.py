@@ -356,7 +356,7 @@ def check_training(s: Subject) -> None:
     made = s.fresh()
     names = {id(p): n for n, p in made.named_parameters()}
     for stage in s.stages:
-        batch = s.batch(made, stage)
+        batch = s.batch(made, replace(stage, batch=4))
         set_modes(made, stage)
         optimizer = make_optimizer(made, stage)
         trained = {id(p): names[id(p)] for g in optimizer.param_groups for p in g["params"]}

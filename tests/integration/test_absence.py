@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark import cli
 from anatomark.cases.division import read_division
+from anatomark.cli import app as cli
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.io.landmarks import read_landmarks, write_landmarks
-from anatomark.model.config import make_config
 
 tiny.register()
 ABSENT, DEFINED, UNKNOWN = Status.ABSENT, Status.DEFINED, Status.UNANNOTATED
@@ -87,7 +86,7 @@ def test_training_leaves_out_a_case_in_which_nothing_is_there_and_keeps_states(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark(tmp_path / "data" / "case1.mrk.json", DEFINED, ABSENT, UNKNOWN)
-    division = read_division(study, make_config(method="tiny"))
+    division = read_division(study)
     assert [s.id for s in division.train] == ["case0", "case1"] and division.left_out == ("case2",)
     assert division.train[1].landmarks.status == (DEFINED, ABSENT, UNKNOWN)
     code, _, said = run(capsys, "fit", study, "--out", tmp_path / "run", "--method", "tiny", "--steps", 2)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark.cli.app import summary_lines
+from anatomark.cli.evaluate import summary_lines
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import rotation_angle, rotation_from_vector
 from anatomark.evaluation.evaluate import evaluate
 from anatomark.io.images import write_image
 from anatomark.model.config import make_config, read_config
-from anatomark.model.predict import load, predict_paths
+from anatomark.model.predict import load, predict
 from anatomark.progress import Reporter
 from anatomark.training.fit import Fitted, fit
 
@@ -50,7 +50,7 @@ def test_the_run_keeps_its_template(aligned: Fitted) -> None:
     assert aligned.validation is not None
     model = load(aligned.run)
     image, _ = tiny.blobs(4)  # the validation case, whose alignment was found once and kept
-    np.testing.assert_allclose(model.method.locate(image).points, aligned.validation.predictions[0].points, atol=1e-3)
+    np.testing.assert_allclose(model.composed.locate(image).points, aligned.validation.predictions[0].points, atol=1e-3)
 
 
 def test_a_turned_file_is_predicted_and_says_what_the_alignment_took(aligned: Fitted, tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_a_turned_file_is_predicted_and_says_what_the_alignment_took(aligned: Fi
     write_image(image, tmp_path / "here.nii.gz")
     write_image(there, tmp_path / "there.nii.gz")
     model = load(aligned.run)
-    done = predict_paths(model, [tmp_path / "here.nii.gz", tmp_path / "there.nii.gz"], tmp_path / "out")
+    done = predict(model, [tmp_path / "here.nii.gz", tmp_path / "there.nii.gz"], tmp_path / "out")
     points = {}
     for outcome in done:
         facts = tiny.read_json(tmp_path / "out" / f"{outcome.stem}.json")
         assert 0 < facts["align_seconds"] <= facts["seconds"]
         assert outcome.align_seconds == pytest.approx(facts["align_seconds"], abs=1e-4)
-        points[outcome.stem] = model.predict(image if outcome.stem == "here" else there)
+        points[outcome.stem] = model.predict(image if outcome.stem == "here" else there).landmarks
     expected = points["here"].points @ turn.T + shift
     assert np.linalg.norm(points["there"].points - expected, axis=1).mean() < 3
     assert rotation_angle(turn) == pytest.approx(30)
@@ -84,7 +84,7 @@ def test_without_alignment_nothing_is_said_of_it(study: Path, tmp_path: Path) ->
     run = fit(study, tmp_path / "run", make_config(method="tiny", assignments=["steps=4"]), report=QUIET).run
     assert "align" not in tiny.read_json(run / "plan.json")["facts"]
     case = study.parent / "case5.nii.gz"
-    (done,) = predict_paths(load(run), [case], tmp_path / "out")
+    (done,) = predict(load(run), [case], tmp_path / "out")
     assert done.align_seconds is None
     assert "align_seconds" not in tiny.read_json(tmp_path / "out" / "case5.json")
     summary = evaluate(run, study, tmp_path / "evaluation").summary()

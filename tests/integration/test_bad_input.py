@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark import cli
+from anatomark.cli import app as cli
 from anatomark.core.image import Image
 from anatomark.io.images import read_image, write_image
 

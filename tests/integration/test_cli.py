@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import tiny
-from anatomark import __version__, cli
+from anatomark import __version__
+from anatomark.cli import app as cli
 from anatomark.io.landmarks import read_landmarks
 
 tiny.register()

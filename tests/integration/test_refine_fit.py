@@ -119,12 +119,12 @@ def test_the_run_is_loaded_and_predicts_with_both(refined: Fitted) -> None:
     model = load(refined.run)
     image, truth = tiny.blobs(99, 2)
     found = model.predict(image)
-    assert found.names == truth.names
-    first = model.method.method.locate(image)
-    assert np.abs(found.points - first.points).max() > 1e-3
-    np.testing.assert_array_equal(found.points, load(refined.run).predict(image).points)
+    assert found.landmarks.names == truth.names
+    first = model.composed.method.locate(image)
+    assert np.abs(found.landmarks.points - first.points).max() > 1e-3
+    np.testing.assert_array_equal(found.landmarks.points, load(refined.run).predict(image).landmarks.points)
     assert refined.validation is not None  # what was measured at the end is what the loaded model does
-    again = load_run(refined.run).method()
+    again = load_run(refined.run).build()
     case = refined.validation.cases[0]
     image = tiny.blobs(int(case.removeprefix("case")), 2)[0]
     np.testing.assert_allclose(again.locate(image).points, refined.validation.predictions[0].points, atol=1e-4)
@@ -134,16 +134,16 @@ def test_the_run_is_loaded_and_predicts_with_both(refined: Fitted) -> None:
 def test_resumed_weights_are_the_same_to_the_bit(
     study: Path, refined: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
+    cache = f"cache={tmp_path / 'cache'}"  # one that stays
     with monkeypatch.context() as patch:
         _stop_at(patch, at)
         with pytest.raises(Stopped):
-            fit(study, tmp_path / "cut", composed(), report=QUIET)
-    cached = len(list((tmp_path / "cut" / "cache").iterdir()))
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_remove_cache", lambda state: None)
-        again = fit(study, tmp_path / "cut", composed("workers=2"), resume=True, report=QUIET)
+            fit(study, tmp_path / "cut", composed(cache), report=QUIET)
+    cached = sorted(p.name for p in (tmp_path / "cache").iterdir())
+    assert len(cached) == 14
+    again = fit(study, tmp_path / "cut", composed("workers=2"), resume=True, report=QUIET)
     identical(refined.run, again.run)
-    assert len(list((again.run / "cache").iterdir())) == cached  # nothing was read twice
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == cached  # nothing was read twice
 
 
 @pytest.mark.parametrize(("more", "errors"), [(["val_fraction=0"], 0), ([], 12)])
@@ -179,8 +179,10 @@ def test_only_leaves_the_method_as_it_is(study: Path, plain: Fitted, tmp_path: P
     assert level["reach_mm"] == pytest.approx(np.quantile(plain.validation.errors, 0.99))
     image, _ = tiny.blobs(99, 2)
     model = load(run)
-    np.testing.assert_array_equal(model.method.method.locate(image).points, load(plain.run).method.locate(image).points)
-    assert np.abs(model.predict(image).points - load(plain.run).predict(image).points).max() > 1e-3
+    np.testing.assert_array_equal(
+        model.composed.method.locate(image).points, load(plain.run).composed.locate(image).points
+    )
+    assert np.abs(model.predict(image).landmarks.points - load(plain.run).predict(image).landmarks.points).max() > 1e-3
 
 
 @pytest.mark.parametrize("at", [0, 8])
@@ -221,7 +223,7 @@ def test_only_again_begins_with_the_refiner_there(study: Path, refined: Fitted, 
 
 
 def test_only_needs_a_model_and_says_so(study: Path, plain: Fitted, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"refine.only: give the model to refine as --init"):
+    with pytest.raises(InputError, match=r"refine.only: give the model to refine as `init`"):
         fit(study, tmp_path / "run", make_config(method="tiny", assignments=ONLY), report=QUIET)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=r"is of method tiny, not global_to_local"):
@@ -235,7 +237,7 @@ def test_only_needs_a_model_and_says_so(study: Path, plain: Fitted, tmp_path: Pa
     with pytest.raises(InputError, match="only=true"):
         make_config(assignments=["refine.only=true", "refine.enabled=false"])
     subset = make_config(assignments=[*ONLY, "landmarks=[b, a]"])
-    with pytest.raises(InputError, match="landmarks must be those of --init"):
+    with pytest.raises(InputError, match="landmarks must be those of `init`"):
         fit(study, tmp_path / "run", subset, init=plain.run, report=QUIET)
     assert not (tmp_path / "run").exists()
     assert make_config(assignments=["refine.only=true"]).refine.only

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from anatomark import cli
+from anatomark.cli import app as cli
 from anatomark.model.predict import load
 
 tiny.register()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, atomic_path
-from anatomark.io.frames import spacing_for
+from anatomark.io.frames import Spacing, spacing_for
 from anatomark.io.integrity import NOT_FINITE, check_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -32,7 +32,7 @@ _lock = threading.Lock()
 _silent = {"depth": 0, "stderr": -1}
 
 
-def read_image(path: Where, spacing: Sequence[float] | float | None = None) -> Image:
+def read_image(path: Where, spacing: Spacing = None) -> Image:
     """Read an image file, or a folder that holds one DICOM series.
 
     Returns an Image of the file's dtype, array (C, z, y, x) or (C, row, column), on its grid: LPS mm in 3D; in 2D
@@ -57,7 +57,7 @@ def read_image(path: Where, spacing: Sequence[float] | float | None = None) -> I
     return image
 
 
-def image_grid(path: Where, spacing: Sequence[float] | float | None = None) -> Grid:
+def image_grid(path: Where, spacing: Spacing = None) -> Grid:
     """The grid of an image, from its header only where it is a file. Arguments and errors as :func:`read_image`."""
     path = Path(path)
     if path.is_dir():
@@ -232,7 +232,7 @@ def _check_gaps(folder: Path, reader: sitk.ImageSeriesReader, count: int) -> Non
         )
 
 
-def _grid(path: Path, source: Any, facts: dict[str, Any], given: Sequence[float] | float | None) -> Grid:
+def _grid(path: Path, source: Any, facts: dict[str, Any], given: Spacing) -> Grid:
     """Grid from a SimpleITK reader or image (size, spacing, direction, origin in x, y, z order)."""
     n, d = len(source.GetSize()), min(len(source.GetSize()), 3)
     size = source.GetSize()[:d]

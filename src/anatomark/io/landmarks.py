@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where
-from anatomark.io.frames import pixel_grid, pixels_to_mm
+from anatomark.io.frames import Spacing, pixel_grid, pixels_to_mm
 from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
 from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
 from anatomark.io.tables import read_table, write_table
@@ -70,7 +69,7 @@ def read_landmarks(
     case: str | None = None,
     frame: str | None = None,
     unit: str | None = None,
-    spacing: Sequence[float] | float | Grid | None = None,
+    spacing: Spacing | Grid = None,
     label_from: str = "label",
 ) -> Landmarks:
     """Read a landmark file into world mm (3D: LPS).
@@ -84,7 +83,7 @@ def read_landmarks(
     return in_mm(landmarks, spacing, os.fspath(path))
 
 
-def in_mm(landmarks: Landmarks, spacing: Sequence[float] | float | Grid | None, where: str) -> Landmarks:
+def in_mm(landmarks: Landmarks, spacing: Spacing | Grid, where: str) -> Landmarks:
     """Landmarks of :func:`load_landmarks` in mm. Raises InputError where they are in px and ``spacing`` is None."""
     if landmarks.meta.get("unit") != "px":
         return landmarks
@@ -115,7 +114,7 @@ def write_landmarks(
     path: Where,
     *,
     case: str | None = None,
-    spacing: Sequence[float] | float | Grid | None = None,
+    spacing: Spacing | Grid = None,
     unit: str = "mm",
 ) -> None:
     """Write landmarks (world mm) in the format of ``path``'s ending, atomically.
@@ -145,7 +144,7 @@ def convert(
     case: str | None = None,
     frame: str | None = None,
     unit: str | None = None,
-    spacing: Sequence[float] | float | Grid | None = None,
+    spacing: Spacing | Grid = None,
     label_from: str = "label",
 ) -> Landmarks:
     """Read ``source``, write ``target``, return what was written. Arguments and errors as :func:`read_landmarks`."""

@@ -29,6 +29,20 @@ FCSV_COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock
 FCSV_FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
 
 
+NEW_DOCUMENT: dict[str, Any] = {
+    "@schema": SCHEMA,
+    "markups": [{
+        "type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "locked": False,
+        "fixedNumberOfControlPoints": False, "labelFormat": "%N-%d", "lastUsedControlPointNumber": 0,
+        "controlPoints": [],
+    }],
+}  # fmt: skip
+NEW_CONTROL: dict[str, Any] = {
+    "description": "", "associatedNodeID": "", "orientation": [-1.0, -0.0, -0.0, -0.0, -1.0, -0.0, 0.0, 0.0, 1.0],
+    "selected": True, "locked": False, "visibility": True, "positionStatus": "undefined",
+}  # fmt: skip
+
+
 def read_mrk(path: Where, frame: str | None = None, unit: str | None = None) -> Landmarks:
     """Read a markups file. Frame and unit are the file's (``coordinateSystem``, ``coordinateUnits``; the format's unit
     is mm where it says none); ``frame`` and ``unit`` are for files that state none. The whole document stays in
@@ -62,7 +76,7 @@ def write_mrk(landmarks: Landmarks, path: Where) -> None:
     changes only where the point moved. Landmarks that are not defined have ``positionStatus`` ``undefined`` and no
     position; an absent one's description starts with ``absent``.
     """
-    document = copy.deepcopy(landmarks.meta.get("mrk.json")) or _new_document()
+    document = copy.deepcopy(landmarks.meta.get("mrk.json") or NEW_DOCUMENT)
     markup, scale, lps = _markup(document, path, None, None)
     before = {str(c["label"]): c for c in markup["controlPoints"]}
     if landmarks.ndim == 2:
@@ -70,13 +84,12 @@ def write_mrk(landmarks: Landmarks, path: Where) -> None:
     points = np.hstack([landmarks.points, np.zeros((len(landmarks), 3 - landmarks.ndim))])
     controls = []
     for i, name in enumerate(landmarks.names):
-        control = before.get(name) or _new_control(name, i)
+        control = before.get(name) or {"id": str(i + 1), "label": name, **copy.deepcopy(NEW_CONTROL)}
         state, description = landmarks.status[i], landmarks.descriptions[i]
         if _state(control, path) is not state or state is Status.DEFINED:
             _place(control, points[i] if state is Status.DEFINED else None, scale, lps)
-        if _without_absent(str(control.get("description", "")), _state(control, path)) != description or (
-            _state(control, path) is not state
-        ):
+        was = _state(control, path)
+        if was is not state or _without_absent(str(control.get("description", "")), was) != description:
             control["description"] = _with_absent(description, state)
         controls.append(control)
     markup["controlPoints"] = controls
@@ -137,34 +150,6 @@ def _place(control: dict[str, Any], point: Array | None, scale: float, lps: bool
     control["positionStatus"] = "defined"
 
 
-def _new_document() -> dict[str, Any]:
-    markup = {
-        "type": "Fiducial",
-        "coordinateSystem": "LPS",
-        "coordinateUnits": "mm",
-        "locked": False,
-        "fixedNumberOfControlPoints": False,
-        "labelFormat": "%N-%d",
-        "lastUsedControlPointNumber": 0,
-        "controlPoints": [],
-    }
-    return {"@schema": SCHEMA, "markups": [markup]}
-
-
-def _new_control(name: str, i: int) -> dict[str, Any]:
-    return {
-        "id": str(i + 1),
-        "label": name,
-        "description": "",
-        "associatedNodeID": "",
-        "orientation": [-1.0, -0.0, -0.0, -0.0, -1.0, -0.0, 0.0, 0.0, 1.0],
-        "selected": True,
-        "locked": False,
-        "visibility": True,
-        "positionStatus": "undefined",
-    }
-
-
 @dataclass(frozen=True)
 class _Fcsv:
     """An .fcsv as it was: comment lines, column names, and the cells of each label's row."""
@@ -173,6 +158,10 @@ class _Fcsv:
     columns: tuple[str, ...]
     rows: Mapping[str, Sequence[str]]
     lps: bool
+
+
+HEADER = ("# Markups fiducial file version = 5.0", "# CoordinateSystem = LPS", f"# columns = {','.join(FCSV_COLUMNS)}")
+NEW_FCSV = _Fcsv(HEADER, tuple(FCSV_COLUMNS), {}, True)
 
 
 def read_fcsv(path: Where, frame: str | None = None) -> Landmarks:
@@ -239,16 +228,7 @@ def _fcsv_row(cells: Sequence[str], columns: Sequence[str], where: str) -> tuple
 def write_fcsv(landmarks: Landmarks, path: Where) -> None:
     """Write an .fcsv (LPS, mm; 2D with z = 0 and a comment that says so). Landmarks that came from an .fcsv keep its
     header, frame and cells; a position changes only where the point moved. Not defined: status cell 0."""
-    old: _Fcsv = landmarks.meta.get("fcsv") or _Fcsv(
-        (
-            "# Markups fiducial file version = 5.0",
-            "# CoordinateSystem = LPS",
-            f"# columns = {','.join(FCSV_COLUMNS)}",
-        ),
-        tuple(FCSV_COLUMNS),
-        {},
-        True,
-    )
+    old: _Fcsv = landmarks.meta.get("fcsv") or NEW_FCSV
     out = io.StringIO(newline="")
     marked = any("dimension = 2" in line for line in old.header)
     header = [*old.header, *(["# dimension = 2"] if landmarks.ndim == 2 and not marked else [])]
@@ -265,16 +245,7 @@ def write_fcsv(landmarks: Landmarks, path: Where) -> None:
 def _fcsv_cells(old: _Fcsv, name: str, i: int) -> list[str]:
     if name in old.rows:
         return list(old.rows[name])
-    fresh = {
-        "id": str(i + 1),
-        "label": name,
-        "ow": "1",
-        "vis": "1",
-        "sel": "1",
-        "lock": "0",
-        "desc": "",
-        "associatedNodeID": "",
-    }
+    fresh = {"id": str(i + 1), "label": name, "ow": "1", "vis": "1", "sel": "1", "desc": "", "associatedNodeID": ""}
     fresh |= dict.fromkeys("xyz", "nan")  # a reader that knows no status must not take (0, 0, 0) for a place
     return [fresh.get(c, "0") for c in old.columns] + ["0", "0"]
 
@@ -285,13 +256,8 @@ def _fcsv_updated(
     at = {c: i for i, c in enumerate(columns)}
     _, before, was, text = _fcsv_row(cells, columns, "fcsv")
     if was is not status:
-        state = "2" if status is Status.DEFINED else "0"
-        cells = [
-            *cells[: len(columns)],
-            *[""] * (len(columns) - len(cells)),
-            state,
-            *(cells[len(columns) + 1 :] or ["0"]),
-        ]
+        own = cells[: len(columns)] + [""] * (len(columns) - len(cells))
+        cells = [*own, "2" if status is Status.DEFINED else "0", *(cells[len(columns) + 1 :] or ["0"])]
     if not np.array_equal(before, point, equal_nan=True):
         for axis, value in zip("xyz", point, strict=True):
             cells[at[axis]] = repr(float(value))

@@ -74,14 +74,8 @@ def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
     total = np.nansum([one.points for one in sets], axis=0)
     count = defined.sum(0)
     points = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.nan)
-    status = [
-        Status.DEFINED
-        if n
-        else Status.ABSENT
-        if any(one.status[i] is Status.ABSENT for one in sets)
-        else Status.UNANNOTATED
-        for i, n in enumerate(count)
-    ]
+    missing = [Status.ABSENT if absent else Status.UNANNOTATED for absent in np.any([one.absent for one in sets], 0)]
+    status = [Status.DEFINED if n else other for n, other in zip(count, missing, strict=True)]
     return replace(
         sets[0], points=points, status=tuple(status), score=None, covariance=None, radius90=None,
         meta={**sets[0].meta, "observer": MEAN},

@@ -64,6 +64,7 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The rows as one nested mapping, as a config has them."""
         out: dict[str, Any] = {}
         for key, value, _ in self.rows:
             *path, last = key.split(".")
@@ -101,6 +102,8 @@ def choose(
     after, whether = _refined(task, time, spent)
     refined = after if refine is None else refine
     name, why = methods.suitable(replace(task, time=spent, refined=refined, align=align))
+    if task.landmarks <= MANY:
+        why = f"{task.landmarks} landmarks in {task.ndim}D, {_cases(task.cases)}, {spent}: {why}"
     rows.insert(0, ("method.name", name, why))
     rows.append(("align.enabled", *_alignment(task, name)))
     rows.append(("refine.enabled", after, whether))

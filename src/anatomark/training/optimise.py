@@ -24,6 +24,10 @@ def rate_factor(stage: Stage, step: int) -> float:
         return (step + 1) / (warmup + 1)
     if stage.schedule == "constant":
         return 1.0
+    if stage.schedule not in ("cosine", "restarts"):
+        raise ValueError(
+            f"stage {stage.name}: schedule {stage.schedule!r} is neither 'constant' nor 'cosine' nor 'restarts'"
+        )
     gone = (step - warmup) / max(1, stage.steps - warmup)
     if stage.schedule == "restarts":
         periods = gone * (2**stage.cycles - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1

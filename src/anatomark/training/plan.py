@@ -60,7 +60,7 @@ def plan(
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
-    nothing. ``method``: by default the one that suits (``engine/auto.py``), given ``minutes`` of training or a usual
+    nothing. ``method``: by default the one that suits (``training/auto.py``), given ``minutes`` of training or a usual
     time. ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
     """
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)

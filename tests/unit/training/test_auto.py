@@ -9,23 +9,24 @@ from typing import Any
 import pytest
 
 import tiny
-from anatomark import cli
 from anatomark.cases.division import read_division
 from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.manifest import read_manifest
+from anatomark.cli import app as cli
 from anatomark.errors import InputError
-from anatomark.model.config import RunConfig, completed, make_config, read_config
+from anatomark.methods.base import Task
+from anatomark.model.config import completed, make_config, read_config
 from anatomark.progress import Reporter
 from anatomark.training import auto
-from anatomark.training.auto import Choice, Facts, applied, choose, usual_minutes
+from anatomark.training.auto import Choice, applied, choose, task_of_division, task_of_fingerprint, usual_minutes
 from anatomark.training.fit import fit
 from anatomark.training.plan import plan
 
 tiny.register()
 QUIET = Reporter(quiet=True)
-SKULLS = Facts(3, 45, 16, 177.0, 11.2, 0.141)
-HEADS = Facts(2, 19, 150, 13.0, 73.0, 0.1, observed=True)
-BRAINS = Facts(3, 32, 5, 1.6, 65.5, 1.0)
+SKULLS = Task(3, 45, 16, 177.0, 11.2, 0.141)
+HEADS = Task(2, 19, 150, 13.0, 73.0, 0.1, observed=True)
+BRAINS = Task(3, 32, 5, 1.6, 65.5, 1.0)
 
 
 def values(choice: Choice) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def values(choice: Choice) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("facts", "minutes", "method", "refined"),
+    ("task", "minutes", "method", "refined"),
     [
         (HEADS, 60, "global_to_local", True),
         (HEADS, 10, "global_to_local", True),
@@ -48,10 +49,10 @@ def values(choice: Choice) -> dict[str, Any]:
         (replace(HEADS, landmarks=1232), 5, "t2dl", False),
     ],
 )
-def test_method_and_refiner_follow_from_data_and_time(facts: Facts, minutes: float, method: str, refined: bool) -> None:
-    found = values(choose(facts, minutes))
+def test_method_and_refiner_follow_from_data_and_time(task: Task, minutes: float, method: str, refined: bool) -> None:
+    found = values(choose(task, minutes))
     assert (found["method.name"], found["refine.enabled"]) == (method, refined)
-    assert found["align.enabled"] == (method == "t2dl" and facts.ndim == 3)
+    assert found["align.enabled"] == (method == "t2dl" and task.ndim == 3)
     assert "minutes" not in found
 
 
@@ -76,7 +77,7 @@ def test_folds_share_the_minutes() -> None:
 
 
 def test_a_single_landmark_has_no_radius() -> None:
-    found = values(choose(Facts(2, 1, 20, 0.0, 0.0, 0.1), 60))
+    found = values(choose(Task(2, 1, 20, 0.0, 0.0, 0.1), 60))
     assert "refine.levels" not in found and found["refine.enabled"]
 
 
@@ -104,10 +105,10 @@ def test_without_a_budget_a_usual_time_is_chosen() -> None:
     assert values(choose(HEADS, None))["minutes"] == 90
 
 
-@pytest.mark.parametrize("facts", [HEADS, SKULLS, BRAINS, replace(BRAINS, landmarks=500)])
+@pytest.mark.parametrize("task", [HEADS, SKULLS, BRAINS, replace(BRAINS, landmarks=500)])
 @pytest.mark.parametrize("minutes", [3.0, 60.0])
-def test_every_choice_makes_a_complete_config_with_its_reasons(facts: Facts, minutes: float) -> None:
-    choice = choose(facts, minutes)
+def test_every_choice_makes_a_complete_config_with_its_reasons(task: Task, minutes: float) -> None:
+    choice = choose(task, minutes)
     config = applied(make_config(minutes=minutes), choice)
     assert config == completed(config) and config.method.name != "auto" and config.method.settings
     assert config.reasons == choice.reasons and all(": " in line for line in config.reasons)
@@ -115,7 +116,7 @@ def test_every_choice_makes_a_complete_config_with_its_reasons(facts: Facts, min
 
 
 @pytest.mark.parametrize(
-    ("facts", "said", "aligned"),
+    ("task", "said", "aligned"),
     [
         (SKULLS, [], True),
         (replace(SKULLS, turned_deg=60.0), [], None),
@@ -126,17 +127,17 @@ def test_every_choice_makes_a_complete_config_with_its_reasons(facts: Facts, min
     ],
 )
 def test_what_lies_in_any_pose_is_aligned(
-    facts: Facts, said: list[str], aligned: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, said: list[str], aligned: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    division = read_division(tiny.write_study(tmp_path, 6), RunConfig())
-    monkeypatch.setattr(Facts, "of_division", classmethod(lambda *_: facts))
+    division = read_division(tiny.write_study(tmp_path, 6))
+    monkeypatch.setattr(auto, "task_of_division", lambda _: task)
     config = auto.aligned_in_any_pose(make_config(method="pin", assignments=said), division)
     assert config.align.enabled is aligned
     assert bool(config.reasons) == bool(aligned)
 
 
 def test_what_the_user_set_stays(tmp_path: Path) -> None:
-    division = read_division(tiny.write_study(tmp_path, 6), RunConfig())
+    division = read_division(tiny.write_study(tmp_path, 6))
     config = auto.settled(make_config(minutes=30, assignments=["refine.enabled=false", "align.enabled=true"]), division)
     assert (config.method.name, config.refine.enabled, config.align.enabled, config.minutes) == ("pin", False, True, 30)
     assert not any(line.startswith(("refine", "align", "minutes")) for line in config.reasons)
@@ -147,15 +148,15 @@ def test_what_the_user_set_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_plan_and_fit_see_the_same(tmp_path: Path, ndim: int) -> None:
     study = tiny.write_study(tmp_path, 6, ndim)
-    one = Facts.of_fingerprint(fingerprint(read_manifest(study)))
-    other = Facts.of_division(read_division(study, RunConfig()))
+    one = task_of_fingerprint(fingerprint(read_manifest(study)))
+    other = task_of_division(read_division(study))
     assert (one.ndim, one.landmarks, one.cases, one.observed) == (ndim, 3, 6, False)
     assert (other.ndim, other.landmarks, other.cases, other.observed) == (ndim, 3, 6, False)
     assert other.voxel_mm == pytest.approx(2.0) == one.voxel_mm
     assert other.radius_mm == pytest.approx(one.radius_mm, rel=0.05)
     planned = plan(study, minutes=30)
     config = planned.config
-    assert auto.settled(make_config(minutes=30), read_division(study, RunConfig())).method == config.method
+    assert auto.settled(make_config(minutes=30), read_division(study)).method == config.method
     assert config.minutes == 30 and config.reasons
     assert [row["key"] for row in planned.facts["suggestions"]][:2] == ["method.name", "align.enabled"]
 
@@ -196,7 +197,7 @@ def test_a_run_without_a_method_names_it_and_resumes(choosing_tiny: None, tmp_pa
     fit(study, run, make_config(steps=4, assignments=["seed=3"]), resume=True, report=QUIET)
     assert read_config(run / "config.yaml") == config
     (run / "weights.safetensors").unlink()
-    with pytest.raises(InputError, match=r"--resume goes on with the settings there \(seed: 3\)"):
+    with pytest.raises(InputError, match=r"`resume` goes on with the settings there \(seed: 3\)"):
         fit(study, run, make_config(steps=4, assignments=["seed=5"]), resume=True, report=QUIET)
 
 

@@ -14,18 +14,19 @@ import pytest
 import torch
 from rich.console import Console
 
+import anatomark
 import tiny
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.methods.base import Stage
+from anatomark.methods.base import Evidence, Stage
+from anatomark.model.compose import Composition
+from anatomark.model.confidence.radius import calibrated
 from anatomark.model.config import RunConfig, make_config, read_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter, clock
-from anatomark.training import budget, loop
-from anatomark.training import fit as train
-from anatomark.training.finish import calibration
+from anatomark.training import loop, start
 from anatomark.training.fit import fit
 from anatomark.training.folds import split_folds
 from anatomark.training.optimise import rate_factor
@@ -66,9 +67,9 @@ def test_steps_are_dealt_over_the_stages_and_written_down(study: Path, tmp_path:
 
 def test_a_method_that_learns_nothing_is_dealt_no_steps() -> None:
     stages = [Stage("a", 3, 1), Stage("b", 1, 1)]
-    assert train._dealt([], 10) == train._dealt([], None) == []
-    assert train._dealt(stages, None) == stages
-    assert [s.steps for s in train._dealt(stages, 40)] == [30, 10]
+    assert start._dealt([], 10) == start._dealt([], None) == []
+    assert start._dealt(stages, None) == stages
+    assert [s.steps for s in start._dealt(stages, 40)] == [30, 10]
 
 
 def test_only_a_stages_modules_are_trained(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +93,14 @@ def test_a_stage_is_told_what_the_one_before_found(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(tiny.Tiny, "begin", lambda self, stage, evidence: told.append((stage.name, dict(evidence))))
+    monkeypatch.setattr(tiny.Tiny, "begin", lambda self, stage, evidence: told.append((stage.name, evidence)))
     fit(study, tmp_path / "run", config(steps=6), report=QUIET)
-    assert told[0] == ("rough", {})
+    assert told[0] == ("rough", Evidence())
     name, evidence = told[1]
-    assert (name, evidence["stage"], evidence["independent"]) == ("fine", "rough", True)
-    assert evidence["predictions"].keys() == evidence["truth"].keys()
-    assert len(evidence["truth"]) == 1
-    assert next(iter(evidence["predictions"].values())).names == ("a", "b", "c")
+    assert (name, evidence.source) == ("fine", "validation")
+    assert evidence.predictions.keys() == evidence.truth.keys()
+    assert len(evidence.truth) == 1
+    assert next(iter(evidence.predictions.values())).names == ("a", "b", "c")
 
 
 def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monke
     validate = loop._validate
 
     def spy(state: Any) -> float:
-        kept.append(state.method.fine[0].weight.clone())
+        kept.append(state.method.method.fine[0].weight.clone())
         return validate(state)
 
     monkeypatch.setattr(loop, "_validate", spy)
@@ -119,7 +120,7 @@ def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monke
         config("validate_every={rough: 2, fine: 2}", "stage_steps={rough: 6, fine: 6}"),
         report=QUIET,
     )
-    weights = load_run(tmp_path / "run").weights["fine.0.weight"]
+    weights = load_run(tmp_path / "run").weights["method.fine.0.weight"]
     assert torch.equal(weights, kept[4])
     assert not torch.equal(weights, kept[5])
 
@@ -127,7 +128,7 @@ def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monke
 def test_averaged_weights_are_what_is_validated_and_kept(study: Path, tmp_path: Path) -> None:
     plain = fit(study, tmp_path / "plain", config(steps=40), report=QUIET)
     mean = fit(study, tmp_path / "mean", config("method.ema=0.9", steps=40), report=QUIET)
-    a, b = (load_run(f.run).weights["rough.0.weight"] for f in (plain, mean))
+    a, b = (load_run(f.run).weights["method.rough.0.weight"] for f in (plain, mean))
     assert not torch.equal(a, b)
     assert (a - b).abs().max() < 0.1
 
@@ -136,9 +137,9 @@ def test_examples_may_come_from_the_current_weights(study: Path, tmp_path: Path)
     a = fit(study, tmp_path / "a", config("method.collected=true", steps=30), report=QUIET)
     b = fit(study, tmp_path / "b", config(steps=30), report=QUIET)
     wa, wb = (load_run(f.run).weights for f in (a, b))
-    assert torch.equal(wa["rough.0.weight"], wb["rough.0.weight"])
-    assert not torch.equal(wa["fine.0.weight"], wb["fine.0.weight"])
-    assert int(wa["seen"]) == 30
+    assert torch.equal(wa["method.rough.0.weight"], wb["method.rough.0.weight"])
+    assert not torch.equal(wa["method.fine.0.weight"], wb["method.fine.0.weight"])
+    assert int(wa["method.seen"]) == 30
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -153,8 +154,8 @@ def test_the_same_seed_gives_the_same_weights(study: Path, tmp_path: Path, worke
 def test_minutes_become_steps_and_the_config_repeats_the_run(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "_time_step", lambda state, seconds: 3.0)
-    monkeypatch.setattr(budget, "_time_validation", lambda state: 1.0)
+    monkeypatch.setattr(loop, "_time_step", lambda state, seconds: 3.0)
+    monkeypatch.setattr(loop, "_time_validation", lambda state: 1.0)
     fit(study, tmp_path / "a", config(minutes=2), report=QUIET)
     written = read_config(tmp_path / "a" / "config.yaml")
     assert written.minutes is None
@@ -172,7 +173,7 @@ def test_minutes_become_steps_and_the_config_repeats_the_run(
 
 def test_measuring_changes_nothing(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before: list[dict[str, torch.Tensor]] = []
-    real = budget._time_step
+    real = loop._time_step
 
     def spy(state: Any, seconds: float) -> float:
         before.append({k: v.clone() for k, v in state.method.state_dict().items()})
@@ -181,7 +182,7 @@ def test_measuring_changes_nothing(study: Path, tmp_path: Path, monkeypatch: pyt
         assert all(torch.equal(v, before[-1][k]) for k, v in state.method.state_dict().items())
         return 20.0
 
-    monkeypatch.setattr(budget, "_time_step", spy)
+    monkeypatch.setattr(loop, "_time_step", spy)
     fit(study, tmp_path / "run", config(minutes=1), report=QUIET)
     assert len(before) == 2
 
@@ -189,11 +190,11 @@ def test_measuring_changes_nothing(study: Path, tmp_path: Path, monkeypatch: pyt
 def test_what_a_round_begins_with_is_shared_by_its_steps() -> None:
     seconds = np.array([5.0, 2, 1, 1, 1, 1, 1, 1, 1, 1])
     begins = np.arange(10) == 0
-    assert budget._mean_step(seconds, np.ones(10, dtype=bool)) == pytest.approx(1)  # nothing is collected
-    assert budget._mean_step(seconds, begins) == pytest.approx(1 + 4 / budget.ROUND)
+    assert loop._mean_step(seconds, np.ones(10, dtype=bool)) == pytest.approx(1)  # nothing is collected
+    assert loop._mean_step(seconds, begins) == pytest.approx(1 + 4 / loop.ROUND)
     seconds[[4, 8]] = 3.0  # later rounds are known without the warming up
-    assert budget._mean_step(seconds, np.arange(10) % 4 == 0) == pytest.approx(1 + 2 / 4)
-    assert budget._mean_step(seconds[:2], begins[:2]) == pytest.approx(2 + 3 / budget.ROUND)
+    assert loop._mean_step(seconds, np.arange(10) % 4 == 0) == pytest.approx(1 + 2 / 4)
+    assert loop._mean_step(seconds[:2], begins[:2]) == pytest.approx(2 + 3 / loop.ROUND)
 
 
 def test_schedules() -> None:
@@ -204,7 +205,7 @@ def test_schedules() -> None:
     assert factors[-1] < 0.01
     assert {rate_factor(flat, s) for s in range(100)} == {1.0}
     # the published restarts (Noothout et al. 2020): 10,000 steps, then each period twice as long
-    warm = Stage("x", 310_000, 1, warmup=0, schedule="restarts", options={"cycles": 5})
+    warm = Stage("x", 310_000, 1, warmup=0, schedule="restarts", cycles=5)
     for begin, length in ((0, 10_000), (10_000, 20_000), (30_000, 40_000), (70_000, 80_000), (150_000, 160_000)):
         assert rate_factor(warm, begin) == pytest.approx(1, abs=1e-6)
         assert rate_factor(warm, begin + length // 2) == pytest.approx(0.5)
@@ -222,50 +223,48 @@ def test_a_model_may_start_from_another(study: Path, tmp_path: Path) -> None:
     assert "2 of 2 landmarks known to it" in text.getvalue()
     assert "tensors kept" in text.getvalue()
     assert load_run(tmp_path / "b").plan.names == ["c", "a"]
-    a, b = (load_run(tmp_path / x).weights["rough.0.weight"] for x in "ab")
+    a, b = (load_run(tmp_path / x).weights["method.rough.0.weight"] for x in "ab")
     assert (a - b).abs().max() < 0.01 < (a - load_run_untrained(tmp_path / "a")).abs().max()
 
 
 def load_run_untrained(run: Path) -> torch.Tensor:
     loaded = load_run(run)
     torch.manual_seed(loaded.config.seed + 1)
-    return tiny.Tiny(tiny.TinyConfig(), loaded.plan).rough[0].weight.detach()
+    return tiny.Tiny(tiny.TinyConfig(), loaded.plan.method).rough[0].weight.detach()
 
 
-def test_a_method_may_match_landmarks_itself(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_methods_landmarks_take_what_stands_at_their_names(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit(study, tmp_path / "a", config(steps=20), report=QUIET)
-
-    def adapt(self: tiny.Tiny, state: dict[str, torch.Tensor], old: Any) -> dict[str, torch.Tensor]:
-        at = [old.names.index(n) for n in self.plan.names]
-        return {**state, "rough.2.bias": state["rough.2.bias"].reshape(len(old.names), -1)[at].ravel()}
-
-    monkeypatch.setattr(tiny.Tiny, "adapt_state", adapt, raising=False)
-    division = read_division(study, config("landmarks=[c, a]"))
-    plan = load_run(tmp_path / "a").plan.model_copy(update={"names": ["c", "a"]})
-    method = tiny.Tiny(tiny.TinyConfig(), plan)
-    train.initialise(method, load_run(tmp_path / "a"))
-    old = load_run(tmp_path / "a").weights["rough.2.bias"].reshape(3, 3)
-    assert torch.equal(method.rough[2].bias.reshape(2, 3), old[[2, 0]])
-    assert division.names == ("c", "a")
+    source = load_run(tmp_path / "a")
+    parts = Composition.of(config())
+    composed = parts.build(parts.prepare(start.study_of(read_division(study, names=["c", "a"]), config())))
+    start.initialise(composed, source)
+    last = composed.method.rough[2]
+    assert torch.equal(composed.method.rough[0].weight, source.weights["method.rough.0.weight"])
+    assert last.bias.shape == (6,) and not torch.equal(last.bias, source.weights["method.rough.2.bias"][:6])
+    monkeypatch.setattr(tiny.Tiny, "per_landmark", lambda self: {"rough.2.*": 0, "fine.2.*": 0})
+    start.initialise(composed, source)
+    for name in ("bias", "weight"):
+        old = source.weights[f"method.rough.2.{name}"].unflatten(0, (3, 3))
+        assert torch.equal(getattr(last, name).unflatten(0, (2, 3)), old[[2, 0]])
 
 
 def test_nothing_in_common_with_the_other_model_is_an_input_error(study: Path, tmp_path: Path) -> None:
     fit(study, tmp_path / "a", config(steps=2), report=QUIET)
     loaded = load_run(tmp_path / "a")
+    composed = loaded.build()
     loaded.weights.clear()
     with pytest.raises(InputError, match="none of its 0 tensors"):
-        train.initialise(loaded_method(loaded), loaded)
-
-
-def loaded_method(loaded: Any) -> tiny.Tiny:
-    return tiny.Tiny(tiny.TinyConfig(), loaded.plan)
+        start.initialise(composed, loaded)
 
 
 def test_without_cases_to_spare_the_card_says_so(tmp_path: Path) -> None:
     few = tiny.write_study(tmp_path / "data", 2)
     fitted = fit(few, tmp_path / "run", config(steps=4), report=QUIET)
     assert not fitted.independent
-    assert fitted.validation is not None and len(fitted.validation.cases) == train.COPIES
+    assert fitted.validation is not None and len(fitted.validation.cases) == start.COPIES
     assert "No independent validation" in (tmp_path / "run" / "card.md").read_text()
     assert tiny.read_json(tmp_path / "run" / "calibration.json")["pooled"] is None
     nothing = fit(few, tmp_path / "none", config("val_fraction=0", steps=4), report=QUIET)
@@ -275,14 +274,14 @@ def test_without_cases_to_spare_the_card_says_so(tmp_path: Path) -> None:
 
 def test_division_follows_the_manifest(tmp_path: Path, study: Path) -> None:
     split = tiny.write_study(tmp_path / "split", 4, splits=["train", "val", "test", "train"])
-    found = read_division(split, config())
+    found = read_division(split)
     assert [s.id for s in found.train] == ["case0", "case3"]
     assert [s.id for s in found.val] == ["case1"]
     assert (found.how, found.independent) == ("val split", True)
-    held = read_division(study, config())
+    held = read_division(study)
     assert (held.how, len(held.train), len(held.val)) == ("held out", 5, 1)
-    assert read_division(study, config()).val[0].id == held.val[0].id
-    assert {read_division(study, config(f"seed={s}")).val[0].id for s in range(8)} != {held.val[0].id}
+    assert read_division(study).val[0].id == held.val[0].id
+    assert {read_division(study, seed=s).val[0].id for s in range(8)} != {held.val[0].id}
 
 
 def test_two_dimensions(tmp_path: Path) -> None:
@@ -290,7 +289,7 @@ def test_two_dimensions(tmp_path: Path) -> None:
     fitted = fit(flat, tmp_path / "run", config(steps=120), report=QUIET)
     assert fitted.validation is not None
     assert fitted.validation.selection_mm() < 6
-    assert load_run(tmp_path / "run").plan.modality == "xray"
+    assert load_run(tmp_path / "run").plan.method.modality == "xray"
 
 
 def test_folds_predict_every_case_by_a_model_that_did_not_see_it(study: Path, tmp_path: Path) -> None:
@@ -313,7 +312,7 @@ def test_folds_predict_every_case_by_a_model_that_did_not_see_it(study: Path, tm
 
 
 def test_folds_share_a_time_budget(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_time_step", lambda state, seconds: 3.0)
+    monkeypatch.setattr(loop, "_time_step", lambda state, seconds: 3.0)
     fit(study, tmp_path / "run", config(minutes=2), folds=2, report=QUIET)
     steps = [read_config(tmp_path / "run" / p / "config.yaml").stage_steps for p in ("folds/1", "folds/2", ".")]
     assert steps[0] == steps[1] == steps[2]
@@ -334,8 +333,8 @@ def test_radii_need_enough_independent_errors() -> None:
     rng = np.random.default_rng(0)
     found = tuple(Landmarks(("a",), rng.normal(size=(1, 3)), covariance=np.eye(3)[None] * 4) for _ in range(30))
     few = Residuals(("x",) * 8, found[:8], truth[:8])
-    assert calibration(few, "held out", ["a"])["pooled"]["radius90_mm"] is None
-    learned = calibration(Residuals(tuple(map(str, range(30))), found, truth), "held out", ["a"])
+    assert calibrated(few.errors, few.predictions, ["a"])["pooled"]["radius90_mm"] is None
+    learned = calibrated(Residuals(tuple(map(str, range(30))), found, truth).errors, found, ["a"])
     many = learned["pooled"]
     errors = np.sort([np.linalg.norm(f.points) for f in found])
     assert many["radius90_mm"] == pytest.approx(errors[27], abs=1e-4)
@@ -356,13 +355,70 @@ def test_a_missed_landmark_is_no_way_to_a_better_model() -> None:
 def test_evidence_survives_a_checkpoint() -> None:
     found = Landmarks(("a", "b"), np.array([[1.0, 2, 3], [np.nan] * 3]), score=np.array([0.5, 0.1]))
     truth = Landmarks(("a", "b"), np.zeros((2, 3)))
-    evidence = Residuals(("x",), (found,), (truth,)).evidence("rough", True)
+    evidence = Residuals(("x",), (found,), (truth,)).evidence("augmented copies")
     again = from_plain(to_plain(evidence))
-    np.testing.assert_array_equal(again["predictions"]["x"].points, found.points)
-    np.testing.assert_array_equal(again["predictions"]["x"].score, found.score)
-    assert again["predictions"]["x"].status == found.status
-    assert (again["stage"], again["independent"]) == ("rough", True)
-    assert from_plain(to_plain({})) == {}
+    np.testing.assert_array_equal(again.predictions["x"].points, found.points)
+    np.testing.assert_array_equal(again.predictions["x"].score, found.score)
+    assert again.predictions["x"].status == found.status
+    np.testing.assert_array_equal(again.truth["x"].points, truth.points)
+    assert again.source == "augmented copies"
+    assert from_plain(to_plain(Evidence())) == Evidence()
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("where", ["new/deep/run", "empty"])
+@pytest.mark.parametrize("what", ["image", "config", "interrupt"])
+def test_a_run_that_fails_before_it_trains_leaves_nothing(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int, where: str, what: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    asked: list[bool] = []
+
+    def fail(*_: Any) -> None:
+        asked.append((tmp_path / where / "request.yaml").exists())
+        raise KeyboardInterrupt if what == "interrupt" else InputError("this fails")
+
+    if what == "config":
+        monkeypatch.setattr("anatomark.training.state.write_config", fail)
+    else:
+        monkeypatch.setattr(tiny.Tiny, "working_images", fail)
+    with pytest.raises(KeyboardInterrupt if what == "interrupt" else InputError):
+        fit(study, tmp_path / where, config(steps=2), folds=folds, report=QUIET)
+    assert asked == [True]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_what_was_begun_stays_where_it_fails_later(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("anatomark.training.fit.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(study, tmp_path / "run", config(steps=2), report=QUIET)
+    assert {"config.yaml", "request.yaml", "last.ckpt", "cache"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    fit(study, tmp_path / "run", resume=True, report=QUIET)
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_fit_takes_settings_by_name_and_gives_the_model(study: Path, tmp_path: Path) -> None:
+    settings = {"method": "tiny", "preset": "small", "steps": 3, "seed": 5, "landmarks": ["c", "a"]}
+    fitted = anatomark.fit(
+        str(study), tmp_path / "run", **settings, set=["method.width=7", "refine.enabled=false"], report=QUIET
+    )
+    there = read_config(fitted.run / "config.yaml")
+    assert (there.method.name, there.method.preset, there.seed, there.steps) == ("tiny", "small", 5, 3)
+    assert (there.method.settings["side"], there.method.settings["width"]) == (4, 7)
+    image, _ = tiny.blobs(50)
+    prediction = fitted.model.predict(image)
+    assert isinstance(prediction, anatomark.Prediction) and prediction.landmarks.names == ("c", "a")
+    again = [fitted.predict(study.parent / "case0.nii.gz"), anatomark.load(fitted.run).predict(tiny.blobs(0)[0])]
+    np.testing.assert_array_equal(*(p.landmarks.points for p in again))
+    few = make_config(method="tiny", steps=2)
+    more = fit(study, tmp_path / "more", few, preset="small", report=QUIET)  # a config, and some by name
+    assert read_config(more.run / "config.yaml").method.settings["side"] == 4
+    for wrong, word in (({"sede": 3}, "did you mean 'seed'"), ({"set": ["method.sid=3"]}, "'side'")):
+        with pytest.raises(InputError, match=word):
+            fit(study, tmp_path / "none", method="tiny", report=QUIET, **wrong)
 
 
 def test_progress_lines_are_plain_and_spaced() -> None:

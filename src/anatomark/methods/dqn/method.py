@@ -31,8 +31,8 @@ from anatomark.methods.dqn.net import QNet, last_side
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
 from anatomark.methods.kit.frame import guessed_points, start_facts, start_point
-from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import read_block
+from anatomark.methods.kit.working import Parts
 
 PATCH_PX, VOXELS = {2: 31, 3: 15}, {2: 120, 3: 60}  # where the settings leave them open
 AGENTS = 24  # in a played case

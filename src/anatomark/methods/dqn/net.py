@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, plain_precision
+from anatomark.methods.kit.layers import conv
+from anatomark.methods.kit.precision import plain_precision
 
 
 class QNet(nn.Module):

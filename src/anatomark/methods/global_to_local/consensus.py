@@ -9,7 +9,7 @@ import numpy as np
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.shape import Pose
-from anatomark.methods.kit.views import Views
+from anatomark.methods.kit.posed import Views
 
 
 def middle(views: Views) -> tuple[Array, Array]:

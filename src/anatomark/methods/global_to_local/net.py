@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.methods.kit.layers import conv, lattice, norm, plain_precision
+from anatomark.methods.kit.layers import conv, lattice, norm
+from anatomark.methods.kit.precision import plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.folding import Folded, affine, cast, conv_dtype, fold, folded
-from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
+from anatomark.methods.kit.layers import Folded, affine, cast, conv, convolve, fold, folded, norm
+from anatomark.methods.kit.precision import conv_dtype, plain_precision
 
 Maps = tuple[torch.Tensor, torch.Tensor]
 

@@ -30,11 +30,9 @@ from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, 
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
 from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.frame import given_pose, prepare_shapes, start_point
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.kit.frame import FrameConfig, given_pose, prepare_shapes, start_point
+from anatomark.methods.kit.posed import Views, read_block, read_views, turned
+from anatomark.methods.kit.working import Parts
 
 PASSES = ((15.0, 2), (10.0, 2), (6.0, 4))  # then again upright, turned by up to so many degrees, so many times
 BLOCKS_AT_ONCE = 32

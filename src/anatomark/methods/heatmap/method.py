@@ -25,11 +25,9 @@ from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study
 from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
 from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.frame import any_pose, first_poses, given_pose, prepare_frame, random_view
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.kit.frame import FrameConfig, any_pose, first_poses, given_pose, prepare_frame, random_view
+from anatomark.methods.kit.posed import Views, read_block, read_views, turned
+from anatomark.methods.kit.working import Parts
 
 TURN_DEG = 6.0  # of the views after the first
 BLOCKS_AT_ONCE = 4

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, lattice, plain_precision
+from anatomark.methods.kit.layers import conv, lattice
+from anatomark.methods.kit.precision import plain_precision
 
 GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from anatomark.methods.kit.anatomy import AnatomyFacts
-from anatomark.methods.kit.settings import FrameConfig
+from anatomark.methods.kit.frame import FrameConfig
 
 
 class Level(BaseModel):
@@ -48,6 +48,8 @@ class PINConfig(FrameConfig):
 
 
 class PINFacts(AnatomyFacts):
+    """What PIN knows of the training data: the anatomy, and the levels from coarse to fine."""
+
     levels: list[Level]
 
 

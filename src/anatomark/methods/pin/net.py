@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from anatomark.methods.kit.layers import conv, norm, plain_precision
-from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.layers import conv, norm
+from anatomark.methods.kit.precision import conv_precision, plain_precision
 
 
 class ContextNet(nn.Module):
@@ -34,6 +34,7 @@ class ContextNet(nn.Module):
         )
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
+        """Blocks (B, 1, *size) to the landmarks' places in them (B, L, D)."""
         with plain_precision(block, self.training):
             features = self.body(block)
         points: torch.Tensor = self.head(features.float())
@@ -70,6 +71,7 @@ class PatchNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(landmarks, planes))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """As said of the class."""
         b, n = patches.shape[:2]
         x = patches.reshape(b * n, *patches.shape[2:]).contiguous(memory_format=torch.channels_last)
         levels = []

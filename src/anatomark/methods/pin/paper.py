@@ -3,7 +3,7 @@
 The working grid is isotropic, its axes the image's own, ordered and pointed as nearly along x, y[, z] as they go (for
 an oblique image they stay oblique); positions, displacements and shape parameters are in its voxels, x, y[, z], from
 the first voxel's centre. Two things differ from the paper: training images come in shuffled rounds instead of being
-drawn one by one, and convolutions run in bf16 where the machine is fast at it (``--set precision=fp32`` for float32).
+drawn one by one, and convolutions run in bf16 where the machine is fast at it (``precision: fp32`` for float32).
 The random starts follow ``method.seed``. What the config offers beyond the paper (``c-pair``, ``whiten``, ``sampling``,
 ``huber``, ``intensity``, 2D, first guesses) is ours, and off by default.
 """

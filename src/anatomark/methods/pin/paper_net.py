@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.folding import conv_dtype
+from anatomark.methods.kit.precision import conv_dtype
 
 MAPS = (32, 64, 128, 256, 512)
 HIDDEN = 1024

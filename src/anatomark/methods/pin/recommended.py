@@ -27,9 +27,8 @@ from anatomark.methods.base import Batch, Evidence, Method, Stage, Study, Task
 from anatomark.methods.kit.anatomy import ShapeModel, adapted_anatomy, block_for
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
 from anatomark.methods.kit.frame import first_poses, guessed_points, prepare_shapes
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import planes, read_block, read_patches
-from anatomark.methods.kit.views import turned
+from anatomark.methods.kit.posed import planes, read_block, read_patches, turned
+from anatomark.methods.kit.working import Parts
 from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
 from anatomark.methods.pin.net import ContextNet, PatchNet
 from anatomark.methods.pin.votes import read_votes, vote_loss

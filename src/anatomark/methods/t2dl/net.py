@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, lattice, norm, plain_precision
+from anatomark.methods.kit.layers import conv, lattice, norm
+from anatomark.methods.kit.precision import plain_precision
 
 
 class BlockRegressor(nn.Module):

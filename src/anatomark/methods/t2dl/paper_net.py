@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from anatomark.methods.base import PerLandmark
-from anatomark.methods.kit.folding import Folded, cast, conv_dtype, fold, folded
-from anatomark.methods.kit.layers import conv, convolve, lattice, norm, plain_precision
+from anatomark.methods.kit.layers import Folded, cast, conv, convolve, fold, folded, lattice, norm
+from anatomark.methods.kit.precision import conv_dtype, plain_precision
 
 STRIDE = 8  # voxels from cell to cell: three poolings by 2
 STEM_VOXELS = 700_000  # of the first block at once: bounds memory, and keeps a slab near the cache

@@ -26,11 +26,9 @@ from anatomark.core.warp import Warp
 from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, ShapeModel, adapted_anatomy
 from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
-from anatomark.methods.kit.frame import any_pose, first_poses, given_pose, prepare_frame, random_view
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.kit.frame import FrameConfig, any_pose, first_poses, given_pose, prepare_frame, random_view
+from anatomark.methods.kit.posed import Views, read_block, read_views, turned
+from anatomark.methods.kit.working import Parts
 from anatomark.methods.t2dl.net import BlockRegressor
 from anatomark.methods.t2dl.paper_net import JointLayers, weighted_vote
 from anatomark.methods.t2dl.picture import Picture, PictureFacts, in_pose

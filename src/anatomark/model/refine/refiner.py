@@ -27,9 +27,8 @@ from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
 from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import planes, read_patches
-from anatomark.methods.kit.views import turned
+from anatomark.methods.kit.posed import planes, read_patches, turned
+from anatomark.methods.kit.working import Parts
 from anatomark.model.refine.cellvotes import read_votes, vote_loss
 from anatomark.model.refine.levels import LevelFacts, sized
 from anatomark.model.refine.net import LocalNet

@@ -52,16 +52,10 @@ class Registration:
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON: kind, basis, notes, FRE (over the used), TRE by leave-one-out, and each landmark."""
-        per = {
-            name: {
-                "used": bool(self.used[i]),
-                "weight": float(self.weights[i]),
-                "residual_mm": float(self.residuals[i]),
-                "limit_mm": float(self.limits[i]) if np.isfinite(self.limits[i]) else None,
-                "leave_one_out_mm": float(self.left_out[i]) if np.isfinite(self.left_out[i]) else None,
-            }
-            for i, name in enumerate(self.names)
-        }
+        keys = ("used", "weight", "residual_mm", "limit_mm", "leave_one_out_mm")
+        columns = (v.tolist() for v in (self.used, self.weights, self.residuals, self.limits, self.left_out))
+        rows = ([v if np.isfinite(v) else None for v in row] for row in zip(*columns, strict=True))
+        each = {name: dict(zip(keys, row, strict=True)) for name, row in zip(self.names, rows, strict=True)}
         return {
             "kind": str(self.kind),
             "weights": self.basis,
@@ -69,7 +63,7 @@ class Registration:
             "tre_leave_one_out_mm": summarised(self.left_out),
             "rejected": list(self.rejected),
             "notes": list(self.notes),
-            "landmarks": per,
+            "landmarks": each,
         }
 
 
@@ -107,7 +101,8 @@ def register_landmarks(
     for points, where in ((a, "fixed"), (b, "moving")):
         _check_spread(kind, points[used], where)
     weights = np.where(used, weights / weights[used].mean(), 0.0)
-    transform, left_out = _fitted(kind, a[used], b[used], weights[used], smooth_mm, [names[i] for i in _at(used)])
+    kept = [name for name, good in zip(names, used, strict=True) if good]
+    transform, left_out = _fitted(kind, a[used], b[used], weights[used], smooth_mm, kept)
     notes = []
     left = np.full(len(names), np.nan)
     left[used] = left_out
@@ -175,7 +170,7 @@ def _left_out(kind: Kind, a: Array, b: Array, weights: Array) -> Array:
     there = mean_b + size[:, None] * np.einsum("nij,nj->ni", (u * sign[:, None]) @ vt, a - mean_a)
     spread, least = np.linalg.eigvalsh(_without(np.ones(n), a, a)[0] / (n - 1)), 1e-6 * np.ptp(a, axis=0).max()
     thick = np.sqrt(np.maximum(spread, 0))
-    enough = (thick[:, 1] > least) & (thick[:, 1] > FLAT * thick[:, -1])  # as _thickness, of a turn
+    enough = (thick[:, 1] > least) & (thick[:, 1] > FLAT * thick[:, -1])  # as _check_spread, of a turn
     return np.where(enough, np.linalg.norm(b - there, axis=1), np.nan)
 
 
@@ -200,13 +195,12 @@ def _shared(
         raise InputError(f"the fixed landmarks are {fixed.ndim}D, the moving ones {moving.ndim}D")
     other = moving.select(fixed.names)
     both = fixed.defined & other.defined
-    names = tuple(fixed.names[i] for i in _at(both))
+    names = tuple(fixed.names[i] for i in np.flatnonzero(both))
     least = kind.least(fixed.ndim)
     if len(names) < least:
-        said = f": {', '.join(names)}" if names else ""
-        raise InputError(
-            f"{len(names)} landmarks are defined in both{said}; {kind} in {fixed.ndim}D needs {least} or more"
-        )
+        which = f": {', '.join(names)}" if names else ""
+        needed = f"{kind} in {fixed.ndim}D needs {least} or more"
+        raise InputError(f"{len(names)} landmarks are defined in both{which}; {needed}")
     one, two = fixed.select(names), other.select(names)
     for points, where in ((one.points, "fixed"), (two.points, "moving")):
         _check_spread(kind, points, where)
@@ -232,23 +226,12 @@ def _variance(landmarks: Landmarks) -> tuple[Array, str] | None:
     return np.where(np.isfinite(values), values, np.nanmedian(values)), basis
 
 
-def _thickness(points: Array, kind: Kind) -> tuple[float, bool]:
-    """Spread in mm along the last axis that the kind needs, and whether that is enough."""
-    needs = points.shape[1] - (kind in (Kind.RIGID, Kind.SIMILARITY))
-    s = np.linalg.svd(points - points.mean(0), compute_uv=False) / np.sqrt(len(points))
-    return float(s[needs - 1]), bool(s[needs - 1] > max(FLAT * s[0] if needs > 1 else 0.0, 1e-9))
-
-
 def _check_spread(kind: Kind, points: Array, where: str) -> None:
-    spread, enough = _thickness(points, kind)
-    if not enough:
-        needs = points.shape[1] - (kind in (Kind.RIGID, Kind.SIMILARITY))
+    """Raises InputError where the points spread too little along the last axis that the kind needs."""
+    n, d = points.shape
+    needs = d - (kind in (Kind.RIGID, Kind.SIMILARITY))
+    s = np.linalg.svd(points - points.mean(0), compute_uv=False) / np.sqrt(n)
+    if not s[needs - 1] > max(FLAT * s[0] if needs > 1 else 0.0, 1e-9):
         place = {1: "at one place", 2: "on a line", 3: "on a plane"}[needs]
-        raise InputError(
-            f"the {len(points)} {where} landmarks lie {place} (to {spread:.2g} mm); {kind} in {points.shape[1]}D needs "
-            f"{kind.least(points.shape[1])} that do not"
-        )
-
-
-def _at(flags: Bools) -> list[int]:
-    return [int(i) for i in np.flatnonzero(flags)]
+        problem = f"the {n} {where} landmarks lie {place} (to {s[needs - 1]:.2g} mm)"
+        raise InputError(f"{problem}; {kind} in {d}D needs {kind.least(d)} that do not")

@@ -8,8 +8,8 @@ import torch
 
 import phantom
 from anatomark.core.shape import Pose, rotation_angle
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.kit.posed import Views, read_views, turned
+from anatomark.methods.kit.working import Parts
 
 WINDOW = {"kind": "window", "low": 0.0, "high": 270.0}
 PX, SPACING = 48, 1.5

@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark.cases.division import read_division
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks
-from anatomark.model.confidence import review
 from anatomark.model.confidence.review import REFERENCE
 from anatomark.model.config import make_config
 from anatomark.model.model import flags
@@ -103,28 +101,6 @@ def test_a_damaged_reference_is_refused_in_one_line(home: Path, tmp_path: Path) 
     with pytest.raises(InputError, match=f"{REFERENCE}: does not fit"):
         load(tmp_path / "run")
     assert not list(tmp_path.glob(".tmp-*"))
-
-
-def test_a_landmark_that_is_rarely_marked_does_not_end_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(review, "MOST", 3)
-    study = tiny.write_study(tmp_path / "data", 9, splits=["train"] * 8 + ["val"])
-    sources = read_division(study, make_config(method="tiny")).train
-    kept = {review._spread(8)[0] + 1}
-    rare = [
-        replace(s, landmarks=s.landmarks if i in kept else _without(s.landmarks, "b")) for i, s in enumerate(sources)
-    ]
-    chosen = review._chosen(rare)
-    assert np.isfinite(np.stack([s.landmarks.points for s in chosen])).any(0).all()
-    assert len(chosen) == 4
-
-
-def _without(landmarks: Landmarks, name: str) -> Landmarks:
-    status = tuple(
-        Status.UNANNOTATED if n == name else s for n, s in zip(landmarks.names, landmarks.status, strict=True)
-    )
-    return replace(landmarks, status=status)
 
 
 # ---------------------------------------------------------------------- presence
