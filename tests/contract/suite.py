@@ -53,7 +53,7 @@ COMPOSITIONS = {
     "both": ["align.enabled=true", "refine.enabled=true", *ALIGNED, *REFINED],
 }
 NAMES = phantom.NAMES
-BATCH = 3  # examples in a step
+BATCH = 2  # examples in a step
 TOLERANCE_MM = 0.02
 WORLD = "an image moved in the world, and its landmarks did not move with it"
 
@@ -356,7 +356,7 @@ def check_training(s: Subject) -> None:
     made = s.fresh()
     names = {id(p): n for n, p in made.named_parameters()}
     for stage in s.stages:
-        batch = s.batch(made, stage)
+        batch = s.batch(made, replace(stage, batch=4))
         set_modes(made, stage)
         optimizer = make_optimizer(made, stage)
         trained = {id(p): names[id(p)] for g in optimizer.param_groups for p in g["params"]}
@@ -540,12 +540,11 @@ def check_reordered(s: Subject) -> None:
     np.testing.assert_allclose(found.select(s.answer.names).points, s.answer.points, atol=TOLERANCE_MM)
 
 
-@pytest.mark.filterwarnings("ignore")
 def check_other_landmarks(s: Subject) -> None:
-    """``per_landmark``: its weights go into a model of fewer, and of more landmarks, each to its name."""
-    for names in (("c", "a"), ("f", "c", "e", "a", "b", "d")):
-        found = s.find(_moved_to(s, names))
-        assert found.names == names and np.isfinite(found.points).all()
+    """``per_landmark``: its weights go into a model of other landmarks, more or fewer, each to its name."""
+    names = ("f", "c", "e", "a")
+    found = s.find(_moved_to(s, names))
+    assert found.names == names and np.isfinite(found.points).all()
 
 
 def _moved_to(s: Subject, names: tuple[str, ...]) -> Composed:
@@ -617,6 +616,13 @@ def resumed_as_uninterrupted(s: Subject, folder: Path, steps: int, stops: Sequen
             assert (cut / name).read_bytes() == (whole.run / name).read_bytes(), f"stopped at step {at}: {name} differs"
 
 
-# what an alignment or a refiner does not touch is checked without them
-ONCE = ("settings", "first_guess", "chunks", "copies", "adapted", "reordered", "weights_count", "collect")
 CHECKS = {name.removeprefix("check_"): value for name, value in list(globals().items()) if name.startswith("check_")}
+# what an alignment or a refiner does not touch is checked without them, and what they share with both of them
+ALONE = ("settings", "first_guess", "chunks", "copies", "adapted", "reordered", "weights_count", "collect")
+TOGETHER = ("begin", "unannotated", "other_landmarks")
+
+
+def checks_of(composition: str) -> list[str]:
+    """The names of the checks for a composition."""
+    left_out = {"plain": (), "both": ALONE}.get(composition, ALONE + TOGETHER)
+    return [name for name in CHECKS if name not in left_out]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from anatomark import evaluate, fit, load, methods, predict
 from anatomark.benchmark.run import benchmark
 from anatomark.progress import Reporter
 from contract import page
-from contract.suite import Stopped, stopping
+from contract.suite import CHECKS, Stopped, stopping
 
 QUIET = Reporter(quiet=True)
 SMALL = ["method.side=6", "method.width=16", "val_fraction=0.3"]
@@ -123,3 +125,13 @@ def test_it_is_benchmarked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not done.failed
     summary = json.loads((home / "comparison/blobs/glance/seed0/evaluation/summary.json").read_text())
     assert summary["cases"] == 2 and "glance" in (home / "comparison" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_suite_runs_on_it_as_the_page_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{home / 'package'}:{':'.join(p for p in sys.path if p)}")
+    (command,) = re.findall(r"^pytest tests/contract .*(?<!')$", page.PAGE.read_text(encoding="utf-8"), flags=re.M)
+    asked = [sys.executable, "-m", *command.split(), "--set", "method.side=6", "-q", "-k", "recommended-2d-plain"]
+    done = subprocess.run(asked, cwd=page.PAGE.parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(CHECKS)} passed" in done.stdout

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import phantom
@@ -58,20 +57,6 @@ def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Tra
     assert found.covariance is not None
     assert ((found.score > 0.3) & (found.score <= 1)).all()
     assert (np.linalg.eigvalsh(found.covariance) > 0).all()
-
-
-def test_twice_is_the_same(trained: Trained) -> None:
-    image = trained.cases[0][0]
-    first = trained.method.locate(image)
-    torch.manual_seed(5)
-    np.random.seed(5)
-    again = trained.method.locate(image)
-    np.testing.assert_array_equal(first.points, again.points)
-    np.testing.assert_array_equal(first.score, again.score)
-
-
-def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained) -> None:

@@ -69,16 +69,6 @@ def test_the_coarse_block_shows_the_brightest_landmark_where_the_target_says(ndi
     assert np.median(misses) < 0.8
 
 
-def test_an_example_depends_on_its_generator_alone() -> None:
-    method = phantom.untrained(3)
-    case = phantom.training_cases(method, [phantom.phantom(0, 3)])[0]
-    for stage in method.stages():
-        first, again, other = (method.examples(case, stage, np.random.default_rng(s)) for s in (4, 4, 5))
-        for key, value in first.items():
-            assert torch.equal(value, again[key])
-        assert not torch.equal(first["target"], other["target"])
-
-
 def test_working_images_are_thinned_towards_their_spacing_and_shared() -> None:
     method = phantom.untrained(3)
     image, _ = phantom.phantom(0, 3)
@@ -207,19 +197,6 @@ def test_an_unannotated_landmark_carries_no_loss(ndim: int) -> None:
         torch.manual_seed(0)
         batch["target"][:, 2] = 0.3
         assert torch.equal(method.loss(batch, stage)["loss"], loss)
-
-
-def test_film_rows_of_an_unannotated_landmark_are_left_alone() -> None:
-    """With fixed statistics; in training a landmark's patches take part in the batch's statistics, annotated or not."""
-    image, marks = phantom.phantom(0, 3)
-    method = phantom.untrained(3).eval()
-    case = phantom.training_cases(method, [(image, phantom.without(marks, "c"))])[0]
-    stage = method.stages()[1]
-    batch = {k: v[None] for k, v in method.examples(case, stage, np.random.default_rng(0)).items()}
-    method.loss(batch, stage)["loss"].backward()
-    for film in method.nets[0].films:
-        assert not film.grad[2].any()
-        assert film.grad[0].any()
 
 
 def test_the_loss_is_made_where_the_batch_is() -> None:
