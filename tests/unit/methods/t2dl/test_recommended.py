@@ -238,8 +238,8 @@ def test_views_lie_near_the_pose_and_afar() -> None:
     pose = Pose(np.eye(3), np.array([5.0, 6, 7]))
     rng = np.random.default_rng(0)
     views = [random_view(rng, pose, method.facts, method.config.scaling) for _ in range(200)]
-    turns = np.array([rotation_angle(axes / np.cbrt(np.linalg.det(axes))) for axes, _ in views])
-    aside = np.array([np.linalg.norm(centre - pose.translation) for _, centre in views])
+    turns = np.array([rotation_angle(axes / np.cbrt(np.linalg.det(axes))) for axes, _, _ in views])
+    aside = np.array([np.linalg.norm(centre - pose.translation) for _, centre, _ in views])
     assert 0.35 < (turns < 12.001).mean() < 0.65
     assert turns.max() > 120
     assert aside.max() > 0.15 * method.radius
