@@ -30,7 +30,7 @@ from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, 
 from anatomark.methods.global_to_local.votes import displacement, log_displacement
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
-from anatomark.methods.kit.frame import BlockMethod, FrameConfig, given_pose, prepare_shapes, random_view, start_point
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
 from anatomark.methods.kit.posed import Views, turned
 from anatomark.methods.kit.targets import average, logged, masked
 from anatomark.methods.kit.working import Parts
@@ -134,7 +134,7 @@ class GlobalToLocal(BlockMethod):
         image, grid = case.images["coarse"], case.images["coarse"].grid
         inside = grid.contains(case.landmarks.points)
         read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
-        axes, centre, near = random_view(rng, pose, self.facts, c.scaling, wide=True)
+        axes, centre, near = self._random_view(rng, pose, wide=True)
         if not near and rng.random() < c.anywhere_share:
             beside = self.cover / 2 / grid.spacing
             centre = grid.to_world(rng.uniform(-beside, np.asarray(grid.shape) - 1 + beside))
@@ -198,7 +198,7 @@ class GlobalToLocal(BlockMethod):
         if start is None:
             pose, b = self._pose(*middle(self._search(coarse, rng)))
         else:
-            pose = given_pose(self.model, self.names, start)
+            pose = self._guessed_pose(start)
         for limit, count in PASSES:
             views = self._views(coarse, turned(pose, rng, count, limit))
             points, here = middle(views)
@@ -238,7 +238,7 @@ class GlobalToLocal(BlockMethod):
         """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
         windows over the whole image where it is much larger than a block."""
         d = self.ndim
-        begin = start_point(self.facts, image)
+        begin = self._start_point(image)
         step = BESIDE * self.radius
         if self.facts.rotations_deg >= 180:
             turns = [random_rotation(rng, d) for _ in range(self.config.starts)]

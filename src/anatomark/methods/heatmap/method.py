@@ -25,15 +25,7 @@ from anatomark.methods.base import Batch, PerLandmark, Stage, Study
 from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
-from anatomark.methods.kit.frame import (
-    BlockMethod,
-    FrameConfig,
-    any_pose,
-    first_poses,
-    given_pose,
-    prepare_frame,
-    random_view,
-)
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
 from anatomark.methods.kit.posed import turned
 from anatomark.methods.kit.targets import average, logged, masked
 
@@ -113,7 +105,7 @@ class Heatmap(BlockMethod):
         where it lies outside the block or there is none."""
         c = self.config
         read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
-        axes, centre, _ = random_view(rng, pose, self.facts, c.scaling)
+        axes, centre, _ = self._random_view(rng, pose)
         block = self._block(case.images["block"], centre, axes, read)
         target = self._target(truth, centre, axes)
         batch = {"block": random_intensity(block, rng, c.intensity), **masked(target)}
@@ -148,7 +140,7 @@ class Heatmap(BlockMethod):
         self.eval()
         block = self.working_images(image)["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
+        pose = self._first_pose(block, rng) if start is None else self._guessed_pose(start)
         for _ in range(self.config.passes - 1):
             views = self._views(block, [pose])
             pose, _ = self.model.fit(views.points[0], views.score[0] + 1e-3)
@@ -160,8 +152,8 @@ class Heatmap(BlockMethod):
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
         """Where any pose may come, the one of many whose peaks are the clearest."""
-        poses = first_poses(self.facts, block, rng, self.config.starts)
-        if not any_pose(self.facts):
+        poses = self._first_poses(block, rng, self.config.starts)
+        if not self._any_pose:
             return poses[0]
         views = self._views(block, poses)
         best = int(views.score.mean(1).argmax())

@@ -80,61 +80,6 @@ def start_facts(anatomy: Anatomy, study: Study, shift: float | None, usual: floa
     return facts
 
 
-def random_view(
-    rng: np.random.Generator, pose: Pose, facts: AnatomyFacts, scaling: float, *, wide: bool = False
-) -> tuple[Array, Array, bool]:
-    """Axes (D, D) and centre (D,) world mm of a block for training, and whether it is one of the half that lie near
-    ``pose``; the others come up to the range of poses in ``facts``. ``scaling``: standard deviation of the log size.
-    ``wide``: for networks that are to find the pose alone, so near is less near."""
-    d, rotations, start = pose.ndim, facts.rotations_deg, facts.start_shift_mm
-    near_deg, part, reach, share = (30.0, 2, start, 0.2) if wide else (NEAR_DEG, 3, NEAR * facts.radius_mm, 1.0)
-    near = rng.random() < 0.5
-    turn = random_rotation(rng, d, min(near_deg, rotations) if near else rotations)
-    size = float(np.exp(rng.normal(0, scaling / (part if near else 1))))
-    shift = rng.uniform(-1, 1, d) * (reach if near else start) * (share if near else 1.0)
-    return pose.rotation @ turn * pose.scale * size, pose.translation + shift, near
-
-
-def guessed_points(names: Sequence[str], start: Landmarks) -> Array:
-    """(N, D) world mm of a first guess, NaN where it lacks a landmark. Raises InputError where it holds none."""
-    guess = start.select(names).points
-    if not np.isfinite(guess).any():
-        raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(names[:8])}")
-    return guess
-
-
-def given_pose(model: ShapeModel, names: Sequence[str], start: Landmarks) -> Pose:
-    """The pose of a first guess. Raises InputError where it holds none of the landmarks."""
-    return model.fit(guessed_points(names, start))[0]
-
-
-def start_point(facts: AnatomyFacts, image: Image) -> Array:
-    """World mm (D,) where a search begins: where the template has the anatomy, or at the foreground's centre (2D: the
-    image's middle) with the training cases' mean offset. ``image``: normalised, coarse is enough."""
-    if facts.centre_mm is not None:
-        return np.asarray(facts.centre_mm)
-    return start_centre(image) + np.asarray(facts.start_offset_mm)
-
-
-def any_pose(facts: AnatomyFacts) -> bool:
-    """Whether a search must find the rotation too: any may come, and nothing aligned the images."""
-    return facts.rotations_deg >= 180 and facts.centre_mm is None
-
-
-def first_poses(facts: AnatomyFacts, block: Image, rng: np.random.Generator, starts: int) -> list[Pose]:
-    """Upright at :func:`start_point`; where any pose may come, ``starts`` random turns there."""
-    centre, d = start_point(facts, block), facts.ndim
-    if not any_pose(facts):
-        return [Pose(np.eye(d), centre)]
-    return [Pose(random_rotation(rng, d), centre) for _ in range(starts)]
-
-
-def agreement(covariance: Array, radius: float) -> Array:
-    """(N,) a score from how votes spread: 0.5 where they do by 0.05 radii."""
-    sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
-    return np.asarray(1 / (1 + (sd / (0.05 * radius)) ** 2))
-
-
 class PosedMethod(Method):
     """A method that knows the mean shape: ``mean`` (N, D) mm, its ``radius`` mm, and random warps of such anatomies."""
 
@@ -145,6 +90,43 @@ class PosedMethod(Method):
         self.mean: Array = np.asarray(facts.mean_shape)
         self.radius: float = facts.radius_mm
         self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
+
+    def _random_view(self, rng: np.random.Generator, pose: Pose, *, wide: bool = False) -> tuple[Array, Array, bool]:
+        """Axes (D, D) and centre (D,) world mm of a block for training, and whether it is one of the half that lie near
+        ``pose``; the others come up to the range of poses. ``wide``: for networks that are to find the pose alone, so
+        near is less near."""
+        d, rotations, start = self.ndim, self.facts.rotations_deg, self.facts.start_shift_mm
+        near_deg, part, reach, share = (30.0, 2, start, 0.2) if wide else (NEAR_DEG, 3, NEAR * self.radius, 1.0)
+        near = rng.random() < 0.5
+        turn = random_rotation(rng, d, min(near_deg, rotations) if near else rotations)
+        size = float(np.exp(rng.normal(0, self.config.scaling / (part if near else 1))))
+        shift = rng.uniform(-1, 1, d) * (reach if near else start) * (share if near else 1.0)
+        return pose.rotation @ turn * pose.scale * size, pose.translation + shift, near
+
+    def _guess(self, start: Landmarks) -> Array:
+        """(N, D) world mm of a first guess, NaN where it lacks a landmark. Raises InputError where it holds none."""
+        guess = start.select(self.names).points
+        if not np.isfinite(guess).any():
+            raise InputError(f"the first guess holds none of the model's landmarks: {', '.join(self.names[:8])}")
+        return guess
+
+    def _start_point(self, image: Image) -> Array:
+        """World mm (D,) where a search begins: where the template has the anatomy, or at the foreground's centre (2D:
+        the image's middle) with the training cases' mean offset. ``image``: normalised, coarse is enough."""
+        if self.facts.centre_mm is not None:
+            return np.asarray(self.facts.centre_mm)
+        return start_centre(image) + np.asarray(self.facts.start_offset_mm)
+
+    @property
+    def _any_pose(self) -> bool:
+        """Whether a search must find the rotation too: any may come, and nothing aligned the images."""
+        return self.facts.rotations_deg >= 180 and self.facts.centre_mm is None
+
+    def _first_poses(self, image: Image, rng: np.random.Generator, starts: int) -> list[Pose]:
+        """Upright where a search begins; where any pose may come, ``starts`` random turns there."""
+        centre, d = self._start_point(image), self.ndim
+        turns = [random_rotation(rng, d) for _ in range(starts)] if self._any_pose else [np.eye(d)]
+        return [Pose(turn, centre) for turn in turns]
 
 
 class BlockMethod(PosedMethod):
@@ -179,6 +161,9 @@ class BlockMethod(PosedMethod):
     def _target(self, truth: Array, centre: Array, axes: Array) -> Array:
         """(N, D) what the network is to say of landmarks at ``truth`` (N, D) mm in a block."""
         return np.asarray((truth - centre) @ np.linalg.inv(axes).T / self.unit)
+
+    def _guessed_pose(self, start: Landmarks) -> Pose:
+        return self.model.fit(self._guess(start))[0]
 
     def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the network sees in blocks (B, 1, px, ..., px): points (B, N, D) and covariance (B, N, D, D) from their

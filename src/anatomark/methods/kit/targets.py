@@ -43,3 +43,9 @@ def across_planes(mean: torch.Tensor, variance: torch.Tensor, ndim: int) -> tupl
             total[..., a] += 1 / variance[..., i, j]
             weighted[..., a] += mean[..., i, j] / variance[..., i, j]
     return weighted / total, total
+
+
+def agreement(covariance: Array, radius: float) -> Array:
+    """(N,) a score from how votes spread: 0.5 where they do by 0.05 radii."""
+    sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
+    return np.asarray(1 / (1 + (sd / (0.05 * radius)) ** 2))

@@ -27,14 +27,7 @@ from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Stage, Study, Task
 from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy, block_for
 from anatomark.methods.kit.augment import PointMap, random_intensity
-from anatomark.methods.kit.frame import (
-    FrameConfig,
-    PosedMethod,
-    first_poses,
-    guessed_points,
-    prepare_shapes,
-    random_view,
-)
+from anatomark.methods.kit.frame import FrameConfig, PosedMethod, prepare_shapes
 from anatomark.methods.kit.layers import device_of
 from anatomark.methods.kit.posed import in_world, placed, planes, read_block, read_patches, turned
 from anatomark.methods.kit.targets import masked
@@ -195,7 +188,7 @@ class PIN(PosedMethod):
             patches, target = self._level_example(stage.index - 1, case, truth, pose, read, rng)
             image = {"patches": random_intensity(patches, rng, c.intensity)}
         else:
-            axes, centre, _ = random_view(rng, pose, self.facts, c.scaling, wide=True)
+            axes, centre, _ = self._random_view(rng, pose, wide=True)
             at = centre[None], axes[None], c.context_px, self._context_spacing
             image = {"block": random_intensity(read_block(case.images["context"], *at, read)[0], rng, c.intensity)}
             target = (truth - centre) @ np.linalg.inv(axes).T / self._reach
@@ -253,7 +246,7 @@ class PIN(PosedMethod):
         if start is None:
             pose, b = self._find_pose(parts.whole(self._context_spacing))
         else:
-            guess = guessed_points(self.names, start)
+            guess = self._guess(start)
             pose = procrustes(self.mean, guess)
             b = self.model.encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
@@ -281,7 +274,7 @@ class PIN(PosedMethod):
     def _find_pose(self, image: Image) -> tuple[Pose, Array]:
         """Pose and shape from the coarse block: many rotations, their median, then again upright."""
         rng = np.random.default_rng(7)
-        pose, b = self._context_pose(image, first_poses(self.facts, image, rng, self.config.context_starts))
+        pose, b = self._context_pose(image, self._first_poses(image, rng, self.config.context_starts))
         for i, limit in enumerate(PASSES_DEG):
             count = self._starts(last=i == len(PASSES_DEG) - 1)
             pose, b = self._context_pose(image, turned(pose, rng, count, limit))

@@ -26,22 +26,12 @@ from anatomark.core.warp import Warp
 from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, random_intensity
-from anatomark.methods.kit.frame import (
-    BlockMethod,
-    FrameConfig,
-    agreement,
-    any_pose,
-    first_poses,
-    given_pose,
-    prepare_frame,
-    random_view,
-)
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
 from anatomark.methods.kit.layers import chunks
 from anatomark.methods.kit.posed import turned
-from anatomark.methods.kit.targets import average, logged, masked
+from anatomark.methods.kit.targets import agreement, average, logged, masked
 from anatomark.methods.kit.working import Parts
-from anatomark.methods.t2dl.net import BlockRegressor
-from anatomark.methods.t2dl.paper_net import JointLayers, weighted_vote
+from anatomark.methods.t2dl.net import BlockRegressor, JointLayers, weighted_vote
 from anatomark.methods.t2dl.picture import Picture, PictureFacts, in_pose
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
@@ -183,7 +173,7 @@ class T2DL(BlockMethod):
             read, move = self._warps.draw(rng, pose, LEFT_WARP if settled else 1.0)
             truth, ways = move(truth), [read, *ways]
         pose = procrustes(self.mean, truth)
-        axes, centre, _ = random_view(rng, pose, self.facts, c.scaling)
+        axes, centre, _ = self._random_view(rng, pose)
         block = self._block(case.images["block"], centre, axes, _chain(ways))
         return {"block": random_intensity(block, rng, c.intensity), **masked(self._target(truth, centre, axes))}
 
@@ -232,7 +222,7 @@ class T2DL(BlockMethod):
         images = self.working_images(image)
         block = images["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
+        pose = self._first_pose(block, rng) if start is None else self._guessed_pose(start)
         for _ in range(self.config.passes - 1):
             pose, _ = self.model.fit(self._views(block, [pose]).points[0])
         way, drawn, weight = None, np.zeros(self.ndim), 0.0
@@ -247,8 +237,8 @@ class T2DL(BlockMethod):
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
         """Where any pose may come, the one of many whose votes agree best."""
-        poses = first_poses(self.facts, block, rng, self.config.starts)
-        if not any_pose(self.facts):
+        poses = self._first_poses(block, rng, self.config.starts)
+        if not self._any_pose:
             return poses[0]
         for _ in range(2):
             poses = [self.model.fit(p)[0] for p in self._views(block, poses).points]
