@@ -29,7 +29,7 @@ from anatomark.methods import base
 from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs
 from anatomark.methods.global_to_local.votes import Vote, Votes, decode, vote_loss
-from anatomark.methods.kit.working import working_grid, working_image
+from anatomark.methods.kit.working import cut, working_grid, working_image
 
 LEAST_CELLS = 2  # an image with fewer along an axis is surely at the wrong spacing
 
@@ -234,15 +234,3 @@ class PaperGlobalToLocal(Method):
 
     def _home(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def cut(array: NDArray[Any], first: NDArray[np.int64], side: int) -> NDArray[Any]:
-    """Blocks (M, side, ..., side) of an array (*S) from the voxels ``first`` (M, D) on; zeros outside."""
-    out = np.zeros((len(first), *(side,) * array.ndim), dtype=array.dtype)
-    for block, begin in zip(out, first.tolist(), strict=True):
-        ends = [min(b + side, n) for b, n in zip(begin, array.shape, strict=True)]
-        source = tuple(slice(max(b, 0), max(e, 0)) for b, e in zip(begin, ends, strict=True))
-        if all(s.start < s.stop for s in source):
-            target = tuple(slice(s.start - b, s.stop - b) for s, b in zip(source, begin, strict=True))
-            block[target] = array[source]
-    return out

@@ -3,7 +3,8 @@ gradients: what the plain layers give, up to rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,45 @@ def convolve(ndim: int) -> Callable[..., torch.Tensor]:
     return F.conv2d if ndim == 2 else F.conv3d
 
 
+def conv_norm(
+    ndim: int, before: int, after: int, kernel: int = 3, *, bias: bool = False, **how: Any
+) -> list[nn.Module]:
+    """A convolution, batch norm and ReLU; ``how``: the convolution's stride, padding, groups."""
+    return [conv(ndim)(before, after, kernel, bias=bias, **how), norm(ndim)(after), nn.ReLU(inplace=True)]
+
+
+def filmed(x: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
+    """Maps (B * N, C, h, w) scaled and shifted by each landmark's own ``film`` (N, 2 C): FiLM, Perez et al. 2018."""
+    gain, shift = film.to(x.dtype).repeat(len(x) // len(film), 1)[:, :, None, None].chunk(2, 1)
+    return torch.addcmul(x + shift, x, gain)
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """``x`` (B, C, *S) with the channels fastest in memory."""
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def chunks(count: int, step: int) -> list[slice]:
+    """``count`` things, ``step`` at a time."""
+    return [slice(a, min(a + step, count)) for a in range(0, count, step)]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside, and in the mode of before afterwards."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)
+
+
 def lattice(lines: Sequence[torch.Tensor]) -> torch.Tensor:
     """(K, D) the points of a lattice in array order, x first, whose places along the array's axes are ``lines``."""
     return torch.stack(torch.meshgrid(*lines, indexing="ij")[::-1], -1).reshape(-1, len(lines))
@@ -54,8 +94,7 @@ def affine(batch_norm: nn.Module) -> Folded:
 def cast(weight: torch.Tensor, bias: torch.Tensor | None, kind: torch.dtype) -> Folded:
     """Both in ``kind``, the weight with channels last."""
     assert bias is not None
-    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-    return weight.detach().to(kind).contiguous(memory_format=layout), bias.detach().to(kind)  # type: ignore[call-overload]
+    return channels_last(weight.detach().to(kind)), bias.detach().to(kind)
 
 
 def folded(module: nn.Module, kind: torch.dtype, build: Callable[[torch.dtype], Any]) -> Any:

@@ -4,7 +4,7 @@ the landmarks in these."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from anatomark.core.image import Image
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.methods.kit.augment import PointMap
 
-Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 _WARP_NODES = 5  # a warp is smooth: it is evaluated on this many points along a patch, linear in between
 _BLOCK_NODES = 17  # along a block, which holds the whole anatomy: with 5 it would err by half of the warp
 
@@ -147,33 +146,11 @@ def turned(pose: Pose, rng: np.random.Generator, count: int, most_deg: float) ->
     return [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
 
 
-def read_views(
-    image: Image,
-    poses: Sequence[Pose],
-    read: Reader,
-    *,
-    px: int,
-    spacing: float,
-    unit: float,
-    at_once: int,
-    way: PointMap | None = None,
-) -> Views:
-    """Blocks of ``px`` voxels a side, ``spacing`` mm apart, in these poses, as a network reads them, ``at_once`` blocks
-    at a time.
+def placed(poses: Sequence[Pose]) -> tuple[Array, Array]:
+    """Origins (M, D) and axes (M, D, D), rotation times scale, of the model's frame in these poses; world mm."""
+    return np.stack([p.translation for p in poses]), np.stack([p.rotation * p.scale for p in poses])
 
-    ``read``: from blocks (B, 1, px, ..., px) to points (B, N, D) and covariance (B, N, D, D) from their middles, in
-    lengths of ``unit`` mm along the model's axes, and score (B, N). ``way``: from where a block lies to where it is
-    read.
-    """
-    parts = []
-    for i in range(0, len(poses), at_once):
-        some = poses[i : i + at_once]
-        axes = np.stack([p.rotation * p.scale for p in some])
-        centres = np.stack([p.translation for p in some])
-        blocks = read_block(image, centres, axes, px, spacing, way).clamp_(0, 1.5)  # as in training
-        local, cloud, score = (x.cpu().double().numpy() for x in read(blocks))
-        step = axes * unit
-        points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)
-        points = points if way is None else way(points)
-        parts.append((points, np.einsum("mij,mnjk,mlk->mnil", step, cloud, step), score))
-    return Views(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+def in_world(poses: Sequence[Pose], points: Array) -> Array:
+    """World points (M, N, D) of model points (M, N, D) in M poses."""
+    return np.stack([p.apply(x) for p, x in zip(poses, points, strict=True)])

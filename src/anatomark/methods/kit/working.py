@@ -42,6 +42,18 @@ def working_image(image: Image, spacing_mm: float, rule: Mapping[str, Any] | Non
     return image
 
 
+def cut(array: NDArray[Any], first: Indices, side: int) -> NDArray[Any]:
+    """Blocks (M, side, ..., side) of an array (*S) from the voxels ``first`` (M, D) on; zeros outside."""
+    out = np.zeros((len(first), *(side,) * array.ndim), dtype=array.dtype)
+    for block, begin in zip(out, first.tolist(), strict=True):
+        ends = [min(b + side, n) for b, n in zip(begin, array.shape, strict=True)]
+        source = tuple(slice(max(b, 0), max(e, 0)) for b, e in zip(begin, ends, strict=True))
+        if all(s.start < s.stop for s in source):
+            target = tuple(slice(s.start - b, s.stop - b) for s, b in zip(source, begin, strict=True))
+            block[target] = array[source]
+    return out
+
+
 @dataclass(frozen=True)
 class _Part:
     """The voxels ``first`` (D,) up to ``end`` (D,), as a normalised image of block means."""

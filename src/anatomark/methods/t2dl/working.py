@@ -89,12 +89,6 @@ def first_voxels(grid: Grid, centres: Array, side: int) -> NDArray[np.int64]:
     return np.asarray(np.clip(first, 0, np.asarray(grid.shape) - side))
 
 
-def cut(work: Image, first: NDArray[np.int64], side: int) -> torch.Tensor:
-    """Patches (M, 1, side, ..., side) that begin at the voxels ``first`` (M, D)."""
-    boxes = [(slice(None), *(slice(a, a + side) for a in at)) for at in first.tolist()]
-    return torch.from_numpy(np.stack([work.array[box] for box in boxes]))
-
-
 def read_warped(work: Image, read: PointMap) -> torch.Tensor:
     """(1, *S) the whole image read through a map of world points from output to input; 0 outside."""
     shape = work.grid.shape

@@ -17,9 +17,15 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Task
-from anatomark.methods.global_to_local.consensus import Hypotheses, inside_image, weighted_median
 from anatomark.methods.global_to_local.net import BlockVotes, block_cells, log_votes, read_votes
-from anatomark.methods.global_to_local.recommended import GlobalToLocal, GlobalToLocalConfig, _random_cuts
+from anatomark.methods.global_to_local.recommended import (
+    GlobalToLocal,
+    GlobalToLocalConfig,
+    Hypotheses,
+    _random_cuts,
+    inside_image,
+    weighted_median,
+)
 from anatomark.methods.global_to_local.votes import log_displacement
 from anatomark.methods.kit.posed import Views
 from anatomark.model.start import moved_weights

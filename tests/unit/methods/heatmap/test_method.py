@@ -91,7 +91,7 @@ def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
     assert ((found.score > 0.3) & (found.score <= 1)).all()
     np.testing.assert_allclose(found.covariance, found.covariance.transpose(0, 2, 1), atol=1e-6)
     sd = np.sqrt(np.linalg.eigvalsh(found.covariance))
-    sigma = method.config.sigma * method.cell
+    sigma = method.config.sigma * method.unit
     assert (sd > 0.2 * sigma).all()
     assert np.median(sd) < 3 * sigma  # mm, of a map about as wide as its target
     blank = method.locate(replace(image, array=np.full_like(image.array, 10)))

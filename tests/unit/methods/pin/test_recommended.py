@@ -112,7 +112,7 @@ def test_any_pose_is_found_after_training_on_all_rotations() -> None:
     coarse = phantom.LEVELS[0].model_copy(update={"rotation_deg": 15.0, "reach": 0.15, "iterations": 4})
     settings = {"steps_context": 150, "context_batch": 32, "steps_level": 60, "context_starts": 24}
     method = phantom.untrained(3, cases, levels=[coarse], warp_share=0.0, rotations_deg=None, **settings)
-    assert method.rotations == 180
+    assert method.facts.rotations_deg == 180
     phantom.train(method, cases, pool=600)
     upright = [truth.errors_to(truth.with_points(method.mean + truth.points.mean(0))).mean() for _, truth in cases]
     assert np.mean(upright) > 15
