@@ -57,6 +57,7 @@ def chunks(count: int, step: int) -> list[slice]:
 
 
 def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters lie."""
     return next(module.parameters()).device
 
 
