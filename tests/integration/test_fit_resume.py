@@ -107,7 +107,7 @@ def _log(run: Path) -> list[str]:
 
 def test_after_kill_9(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = str(torch.get_num_threads())
-    options = ["fit", str(study), "--method", "tiny", "--steps", "80", "--threads", threads, "--out"]
+    options = ["fit", str(study), "--method", "tiny", "--steps", "50", "--threads", threads, "--out"]
     cut, log = tmp_path / "cut", tmp_path / "cut" / "log.csv"
     command = [sys.executable, tiny.__file__, *options, str(cut)]
     environment = {**os.environ, "TINY_SAVE_EVERY_S": "0", "OMP_NUM_THREADS": threads}
