@@ -14,6 +14,7 @@ from math import erfc, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.shape import nanmean
@@ -141,7 +142,7 @@ def _paired(method: str, against: str, one: Mean, other: Mean, seed: int) -> Pai
     cases = [c for c in one.cases if c in other.cases]
     names = [n for n in one.names if n in other.names]
     errors = np.stack([one.picked(cases, names), other.picked(cases, names)])
-    both = np.isfinite(errors).all(0)
+    both: NDArray[np.bool_] = np.asarray(np.isfinite(errors).all(0))
     if not both.any():
         return None
     x, y = nanmean(np.where(both, errors, np.nan), 2)[:, both.any(1)]

@@ -5,7 +5,7 @@ Every rule rests on figures of ``docs/benchmarks.md``; none knows the name of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from anatomark import methods
 from anatomark.cases.division import HELD_OUT_FROM, Division
-from anatomark.cases.look.fingerprint import Fingerprint, two_observers
+from anatomark.cases.look.fingerprint import two_observers
 from anatomark.core.shape import mean_shape, rotation_angle
 from anatomark.methods.base import Task
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged
@@ -31,12 +31,12 @@ Row = tuple[str, Any, str]  # dotted key of the config, value, one sentence why
 SAME_FRAME_DEG = 30.0  # beyond this an observer's habits have no fixed direction in the world
 
 
-def task_of_fingerprint(fingerprint: Fingerprint, landmarks: int | None = None) -> Task:
-    """From what ``plan`` saw; ``landmarks``: how many of them are to be learned."""
-    facts, cases = fingerprint.facts, fingerprint.facts["cases"]["train"]
+def task_of_fingerprint(facts: Mapping[str, Any], landmarks: int | None = None) -> Task:
+    """From the facts that ``fingerprint`` gathers; ``landmarks``: how many of them are to be learned."""
+    cases = facts["cases"]["train"]
     return Task(
         ndim=facts["dimension"],
-        landmarks=len(fingerprint.names) if landmarks is None else landmarks,
+        landmarks=len(facts["names"]) if landmarks is None else landmarks,
         cases=cases,
         turned_deg=facts["poses"]["rotation_deg"]["max"],
         radius_mm=facts["poses"]["radius_mm"],

@@ -69,7 +69,7 @@ def plan(
     """
     where = str(manifest_path)
     seen = fingerprint(read_manifest(manifest_path, frame=frame, unit=unit))
-    facts = {"schema": SCHEMA, "manifest": where, **seen.to_json()}
+    facts = {"schema": SCHEMA, "manifest": where, **seen}
     why_modality = MODALITIES.get(facts["modality"], "guessed from the images")
     others: list[Row] = [
         ("modality", facts["modality"], f"{why_modality}; set it where this is wrong"),
@@ -82,7 +82,7 @@ def plan(
     if time is None:
         time, why = usual_minutes(facts["cases"]["train"], facts["dimension"])
     if method == AUTO:
-        rows = choose(task_of_fingerprint(seen, len(given["landmarks"] or seen.names)), time).rows
+        rows = choose(task_of_fingerprint(seen, len(given["landmarks"] or seen["names"])), time).rows
     else:
         rows = (("method.name", method, f"preset {preset}; {_pose(facts)}"), ("method.preset", preset, "as asked"))
     choice = Choice((*rows, ("minutes", time, why)))
