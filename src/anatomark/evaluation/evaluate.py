@@ -22,7 +22,7 @@ from anatomark.evaluation.predictions import (
     write_predictions,
 )
 from anatomark.evaluation.result import EvaluationResult
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import Where, write_json, write_text
 from anatomark.io.sheets import write_csv
 from anatomark.io.tables import MEAN, mean_of
 from anatomark.model.predict import load
@@ -35,7 +35,6 @@ from anatomark.tools.planes.schema import PlaneSet
 SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
 AS_GIVEN = "landmark files"
 PLANES = "planes.csv"
-Where = str | os.PathLike[str]
 
 
 def evaluate(
@@ -113,11 +112,7 @@ def _evaluated(
         errors=compare(true, predictions.landmarks, names),
         thresholds=tuple(thresholds),
         descriptions={n: d for t in true.values() for n, d in zip(t.names, t.descriptions, strict=True) if d},
-        seconds=predictions.values("seconds"),
-        align_seconds=predictions.values("align_seconds"),
-        peak_gb=predictions.peak_gb,
-        flags=predictions.flags,
-        suspicion=predictions.values("suspicion"),
+        predictions=predictions,
         notes=notes,
         tables={} if planes is None else {"scan planes": plane_summary(rows)},
         **_beside(manifest, cases, true, predictions, names, variant),
@@ -127,7 +122,7 @@ def _evaluated(
         write_csv(out / PLANES, rows, digits=6)
     if not from_files:
         write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, predictions)
-    _write(result, out, cases, true, predictions)
+    _write(result, out, cases, true)
     return result
 
 
@@ -217,9 +212,7 @@ def _variant(cases: Sequence[Case]) -> str:
     return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
 
 
-def _write(
-    result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks], predictions: Predictions
-) -> None:
+def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks]) -> None:
     """Tables and report; ``summary.json`` last, so that its presence means a complete evaluation."""
     from anatomark.evaluation.report import CasePicture, render
     from anatomark.pictures.overlay import case_picture
@@ -235,7 +228,7 @@ def _write(
         except InputError:  # the case failed for this reason already, and the table says so
             continue
         shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
-        png = case_picture(image, predictions.landmarks[case.id], true[case.id], shown)
+        png = case_picture(image, result.predictions.landmarks[case.id], true[case.id], shown)
         pictures.append(CasePicture(word, m, png, shown))
     write_text(out / "report.html", render(result, pictures, version=anatomark.__version__))
     write_json(out / "summary.json", result.summary())

@@ -93,7 +93,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures over a set of landmark-case pairs; lengths in mm, None where there is nothing to compute them from.
+    """Figures over a set of landmark-case pairs, named as in ``summary.json``; lengths in mm, None where there is
+    nothing to compute them from.
 
     ``pairs`` annotated, ``located`` of them with a prediction, ``failures`` without. ``sdr`` by its threshold in mm as
     text. ``mre_ci95_mm`` is None, ``sdr_ci95`` empty for fewer than two cases. ``covered90`` is the share of located
@@ -120,10 +121,6 @@ class Statistics:
     sdr: dict[str, float]
     sdr_ci95: dict[str, tuple[float, float]]
     covered90: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of them, as ``summary.json`` has it."""
-        return dict(vars(self))
 
     def cells(self) -> dict[str, Any]:
         """As a row of a table: the interval in two columns, the SDR in one for each threshold."""

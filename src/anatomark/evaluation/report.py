@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,8 @@ class CasePicture:
 def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, version: str = "") -> str:
     """The report as HTML text. It refers to nothing outside itself."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Callable[..., object]] = {"mm": _mm, "share": _share, "seconds": _seconds, "key": _key}
-    environment.filters.update(filters, embed=_embed, caption=partial(_caption, result))
+    named = partial(_caption, result)
+    environment.filters.update(mm=_mm, share=_share, seconds=_seconds, key=_key, embed=_embed, caption=named)
     landmarks, reliability = result.landmark_rows(), reliability_plot(result)
     by_case = len(result.errors.ranking()) > 1 and result.overall.located
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -236,11 +236,11 @@ def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
         tiles.append((f"Found absent, of {s.absent}", f"{_share(s.absence_recall)} %", precise))
     if s.covered90 is not None:
         tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "should be 90 %"))
-    if result.seconds_per_case is not None:
-        aligned = result.align_seconds_per_case
+    if (seconds := result.median_of("seconds")) is not None:
+        aligned, peak_gb = result.median_of("align_seconds"), result.predictions.peak_gb
         notes = [] if aligned is None else [f"{_seconds(aligned)} of it alignment"]
-        notes += [] if result.peak_gb is None else [f"memory {result.peak_gb:.1f} GB"]
-        tiles.append(("Time per case", _seconds(result.seconds_per_case), ", ".join(notes) or "median"))
+        notes += [] if peak_gb is None else [f"memory {peak_gb:.1f} GB"]
+        tiles.append(("Time per case", _seconds(seconds), ", ".join(notes) or "median"))
     return tiles
 
 

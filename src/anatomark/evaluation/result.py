@@ -18,6 +18,7 @@ from anatomark.evaluation.metrics import (
     figure_of,
     statistics,
 )
+from anatomark.evaluation.predictions import Predictions
 
 # of per_landmark.csv, before and after the SDR of each threshold
 LANDMARK_COLUMNS = (
@@ -34,11 +35,9 @@ class EvaluationResult:
 
     ``model``, ``manifest``, ``split``, ``truth`` (which observer): names, shown in every table. ``baselines``: errors
     of the training mean on the same cases. ``observers``: distances between observers, by pair. ``against``: this model
-    measured against the other observers and their mean. ``seconds`` per case, without reading the file;
-    ``align_seconds``: the part of them that the alignment took, of cases that were aligned. ``peak_gb``: largest
-    resident memory of the process, None where it was not measured. ``flags``: reasons given by case; ``suspicion``: how
-    unusual each is, where the model says so. ``notes``: lines that a reader must see, such as labels that were
-    not scored. ``tables``: further ones by title, rows of one shape.
+    measured against the other observers and their mean. ``predictions``: what was measured, with times, flags and
+    suspicions. ``notes``: lines that a reader must see, such as labels that were not scored. ``tables``: further ones
+    by title, rows of one shape.
     """
 
     model: str
@@ -51,11 +50,7 @@ class EvaluationResult:
     baselines: Mapping[str, Errors] = field(default_factory=dict)
     observers: Mapping[str, Errors] = field(default_factory=dict)
     against: Mapping[str, Errors] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    align_seconds: Mapping[str, float] = field(default_factory=dict)
-    peak_gb: float | None = None
-    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    suspicion: Mapping[str, float] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
     notes: Sequence[str] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -67,15 +62,9 @@ class EvaluationResult:
     def per_landmark(self) -> dict[str, Statistics]:
         return {n: statistics(self.errors, [n], thresholds=self.thresholds) for n in self.errors.names}
 
-    @property
-    def seconds_per_case(self) -> float | None:
-        """Median over the cases; None where nothing was timed."""
-        return figure_of(np.array(list(self.seconds.values())), np.median)
-
-    @property
-    def align_seconds_per_case(self) -> float | None:
-        """Median over the cases that were aligned; None where none was."""
-        return figure_of(np.array(list(self.align_seconds.values())), np.median)
+    def median_of(self, name: str) -> float | None:
+        """Of the ``seconds`` or ``align_seconds`` of the cases that have it; None where none has."""
+        return figure_of(np.array(list(self.predictions.values(name).values())), np.median)
 
     @property
     def beside(self) -> dict[str, Errors]:
@@ -92,17 +81,15 @@ class EvaluationResult:
     def error_rows(self) -> list[dict[str, Any]]:
         """``errors.csv``: one row per case and landmark, the prediction minus the truth along each axis."""
         e = self.errors
-        axes = [f"d{a}_mm" for a in "xyz"[: e.offset.shape[2]]]
+        axes = {f"d{a}_mm": e.offset[..., k] for k, a in enumerate("xyz"[: e.offset.shape[2]])}
+        columns = {"error_mm": e.error, **axes, "score": e.score, "radius90_mm": e.radius90}
         return [
             {
                 "case": case,
                 "label": name,
                 "truth": self.truth,
                 "outcome": str(e.outcome[m, n]),
-                "error_mm": _rounded(e.error[m, n]),
-                **{axis: _rounded(v) for axis, v in zip(axes, e.offset[m, n], strict=True)},
-                "score": _rounded(e.score[m, n]),
-                "radius90_mm": _rounded(e.radius90[m, n]),
+                **{key: _rounded(values[m, n]) for key, values in columns.items()},
             }
             for m, case in enumerate(e.cases)
             for n, name in enumerate(e.names)
@@ -125,6 +112,8 @@ class EvaluationResult:
     def case_rows(self) -> list[dict[str, Any]]:
         """``per_case.csv``: one row per case."""
         error, means, count = self.errors.error, self.errors.case_error, self.errors.count
+        seconds, suspicion = self.predictions.values("seconds"), self.predictions.values("suspicion")
+        flags = self.predictions.flags
         return [
             {
                 "case": case,
@@ -139,9 +128,9 @@ class EvaluationResult:
                 "max_mm": figure_of(error[m], np.max),
                 "worst": self.errors.names[int(np.nanargmax(error[m]))] if np.isfinite(means[m]) else "",
                 "radius90_mm": figure_of(self.errors.radius90[m]),
-                "seconds": self.seconds.get(case),
-                "suspicion": _finite(self.suspicion.get(case)),
-                "flags": "; ".join(self.flags.get(case, ())),
+                "seconds": seconds.get(case),
+                "suspicion": _finite(suspicion.get(case)),
+                "flags": "; ".join(flags.get(case, ())),
             }
             for m, case in enumerate(self.errors.cases)
         ]
@@ -150,11 +139,12 @@ class EvaluationResult:
         """How many cases are flagged, and how well suspicion ranks the tenth with the largest errors above the others
         (area under the ROC curve; None for fewer than 20 cases or without suspicions)."""
         cases, error, area = self.errors.cases, self.errors.case_error, None
-        both = [m for m, case in enumerate(cases) if case in self.suspicion and np.isfinite(error[m])]
+        suspicion = self.predictions.values("suspicion")
+        both = [m for m, case in enumerate(cases) if case in suspicion and np.isfinite(error[m])]
         if len(both) >= 20:
-            suspicion = np.array([self.suspicion[cases[m]] for m in both])
-            area = area_under_roc(suspicion, error[both] >= np.quantile(error[both], 0.9))
-        return {"flagged": sum(bool(self.flags.get(c)) for c in cases), "auroc_worst_decile": _finite(area)}
+            given = np.array([suspicion[cases[m]] for m in both])
+            area = area_under_roc(given, error[both] >= np.quantile(error[both], 0.9))
+        return {"flagged": len(self.predictions.flags.keys() & set(cases)), "auroc_worst_decile": _finite(area)}
 
     def worst(self, case: int, most: int) -> list[str]:
         """Names of at most ``most`` annotated landmarks of a case, the missed ones first, then by falling error."""
@@ -181,11 +171,11 @@ class EvaluationResult:
             "truth": self.truth,
             "cases": len(self.errors.cases),
             "landmarks": len(self.errors.names),
-            **self.overall.to_json(),
-            "seconds_per_case": self.seconds_per_case,
-            "align_seconds_per_case": self.align_seconds_per_case,
-            "peak_memory_gb": self.peak_gb,
-            "comparisons": {name: s.to_json() for name, s in beside},
+            **vars(self.overall),
+            "seconds_per_case": self.median_of("seconds"),
+            "align_seconds_per_case": self.median_of("align_seconds"),
+            "peak_memory_gb": self.predictions.peak_gb,
+            "comparisons": {name: dict(vars(s)) for name, s in beside},
             "notes": list(self.notes),
             "review": self.review(),
             "tables": {title: [dict(row) for row in rows] for title, rows in self.tables.items()},

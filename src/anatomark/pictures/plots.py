@@ -87,7 +87,7 @@ def _named(ax: Axes, points: Sequence[tuple[str, float, float]], styles: dict[st
     order = sorted(points, key=lambda p: p[2])
     rest = GAP * np.arange(len(order))  # what the names below need, and from the other end those above
     heights = np.array([(np.log(p[2]) - low) / (high - low) for p in order])
-    heights = spread(np.clip(heights, rest, np.maximum(rest, 1 - rest[::-1])), GAP)
+    heights = spaced(np.clip(heights, rest, np.maximum(rest, 1 - rest[::-1])), GAP)
     for (name, x, y), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (x, y), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8,
@@ -96,7 +96,7 @@ def _named(ax: Axes, points: Sequence[tuple[str, float, float]], styles: dict[st
         )  # fmt: skip
 
 
-def spread(values: Array, gap: float) -> Array:
+def spaced(values: Array, gap: float) -> Array:
     """Rising ``values`` (N,) moved as little as it takes to lie ``gap`` apart: groups that touch share their middle."""
     groups: list[tuple[float, int]] = []  # middle, count
     for v in values:

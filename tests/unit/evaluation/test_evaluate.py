@@ -98,8 +98,8 @@ def test_its_predictions_evaluated_again_give_the_same(manifest: Path, tmp_path:
             (folder / f"{case}{ending}").write_bytes((tmp_path / "one/predictions" / f"{case}{ending}").read_bytes())
         again = evaluate(folder, manifest, tmp_path / f"out{ending}")
         assert np.allclose(again.errors.error, first.errors.error, atol=1e-4)
-        assert again.peak_gb is None
-    assert len(evaluate(tmp_path / "one/predictions", manifest, tmp_path / "three").seconds) == 2
+        assert again.predictions.peak_gb is None
+    assert len(evaluate(tmp_path / "one/predictions", manifest, tmp_path / "three").predictions.values("seconds")) == 2
 
 
 def test_a_missing_file_and_the_image_stem(manifest: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_labels_that_only_one_side_knows_are_said(manifest: Path, tmp_path: Path
 
 def test_a_case_that_cannot_be_predicted_is_a_failure_with_its_reason(manifest: Path, tmp_path: Path) -> None:
     result = evaluate(Shifted(manifest, refused="d"), manifest, tmp_path / "out")
-    assert result.overall.failures == 2 and result.flags["d"] == ["image is constant"]
+    assert result.overall.failures == 2 and result.predictions.flags["d"] == ["image is constant"]
     assert table(tmp_path / "out/per_case.csv")[1]["flags"] == "image is constant"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.cases.look.shape_check import distance
-from anatomark.cases.look.suspects import Suspect, disagreements, suspects
+from anatomark.cases.look.suspects import disagreements, suspects
 from anatomark.cases.manifest import SPLITS, Manifest
 from anatomark.core.grid import Array, Grid
 from anatomark.core.intensity import guess_modality
@@ -26,30 +25,16 @@ MODALITY_CASES = 3  # images that are read in full; of all others only the heade
 OBLIQUE_DEG = 5.0
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """The training cases in numbers. ``facts`` is plain JSON (see :func:`fingerprint`), ``names`` the landmarks in the
-    first training case's order, ``suspects`` as :mod:`anatomark.cases.look.suspects` has them, ``note`` why it could
-    not judge."""
+def fingerprint(manifest: Manifest) -> dict[str, Any]:
+    """The training cases of ``manifest`` in numbers, plain JSON; other splits are only counted. Of the images three are
+    read, of the rest the headers.
 
-    names: tuple[str, ...]
-    facts: dict[str, Any]
-    suspects: list[Suspect]
-    note: str
-
-    def to_json(self) -> dict[str, Any]:
-        suspects = [s.to_json() for s in self.suspects]
-        return {**self.facts, "names": list(self.names), "suspects": suspects, "suspects_note": self.note}
-
-
-def fingerprint(manifest: Manifest) -> Fingerprint:
-    """Looks at the training cases of ``manifest``; other splits are only counted. Of the images three are read, of the
-    rest the headers.
-
-    Facts: ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
+    ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
     (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as
-    float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``observers``.
-    Raises InputError for files that cannot be read or do not fit together.
+    float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names``
+    that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` (see ``suspects.py``), and
+    ``suspects_note`` where these could not be judged. Raises InputError for files that cannot be read or do not fit
+    together.
     """
     cases = manifest.split("train")
     ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
@@ -68,7 +53,7 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
     mean, poses = mean_shape(shapes)
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)
-    facts = {
+    return {
         "cases": {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS},
         "dimension": ndim,
         "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
@@ -85,8 +70,10 @@ def fingerprint(manifest: Manifest) -> Fingerprint:
             "named": sum(two_observers(case) for case in cases),
             "mean_distance_mm": apart,
         },
+        "names": list(names),
+        "suspects": [one.to_json() for one in (*verdict.suspects, *disagreed)],
+        "suspects_note": verdict.note,
     }
-    return Fingerprint(names, facts, verdict.suspects + disagreed, verdict.note)
 
 
 def two_observers(case: Case) -> bool:
