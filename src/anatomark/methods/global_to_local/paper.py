@@ -26,10 +26,12 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.methods import base
-from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs
 from anatomark.methods.global_to_local.votes import Vote, Votes, decode, vote_loss
-from anatomark.methods.kit.working import cut, working_grid, working_image
+from anatomark.methods.kit.layers import device_of, evaluating
+from anatomark.methods.kit.targets import masked
+from anatomark.methods.kit.working import VoxelMethod, cut, working_grid
 
 LEAST_CELLS = 2  # an image with fewer along an axis is surely at the wrong spacing
 
@@ -86,7 +88,7 @@ class PaperGlobalToLocalFacts(base.Facts):
     classification_weight: float
 
 
-class PaperGlobalToLocal(Method):
+class PaperGlobalToLocal(VoxelMethod):
     """Global FCNN, then one local FCNN for each landmark, with the published settings; see the module."""
 
     Config = PaperGlobalToLocalConfig
@@ -97,9 +99,7 @@ class PaperGlobalToLocal(Method):
     }
 
     def __init__(self, config: PaperGlobalToLocalConfig, facts: PaperGlobalToLocalFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
+        super().__init__(config, facts)
         n, c = len(facts.names), config
         self.global_net = GlobalFCNN(self.ndim, n, facts.pools, widths=c.widths, blocks=c.blocks)
         self.local_nets = LocalFCNNs(self.ndim, n, widths=(c.local_widths[0], c.local_widths[1]))
@@ -144,11 +144,6 @@ class PaperGlobalToLocal(Method):
         """The local networks, and the last layers of the global one."""
         return dict.fromkeys(("local_nets.*", "global_net.classify.4.*", "global_net.regress.4.*"), 0)
 
-    def working_images(self, image: Image) -> dict[str, Image]:
-        """``work``: see :func:`anatomark.methods.kit.working.working_image`."""
-        rule = self.facts.intensity if self.config.intensity == "study" else None
-        return {"work": working_image(image, self.facts.spacing_mm, rule)}
-
     # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
@@ -169,12 +164,8 @@ class PaperGlobalToLocal(Method):
             first = np.floor(middle + 0.5).astype(np.int64) - rng.integers(0, side, points.shape)
             image = cut(work.array[0], first, side)
             judged = defined  # an absent landmark has no sub-image
-        return {
-            "image": torch.from_numpy(image),
-            "points": torch.from_numpy(np.where(defined[:, None], points - first, 0)).float(),
-            "defined": torch.from_numpy(defined).float(),
-            "judged": torch.from_numpy(judged).float(),
-        }
+        truth = masked(points - first, names=("points", "defined"))
+        return {"image": torch.from_numpy(image), **truth, "judged": torch.from_numpy(judged).float()}
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Mean absolute error + lambda x binary cross entropy; of the local networks each has its own."""
@@ -187,16 +178,11 @@ class PaperGlobalToLocal(Method):
     # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. With ``start`` the global network runs only if a landmark has no first guess.
-
-        Score: the largest posterior of the last stage; covariance: of its votes; ``meta["posterior_mass"]``: the sum
-        of its posteriors.
-        """
+        """With ``start`` the global network runs only if a landmark has no first guess. Score: the largest posterior of
+        the last stage; covariance: of its votes; ``meta["posterior_mass"]``: the sum of its posteriors."""
         work = self.working_images(image)["work"]
         guess = None if start is None else work.grid.to_index(start.select(self.names).points)
-        was = self.training
-        self.eval()
-        with torch.inference_mode():
+        with evaluating(self), torch.inference_mode():
             if guess is None or not np.isfinite(guess).all():
                 votes = self._globally(work)
                 global_points = votes.points[0].cpu().numpy()
@@ -204,7 +190,6 @@ class PaperGlobalToLocal(Method):
             if self.local_trained or start is not None:
                 votes, first = self._locally(work, guess)
                 guess = votes.points[0].cpu().numpy() + first
-        self.train(was)
         axes = work.grid.axes
         return Landmarks(
             self.names,
@@ -220,7 +205,7 @@ class PaperGlobalToLocal(Method):
         stride = self.global_net.stride
         padded = np.zeros((1, *(n + -n % stride for n in work.grid.shape)), dtype=work.array.dtype)
         padded[(slice(None), *(slice(n) for n in work.grid.shape))] = work.array
-        logits, moves = self.global_net(torch.from_numpy(padded)[None].to(self._home()))
+        logits, moves = self.global_net(torch.from_numpy(padded)[None].to(device_of(self)))
         return decode(logits, moves, stride, self.config.vote)
 
     def _locally(self, work: Image, centres: Array) -> tuple[Votes, NDArray[np.int64]]:
@@ -228,9 +213,6 @@ class PaperGlobalToLocal(Method):
         side = self.config.local_px
         limit = 2.0 * np.asarray(work.grid.shape) + side  # a diverged guess must not overflow an index
         first = np.round(np.clip(np.nan_to_num(centres), -limit, limit) - (side - 1) / 2).astype(np.int64)
-        images = torch.from_numpy(cut(work.array[0], first, side)).to(self._home())
+        images = torch.from_numpy(cut(work.array[0], first, side)).to(device_of(self))
         logits, moves = self.local_nets(images[None])
         return decode(logits, moves, self.local_nets.stride, self.config.vote), first
-
-    def _home(self) -> torch.device:
-        return next(self.parameters()).device

@@ -217,7 +217,7 @@ class GlobalToLocal(BlockMethod):
     def _search(self, image: Image, rng: np.random.Generator) -> Views:
         """Views from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
         best of these again: the views that agree with the one that has most support."""
-        first = self._hypotheses(self._views(image, self._first_blocks(image, rng)))
+        first = self._hypotheses(self._views(image, self._first_windows(image, rng)))
         best = np.argsort(-first.weight)[: self.config.hypotheses]
         return self._hypotheses(self._views(image, [first.poses[i] for i in best])).consensus(self.radius)
 
@@ -234,7 +234,7 @@ class GlobalToLocal(BlockMethod):
             weight.append(here.mean() * np.exp(-aside / (0.1 * self.radius)) + 1e-9)
         return Hypotheses(views, poses, np.stack(shapes), np.array(weight))
 
-    def _first_blocks(self, image: Image, rng: np.random.Generator) -> list[Pose]:
+    def _first_windows(self, image: Image, rng: np.random.Generator) -> list[Pose]:
         """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
         windows over the whole image where it is much larger than a block."""
         d = self.ndim

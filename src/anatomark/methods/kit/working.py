@@ -14,6 +14,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.intensity import bounds, normalise
 from anatomark.core.resample import block_mean, resample
+from anatomark.methods.base import Method
 from anatomark.methods.kit.anatomy import block_for
 
 Indices = NDArray[np.int64]
@@ -52,6 +53,21 @@ def cut(array: NDArray[Any], first: Indices, side: int) -> NDArray[Any]:
             target = tuple(slice(s.start - b, s.stop - b) for s, b in zip(source, begin, strict=True))
             block[target] = array[source]
     return out
+
+
+class VoxelMethod(Method):
+    """A method that reads voxels of the working image, ``facts.spacing_mm`` apart; ``config.intensity`` ``study``
+    normalises them by the training set's rule."""
+
+    def __init__(self, config: Any, facts: Any):
+        super().__init__()
+        self.config, self.facts = config, facts
+        self.names, self.ndim = tuple(facts.names), facts.ndim
+
+    def working_images(self, image: Image) -> dict[str, Image]:
+        """``work``: one channel on the working grid; see :func:`working_image`."""
+        rule = self.facts.intensity if self.config.intensity == "study" else None
+        return {"work": working_image(image, self.facts.spacing_mm, rule)}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The networks of T2DL (Zhang et al. 2017): a patch regressor that is a fully convolutional network as well (as
-published, and a lean one for blocks in the frame of an anatomy), the weighted vote of its cells, and layers that
+"""The networks of T2DL (Zhang et al. 2017): a patch regressor that is a fully convolutional network as well (the
+published one, and a lean one for blocks in the anatomy's frame), the weighted vote of its cells, and layers that
 correct all coordinates jointly.
 
 In evaluation the published one's first block, whose maps are by far the largest, goes over the image in slabs. Without

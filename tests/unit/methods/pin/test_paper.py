@@ -17,7 +17,7 @@ from anatomark.errors import InputError
 from anatomark.methods.base import Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
 from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig, PaperPINFacts, default_spacing
-from anatomark.methods.pin.rules import update
+from anatomark.methods.pin.paper_net import update
 from anatomark.methods.pin.spaces import start_pattern
 from anatomark.model.start import moved_weights
 
