@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("contract.suite")  # so that what differs is shown
+pytest.register_assert_rewrite("contract.subject", "contract.suite")  # so that what differs is shown
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,8 @@ from anatomark import methods
 from anatomark.core.landmarks import Landmarks
 from anatomark.methods.base import PerLandmark, Stage
 from contract import page
-from contract.suite import CHECKS, Subject
+from contract.subject import Subject
+from contract.suite import CHECKS
 
 SMALL = ("method.side=6", "method.width=8")
 SEEN = (AssertionError, pytest.fail.Exception, RuntimeError, ValueError)  # no slips of the suite's own

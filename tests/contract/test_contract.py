@@ -17,7 +17,8 @@ from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.methods.kit.precision import use_bf16
 from anatomark.model.align.aligner import Aligner
-from contract.suite import CHECKS, COMPOSITIONS, Subject, checks_of, resumed_as_uninterrupted
+from contract.subject import COMPOSITIONS, Subject, resumed_as_uninterrupted
+from contract.suite import CHECKS, checks_of
 
 FRAME = ["warped_copies=20"]  # of a mean shape
 OF_PIN = (  # two small levels, one of each kind
