@@ -68,7 +68,7 @@ def test_it_trains_predicts_and_is_evaluated(home: Path) -> None:
     rows = predict(run, [home / "study" / "case6.nii.gz"], home / "predictions")
     assert [r.state for r in rows] == ["written"]
     result = evaluate(run, home / "study" / "cases.csv", home / "evaluation")
-    assert result.overall.failures == 0
+    assert result.overall.located >= 5
     untrained = trained(home, "untrained", steps=1)
     before = evaluate(untrained, home / "study" / "cases.csv", home / "before")
     assert result.overall.mre_mm < 0.7 * before.overall.mre_mm
