@@ -176,10 +176,8 @@ def _plot(width: float = 5.4, height: float = 4.0) -> tuple[Figure, Axes]:
 
 def _finished(figure: Figure, ax: Axes, columns: int = 0) -> Figure:
     """The figure in the report's style, with a legend of so many ``columns`` above, if any."""
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(GREY)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
     ax.tick_params(colors=DARK, labelsize=8, length=3)
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set(color=DARK, fontsize=9)

@@ -83,8 +83,8 @@ def _errors(
 def _table(residuals: Residuals, names: list[str]) -> list[str]:
     rows = ["| landmark | n | mean mm | median mm | 95th percentile mm | missed |", "|---|---|---|---|---|---|"]
     annotated = np.stack([t.defined for t in residuals.truths])
-    parts: list[tuple[str, Any]] = [("all", slice(None)), *((n.replace("|", "/"), k) for k, n in enumerate(names))]
-    for name, k in parts:
+    columns: list[tuple[str, Any]] = [("all", slice(None)), *((n.replace("|", "/"), k) for k, n in enumerate(names))]
+    for name, k in columns:
         values = residuals.errors[:, k]
         e = values[np.isfinite(values)]
         figures = (np.mean(e), np.median(e), np.percentile(e, 95)) if len(e) else (np.nan,) * 3
