@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch.nn import functional as F
 
@@ -26,8 +26,14 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
-from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, read_votes
-from anatomark.methods.global_to_local.votes import displacement, log_displacement
+from anatomark.methods.global_to_local.net import (
+    STRIDE,
+    CoarseNet,
+    displacement,
+    log_displacement,
+    log_votes,
+    read_votes,
+)
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
@@ -60,23 +66,6 @@ class GlobalToLocalConfig(FrameConfig):
     classification: float = Field(default=0.2, ge=0)  # weight of the cross entropy against the votes' error
     batch: int = Field(default=24, ge=2)
     steps: int = Field(default=2000, ge=1)
-
-
-@dataclass(frozen=True)
-class Hypotheses:
-    """Where the anatomy lies as each of M blocks sees it: ``poses``, fitted ``shapes`` (M, N, D) world mm, and how
-    credible each is (M,)."""
-
-    views: Views
-    poses: list[Pose]
-    shapes: Array
-    weight: Array
-
-    def consensus(self, radius: float) -> Views:
-        """The views whose shapes lie near the one with most support."""
-        apart = np.linalg.norm(self.shapes[:, None] - self.shapes[None], axis=-1).mean(-1) / radius
-        support = self.weight * (np.exp(-((apart / 0.2) ** 2)) @ self.weight)
-        return self.views.some(apart[int(support.argmax())] < 0.3)
 
 
 class GlobalToLocal(BlockMethod):
@@ -217,13 +206,14 @@ class GlobalToLocal(BlockMethod):
     def _search(self, image: Image, rng: np.random.Generator) -> Views:
         """Views from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
         best of these again: the views that agree with the one that has most support."""
-        first = self._hypotheses(self._views(image, self._first_windows(image, rng)))
-        best = np.argsort(-first.weight)[: self.config.hypotheses]
-        return self._hypotheses(self._views(image, [first.poses[i] for i in best])).consensus(self.radius)
+        poses, _, weight = self._hypotheses(self._views(image, self._first_windows(image, rng)))
+        best = np.argsort(-weight)[: self.config.hypotheses]
+        views = self._views(image, [poses[i] for i in best])
+        return views.some(consensus(*self._hypotheses(views)[1:], self.radius))
 
-    def _hypotheses(self, views: Views) -> Hypotheses:
-        """Pose and shape that each block sees, the more credible the more landmarks it claims and the better they
-        fit."""
+    def _hypotheses(self, views: Views) -> tuple[list[Pose], Array, Array]:
+        """Poses (M) and fitted shapes (M, N, D) world mm that M blocks see, and how credible each is (M,): the more
+        landmarks it claims and the better they fit."""
         poses, shapes, weight = [], [], []
         for points, here in zip(views.points, views.score, strict=True):
             pose, b = self._pose(points, here)
@@ -232,7 +222,7 @@ class GlobalToLocal(BlockMethod):
             poses.append(pose)
             shapes.append(shape)
             weight.append(here.mean() * np.exp(-aside / (0.1 * self.radius)) + 1e-9)
-        return Hypotheses(views, poses, np.stack(shapes), np.array(weight))
+        return poses, np.stack(shapes), np.array(weight)
 
     def _first_windows(self, image: Image, rng: np.random.Generator) -> list[Pose]:
         """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
@@ -274,6 +264,13 @@ def middle(views: Views) -> tuple[Array, Array]:
     weight = views.score + 1e-6
     points = weighted_median(views.points, weight)
     return points, (weight * views.score).sum(0) / weight.sum(0)
+
+
+def consensus(shapes: Array, weight: Array, radius: float) -> NDArray[np.bool_]:
+    """(M,) which of shapes (M, N, D) mm with weights (M,) lie near the one that has most support."""
+    apart = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1).mean(-1) / radius
+    support = weight * (np.exp(-((apart / 0.2) ** 2)) @ weight)
+    return np.asarray(apart[int(support.argmax())] < 0.3)
 
 
 def inside_image(image: Image, world: Array, tolerance: float) -> Array:

@@ -120,8 +120,7 @@ class PIN(PosedMethod):
 
     @classmethod
     def adapted(cls, facts: PINFacts, old: PINFacts) -> PINFacts:
-        """With the other model's radius, levels and orientation, and these shapes laid onto its mean shape. Unchanged
-        where the two share fewer than three landmarks or have another dimension."""
+        """In the other model's frame (:func:`adapted_anatomy`), with its levels."""
         laid = adapted_anatomy(facts, old)
         return facts if laid is None else laid.model_copy(update={"levels": old.levels})
 

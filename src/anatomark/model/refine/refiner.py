@@ -25,7 +25,7 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for, pose_onto
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import PosedMethod
 from anatomark.methods.kit.layers import chunks, device_of
@@ -117,15 +117,13 @@ class Refiner(PosedMethod):
 
     @classmethod
     def adapted(cls, facts: RefinerFacts, old: RefinerFacts) -> RefinerFacts:
-        """With the other refiner's radius and warps, and this mean shape laid onto its own. Unchanged where the two
-        share fewer than three landmarks or have another dimension."""
-        shared = [n for n in facts.names if n in old.names]
-        if len(shared) < 3 or old.ndim != facts.ndim:
+        """With the other refiner's radius and warps, and this mean shape laid onto its own, where :func:`pose_onto`
+        can."""
+        pose = pose_onto(facts, old)
+        if pose is None:
             return facts
-        mean, goal = np.asarray(facts.mean_shape), np.asarray(old.mean_shape)
-        pose = procrustes(mean[[facts.names.index(n) for n in shared]], goal[[old.names.index(n) for n in shared]])
-        update = {"mean_shape": pose.apply(mean).tolist(), "radius_mm": old.radius_mm, "warp_mm": old.warp_mm}
-        return facts.model_copy(update=update)
+        mean = pose.apply(facts.mean_shape).tolist()
+        return facts.model_copy(update={"mean_shape": mean, "radius_mm": old.radius_mm, "warp_mm": old.warp_mm})
 
     def per_landmark(self) -> dict[str, PerLandmark]:
         """A new landmark keeps its own network; with a shared trunk it gets the mean of the others' outputs."""
