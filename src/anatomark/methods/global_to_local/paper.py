@@ -96,8 +96,6 @@ class PaperGlobalToLocalFacts(base.Facts):
 
 
 class PaperGlobalToLocal(VoxelMethod):
-    """Global FCNN, then one local FCNN for each landmark, with the published settings; see the module."""
-
     Config = PaperGlobalToLocalConfig
     Facts = PaperGlobalToLocalFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -111,8 +109,6 @@ class PaperGlobalToLocal(VoxelMethod):
         self.global_net = GlobalFCNN(self.ndim, n, facts.pools, widths=c.widths, blocks=c.blocks)
         self.local_nets = LocalFCNNs(self.ndim, n, widths=(c.local_widths[0], c.local_widths[1]))
         self.local_trained = True
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperGlobalToLocalConfig, study: Study) -> PaperGlobalToLocalFacts:
@@ -151,8 +147,6 @@ class PaperGlobalToLocal(VoxelMethod):
         """The local networks, and the last layers of the global one."""
         return dict.fromkeys(("local_nets.*", "global_net.classify.4.*", "global_net.regress.4.*"), 0)
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random crop (global: ``image`` (1, *S)), or for each landmark a sub-image with the landmark anywhere in it
         (local: ``image`` (N, *S)); ``points`` (N, D) in crop voxels; ``defined`` and ``judged`` as in ``vote_loss``."""
@@ -181,8 +175,6 @@ class PaperGlobalToLocal(VoxelMethod):
         weight = self.config.local_classification_weight if local else self.facts.classification_weight
         truth = (batch["points"], batch["defined"], batch["judged"])
         return vote_loss(net(batch["image"]), *truth, stride=net.stride, weight=weight, separate=local)
-
-    # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """With ``start`` the global network runs only if a landmark has no first guess. Score: the largest posterior of

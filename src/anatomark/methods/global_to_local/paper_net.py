@@ -232,9 +232,6 @@ class LocalFCNNs(nn.Module):
         return layers, heads
 
 
-# ---------------------------------------------------------------------- layers
-
-
 def _head(ndim: int, before: int, outputs: int, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(
         conv(ndim)(before, before, 1, groups=groups),

@@ -69,10 +69,7 @@ class GlobalToLocalConfig(FrameConfig):
 
 
 class GlobalToLocal(BlockMethod):
-    """The recommended preset of the method ``global_to_local``; see the module."""
-
     Config = GlobalToLocalConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     refined: ClassVar[bool] = True
     at_once: ClassVar[int] = 32
 
@@ -84,8 +81,6 @@ class GlobalToLocal(BlockMethod):
         self.spacing = self.cover / self.px
         self.unit = self.spacing * STRIDE
         self.net = CoarseNet(self.ndim, self.px, len(self.names), config.width)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
@@ -113,8 +108,6 @@ class GlobalToLocal(BlockMethod):
     def working_images(self, image: Image) -> dict[str, Image]:
         """``coarse``: block means towards the block's spacing."""
         return {"coarse": Parts(image, self.facts.intensity).whole(self.spacing)}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case, turned, moved and maybe cropped; of the views that lie anywhere in the range of
@@ -174,8 +167,6 @@ class GlobalToLocal(BlockMethod):
         direct = average(_huber(votes.points, batch["target"]), near)
         loss = regression + self.config.classification * classification + 0.5 * (miss + direct)
         return logged(loss, regression=regression, classification=classification, point=miss, direct=direct)
-
-    # ------------------------------------------------------------------ inference
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:

@@ -55,12 +55,12 @@ def read_patches(
         coarse = unit_coordinates(image.grid, world if warp is None else warp(world)).view(-1, nodes, nodes, d)
         fine = F.interpolate(coarse.permute(0, 3, 1, 2), size=(px, px), mode="bilinear", align_corners=True)
         fine = fine.permute(0, 2, 3, 1).reshape(m * n, *((-1, px) if d == 2 else (-1, px, px)), d)
-        out.append(_sampled(image, fine).view(m * n, -1, px, px))
+        out.append(sampled(image, fine).view(m * n, -1, px, px))
     return torch.cat(out, 1).view(m, n, -1, px, px)
 
 
-def _sampled(image: Image, at: torch.Tensor) -> torch.Tensor:
-    """Values (B, 1, *S) at sampling coordinates (B, *S, D); outside 0."""
+def sampled(image: Image, at: torch.Tensor) -> torch.Tensor:
+    """Values (B, 1, *S) at sampling coordinates (B, *S, D); 0 outside the image."""
     array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(len(at), -1, *image.grid.shape)
     return F.grid_sample(array, at, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -90,7 +90,7 @@ def read_block(
         lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_BLOCK_NODES,) * d + (d,))
         world = warp(centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice))
         fine = _drawn_out(unit_coordinates(image.grid, world), px)
-    return _sampled(image, fine)
+    return sampled(image, fine)
 
 
 def _drawn_out(nodes: torch.Tensor, px: int) -> torch.Tensor:

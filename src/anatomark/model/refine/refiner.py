@@ -87,8 +87,6 @@ class RefinerFacts(Facts):
 
 
 class Refiner(PosedMethod):
-    """See the module."""
-
     Config = RefineConfig
     Facts = RefinerFacts
 
@@ -100,8 +98,6 @@ class Refiner(PosedMethod):
             LocalNet(p * len(c.scales), p, len(self.names), c.width, c.trunk, c.dropout) for _ in range(c.levels)
         )
         self._active = c.levels  # levels that locate uses
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: RefineConfig, study: Study) -> RefinerFacts:
@@ -163,8 +159,6 @@ class Refiner(PosedMethod):
             now = block_mean(now, block_for(now, 2.0 * float(now.grid.spacing.min())))
         return out
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Sub-images around places near the landmarks of a random warp of the case."""
         k, c = stage.index, self.config
@@ -212,7 +206,6 @@ class Refiner(PosedMethod):
         return patches * torch.stack(kept, 1), (truth[:, axis] - at) * side > 0
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """See :func:`vote_loss`."""
         logits, votes = self.nets[stage.index](batch["patches"])
         return vote_loss(logits, votes, batch["target"], batch["mask"], alpha=self.config.alpha)
 
@@ -236,8 +229,6 @@ class Refiner(PosedMethod):
         """(M, N, C, px, px) around model-frame points (M, N, D) of M poses."""
         spacings = [self.facts.levels[k].spacing_mm * s for s in self.config.scales]
         return read_patches(images, in_world(poses, points), placed(poses)[1], self.px, spacings, warp)
-
-    # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """``start`` refined; a landmark that it lacks starts from the mean shape in the others' pose. Score: posterior
