@@ -97,7 +97,7 @@ class DQNFacts(AnatomyFacts):
 
 
 class DQN(PosedMethod):
-    """Deep Q-learning agents; see the module."""
+    """Deep Q-learning agents, one for each landmark, on one trunk."""
 
     Config = DQNConfig
     Facts = DQNFacts
@@ -115,8 +115,6 @@ class DQN(PosedMethod):
         self.net, self.target = (QNet(self.ndim, self.px, TRAIL, heads=heads, **shape) for _ in range(2))
         self.target.load_state_dict(self.net.state_dict())
         self.register_buffer("learned", torch.zeros((), dtype=torch.int64))  # steps, for exploration and target
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: DQNConfig, study: Study) -> DQNFacts:
@@ -147,8 +145,6 @@ class DQN(PosedMethod):
         """``scale0`` ...: block means towards the spacing of each scale's patches, coarse to fine."""
         parts = Parts(image, self.facts.intensity)
         return {f"scale{k}": parts.whole(spacing) for k, spacing in enumerate(self.steps_mm)}
-
-    # ------------------------------------------------------------------ training
 
     def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches from a replay memory that this call fills, case by case, with what the agents do under the current
@@ -247,8 +243,6 @@ class DQN(PosedMethod):
         self.learned += 1
         if int(self.learned) % self.config.target_every == 0:
             self.target.load_state_dict(self.net.state_dict())
-
-    # ------------------------------------------------------------------ inference
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:

@@ -1,24 +1,28 @@
 """Global-to-local localisation as published (Noothout et al., IEEE TMI 2020): preset ``paper`` (2D as for their
 cephalograms, 3D as for their CCTA), and one preset for each of their applications.
 
-One network sees the whole image on an isotropic working grid; each of its cells says how likely it holds a landmark and
-how far away each landmark is, and all cells vote. Then one small network for each landmark looks at 16 voxels a side
-around that estimate, in the same way. Points are array indices of the working grid, z, y, x. What differs from the
-paper: training images come in shuffled rounds, the N local networks are trained side by side (each on its own loss),
-the warm restarts fit the number of steps (the published one gives the published periods), and convolutions run in bf16
-where the machine is fast at it (``precision: fp32`` for float32). First guesses, other dimensions and the options
-``vote`` and ``intensity`` are ours.
+One network sees the whole image on an isotropic working grid; each of its cells says how likely it holds a landmark
+and how far away each landmark is, and all cells vote. Then one small network for each landmark looks at 16 voxels a
+side around that estimate, in the same way. An image is tiled into cells of ``stride`` q voxels; cell i has its centre
+at q i + (q - 1) / 2. Points, displacements and covariances are in voxels of the working grid, components in the order
+of the array's axes (z, y, x); maps are (B, N, *cells) logits and (B, N, D, *cells) logarithmic displacements. What
+differs from the paper: training images come in shuffled rounds, the N local networks are trained side by side (each on
+its own loss), the warm restarts fit the number of steps (the published one gives the published periods), and
+convolutions run in bf16 where the machine is fast at it (``precision: fp32`` for float32). First guesses, other
+dimensions and the options ``vote`` and ``intensity`` are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
+from torch.nn import functional as F
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Array
@@ -27,12 +31,15 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.methods import base
 from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs
-from anatomark.methods.global_to_local.votes import Vote, Votes, decode, vote_loss
+from anatomark.methods.global_to_local.net import displacement, log_displacement
+from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs, Maps
 from anatomark.methods.kit.layers import device_of, evaluating
-from anatomark.methods.kit.targets import masked
+from anatomark.methods.kit.targets import logged, masked
 from anatomark.methods.kit.working import VoxelMethod, cut, working_grid
 
+Vote = Literal["posterior", "positive"]
+
+LEAST_MASS = 1e-6  # below this sum of posteriors nobody votes but the most probable cell
 LEAST_CELLS = 2  # an image with fewer along an axis is surely at the wrong spacing
 
 _CCTA = {"spacing_mm": 1.5, "pools": [True, True, False, False], "crop_px": 72, "classification_weight": 8.0}
@@ -89,7 +96,7 @@ class PaperGlobalToLocalFacts(base.Facts):
 
 
 class PaperGlobalToLocal(VoxelMethod):
-    """Global FCNN, then one local FCNN for each landmark, with the published settings; see the module."""
+    """A global FCNN, then one local FCNN for each landmark, with the published settings."""
 
     Config = PaperGlobalToLocalConfig
     Facts = PaperGlobalToLocalFacts
@@ -104,8 +111,6 @@ class PaperGlobalToLocal(VoxelMethod):
         self.global_net = GlobalFCNN(self.ndim, n, facts.pools, widths=c.widths, blocks=c.blocks)
         self.local_nets = LocalFCNNs(self.ndim, n, widths=(c.local_widths[0], c.local_widths[1]))
         self.local_trained = True
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperGlobalToLocalConfig, study: Study) -> PaperGlobalToLocalFacts:
@@ -144,8 +149,6 @@ class PaperGlobalToLocal(VoxelMethod):
         """The local networks, and the last layers of the global one."""
         return dict.fromkeys(("local_nets.*", "global_net.classify.4.*", "global_net.regress.4.*"), 0)
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random crop (global: ``image`` (1, *S)), or for each landmark a sub-image with the landmark anywhere in it
         (local: ``image`` (N, *S)); ``points`` (N, D) in crop voxels; ``defined`` and ``judged`` as in ``vote_loss``."""
@@ -174,8 +177,6 @@ class PaperGlobalToLocal(VoxelMethod):
         weight = self.config.local_classification_weight if local else self.facts.classification_weight
         truth = (batch["points"], batch["defined"], batch["judged"])
         return vote_loss(net(batch["image"]), *truth, stride=net.stride, weight=weight, separate=local)
-
-    # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """With ``start`` the global network runs only if a landmark has no first guess. Score: the largest posterior of
@@ -216,3 +217,94 @@ class PaperGlobalToLocal(VoxelMethod):
         images = torch.from_numpy(cut(work.array[0], first, side)).to(device_of(self))
         logits, moves = self.local_nets(images[None])
         return decode(logits, moves, self.local_nets.stride, self.config.vote), first
+
+
+# ---------------------------------------------------------------------- what a cell is taught, and how cells vote
+
+
+def cell_centres(cells: Sequence[int], stride: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(D, *cells) the cells' centres, voxels, float32."""
+    lines = [torch.arange(n, device=device) * stride + (stride - 1) / 2 for n in cells]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+def targets(points: torch.Tensor, cells: Sequence[int], stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Occupancy (B, N, *cells), 1 in the cell that contains the landmark (nowhere if none does), and logarithmic
+    displacements (B, N, D, *cells) of landmarks at ``points`` (B, N, D)."""
+    d = len(cells)
+    centres = cell_centres(cells, stride, points.device)
+    towards = log_displacement(points.view(*points.shape, *(1,) * d) - centres)
+    at = torch.floor((points + 0.5) / stride)
+    occupied = torch.ones((), dtype=points.dtype, device=points.device)
+    for a, n in enumerate(cells):
+        view = [1] * d
+        view[a] = n
+        line = torch.arange(n, device=points.device, dtype=points.dtype) == at[..., a, None]
+        occupied = occupied * line.view(*points.shape[:-1], *view)
+    return occupied, towards
+
+
+def vote_loss(
+    maps: Maps,
+    points: torch.Tensor,
+    defined: torch.Tensor,
+    judged: torch.Tensor,
+    *,
+    stride: int,
+    weight: float,
+    separate: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Mean absolute error of the displacements + ``weight`` x mean binary cross entropy of the posteriors.
+
+    ``maps`` logits and displacements; ``points`` (B, N, D); ``defined`` (B, N) 1 where the position is given, else no
+    displacement is learned; ``judged`` (B, N) 1 where it is known whether and where the landmark is there (an absent
+    one has a posterior of 0 everywhere), else no posterior is learned. Means are over all landmarks, cells and axes;
+    ``separate``: over each landmark's own, and added up, as N networks trained one by one would have them.
+    """
+    logits, moves = maps
+    cells = logits.shape[2:]
+    # a point that is not defined must not put NaN into the gradients
+    here = torch.where(defined[..., None] > 0, points, points.new_full((), -1e4))
+    occupied, towards = targets(here, cells, stride)
+    absolute = (moves - towards).abs().flatten(2).mean(2)
+    cross = F.binary_cross_entropy_with_logits(logits, occupied, reduction="none").flatten(2).mean(2)
+    axes = (0,) if separate else (0, 1)
+    regression = ((absolute * defined).sum(axes) / defined.sum(axes).clamp(min=1)).sum()
+    classification = ((cross * judged).sum(axes) / judged.sum(axes).clamp(min=1)).sum()
+    return logged(regression + weight * classification, regression=regression, classification=classification)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the cells say of each landmark: ``points`` (B, N, D) voxels, ``score`` (B, N) the largest posterior,
+    ``mass`` (B, N) the sum of posteriors, ``covariance`` (B, N, D, D) of the votes, voxels^2 (NaN where a single cell
+    voted). Float64."""
+
+    points: torch.Tensor
+    score: torch.Tensor
+    mass: torch.Tensor
+    covariance: torch.Tensor
+
+
+def decode(logits: torch.Tensor, moves: torch.Tensor, stride: int, vote: Vote = "posterior") -> Votes:
+    """x = sum_p pi_p (c_p + g^-1(r_p)) / sum_p pi_p over all cells p.
+
+    ``vote`` ``positive``: only cells with pi >= 0.5 vote, all alike (the predecessor of 2018). Where the votes' weight
+    is (nearly) nought, the most probable cell alone decides.
+    """
+    logits, moves = logits.cpu(), moves.cpu()  # not every device has float64
+    cells = logits.shape[2:]
+    flat = logits.flatten(2).double()
+    posterior = flat.sigmoid()
+    mass = posterior.sum(2)
+    weights = posterior if vote == "posterior" else (posterior >= 0.5).double()
+    total = weights.sum(2, keepdim=True)
+    alone = F.one_hot(flat.argmax(2), flat.shape[2]).to(weights.dtype)
+    weights = torch.where(total > LEAST_MASS, weights / total.clamp(min=LEAST_MASS), alone)
+    votes = (cell_centres(cells, stride, logits.device) + displacement(moves)).flatten(3).double()  # (B, N, D, cells)
+    points = torch.einsum("bnc,bndc->bnd", weights, votes)
+    apart = votes - points[..., None]
+    covariance = torch.einsum("bnc,bndc,bnec->bnde", weights, apart, apart)
+    single = (weights > 0).sum(2) == 1
+    covariance = covariance.masked_fill(single[..., None, None], torch.nan)
+    return Votes(points, posterior.amax(2), mass, covariance)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch.nn import functional as F
 
@@ -26,8 +26,14 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
-from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, read_votes
-from anatomark.methods.global_to_local.votes import displacement, log_displacement
+from anatomark.methods.global_to_local.net import (
+    STRIDE,
+    CoarseNet,
+    displacement,
+    log_displacement,
+    log_votes,
+    read_votes,
+)
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
@@ -62,28 +68,10 @@ class GlobalToLocalConfig(FrameConfig):
     steps: int = Field(default=2000, ge=1)
 
 
-@dataclass(frozen=True)
-class Hypotheses:
-    """Where the anatomy lies as each of M blocks sees it: ``poses``, fitted ``shapes`` (M, N, D) world mm, and how
-    credible each is (M,)."""
-
-    views: Views
-    poses: list[Pose]
-    shapes: Array
-    weight: Array
-
-    def consensus(self, radius: float) -> Views:
-        """The views whose shapes lie near the one with most support."""
-        apart = np.linalg.norm(self.shapes[:, None] - self.shapes[None], axis=-1).mean(-1) / radius
-        support = self.weight * (np.exp(-((apart / 0.2) ** 2)) @ self.weight)
-        return self.views.some(apart[int(support.argmax())] < 0.3)
-
-
 class GlobalToLocal(BlockMethod):
-    """The recommended preset of the method ``global_to_local``; see the module."""
+    """Votes of blocks in the frame of the anatomy."""
 
     Config = GlobalToLocalConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     refined: ClassVar[bool] = True
     at_once: ClassVar[int] = 32
 
@@ -95,8 +83,6 @@ class GlobalToLocal(BlockMethod):
         self.spacing = self.cover / self.px
         self.unit = self.spacing * STRIDE
         self.net = CoarseNet(self.ndim, self.px, len(self.names), config.width)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
@@ -124,8 +110,6 @@ class GlobalToLocal(BlockMethod):
     def working_images(self, image: Image) -> dict[str, Image]:
         """``coarse``: block means towards the block's spacing."""
         return {"coarse": Parts(image, self.facts.intensity).whole(self.spacing)}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case, turned, moved and maybe cropped; of the views that lie anywhere in the range of
@@ -186,8 +170,6 @@ class GlobalToLocal(BlockMethod):
         loss = regression + self.config.classification * classification + 0.5 * (miss + direct)
         return logged(loss, regression=regression, classification=classification, point=miss, direct=direct)
 
-    # ------------------------------------------------------------------ inference
-
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """Score: posterior that the landmark is in the image, less where its point is not; what is not there lies where
@@ -217,13 +199,14 @@ class GlobalToLocal(BlockMethod):
     def _search(self, image: Image, rng: np.random.Generator) -> Views:
         """Views from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
         best of these again: the views that agree with the one that has most support."""
-        first = self._hypotheses(self._views(image, self._first_windows(image, rng)))
-        best = np.argsort(-first.weight)[: self.config.hypotheses]
-        return self._hypotheses(self._views(image, [first.poses[i] for i in best])).consensus(self.radius)
+        poses, _, weight = self._hypotheses(self._views(image, self._first_windows(image, rng)))
+        best = np.argsort(-weight)[: self.config.hypotheses]
+        views = self._views(image, [poses[i] for i in best])
+        return views.some(consensus(*self._hypotheses(views)[1:], self.radius))
 
-    def _hypotheses(self, views: Views) -> Hypotheses:
-        """Pose and shape that each block sees, the more credible the more landmarks it claims and the better they
-        fit."""
+    def _hypotheses(self, views: Views) -> tuple[list[Pose], Array, Array]:
+        """Poses (M) and fitted shapes (M, N, D) world mm that M blocks see, and how credible each is (M,): the more
+        landmarks it claims and the better they fit."""
         poses, shapes, weight = [], [], []
         for points, here in zip(views.points, views.score, strict=True):
             pose, b = self._pose(points, here)
@@ -232,7 +215,7 @@ class GlobalToLocal(BlockMethod):
             poses.append(pose)
             shapes.append(shape)
             weight.append(here.mean() * np.exp(-aside / (0.1 * self.radius)) + 1e-9)
-        return Hypotheses(views, poses, np.stack(shapes), np.array(weight))
+        return poses, np.stack(shapes), np.array(weight)
 
     def _first_windows(self, image: Image, rng: np.random.Generator) -> list[Pose]:
         """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
@@ -274,6 +257,13 @@ def middle(views: Views) -> tuple[Array, Array]:
     weight = views.score + 1e-6
     points = weighted_median(views.points, weight)
     return points, (weight * views.score).sum(0) / weight.sum(0)
+
+
+def consensus(shapes: Array, weight: Array, radius: float) -> NDArray[np.bool_]:
+    """(M,) which of shapes (M, N, D) mm with weights (M,) lie near the one that has most support."""
+    apart = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1).mean(-1) / radius
+    support = weight * (np.exp(-((apart / 0.2) ** 2)) @ weight)
+    return np.asarray(apart[int(support.argmax())] < 0.3)
 
 
 def inside_image(image: Image, world: Array, tolerance: float) -> Array:

@@ -59,7 +59,7 @@ BATCH = {2: 4, 3: 2}
 
 
 class Heatmap(BlockMethod):
-    """The method ``heatmap``; see the module."""
+    """One heatmap for each landmark over a block in the frame of the anatomy."""
 
     Config = HeatmapConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}, "scn": {"spatial": 32}}
@@ -80,8 +80,6 @@ class Heatmap(BlockMethod):
         self.cells = self.px // config.stem
         self.log_sigma = torch.nn.Parameter(torch.full((n,), float(np.log(config.sigma))))
 
-    # ------------------------------------------------------------------ what depends on the data
-
     @classmethod
     def prepare(cls, config: HeatmapConfig, study: Study) -> AnatomyFacts:
         return AnatomyFacts(**prepare_frame(config, study)[1])
@@ -97,8 +95,6 @@ class Heatmap(BlockMethod):
         c = self.config
         batch = c.batch or BATCH[self.ndim]
         return [Stage("heatmaps", c.steps, batch, c.lr, warmup=100, weight_decay=1e-2, clip_norm=1.0, ema=0.998)]
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case in a random view; ``target`` (N, D) in cells from the middle, ``defined`` (N,): 0
@@ -130,8 +126,6 @@ class Heatmap(BlockMethod):
         if not self.config.learn_sigma:
             return {"loss": loss}
         return logged(loss + self.config.sigma_penalty * sigma.square().mean(), maps=loss, sigma=sigma.mean())
-
-    # ------------------------------------------------------------------ inference
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:

@@ -48,32 +48,21 @@ def read_patches(
     """
     m, n, d = centres.shape
     nodes = 2 if warp is None else _WARP_NODES
-    unit = plane_offsets(d, nodes)
-    out = []
+    unit, out = plane_offsets(d, nodes), []
     for image, spacing in zip(images, spacings, strict=True):
-        half = (px - 1) / 2 * spacing
-        offsets = np.einsum("mij,phwj->mphwi", axes * half, unit)
+        offsets = np.einsum("mij,phwj->mphwi", axes * ((px - 1) / 2 * spacing), unit)
         world = centres[:, :, None, None, None, :] + offsets[:, None]
-        if warp is not None:
-            world = warp(world)
-        out.append(_read_nodes(image, world.reshape(m * n, -1, nodes, nodes, d), px))
+        coarse = unit_coordinates(image.grid, world if warp is None else warp(world)).view(-1, nodes, nodes, d)
+        fine = F.interpolate(coarse.permute(0, 3, 1, 2), size=(px, px), mode="bilinear", align_corners=True)
+        fine = fine.permute(0, 2, 3, 1).reshape(m * n, *((-1, px) if d == 2 else (-1, px, px)), d)
+        out.append(sampled(image, fine).view(m * n, -1, px, px))
     return torch.cat(out, 1).view(m, n, -1, px, px)
 
 
-def _read_nodes(image: Image, world: Array, px: int) -> torch.Tensor:
-    """(B, P, px, px) values on patches given by their nodes (B, P, k, k, D) in world mm."""
-    b, p, k, _, d = world.shape
-    unit = unit_coordinates(image.grid, world)
-    flat = unit.reshape(b * p, k, k, d).permute(0, 3, 1, 2)
-    fine = F.interpolate(flat, size=(px, px), mode="bilinear", align_corners=True)
-    fine = fine.permute(0, 2, 3, 1).reshape(b, p * px, px, d) if d == 2 else _to_5d(fine, b, p, px)
-    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(b, -1, *image.grid.shape)
-    values = F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return values.view(b, p, px, px)
-
-
-def _to_5d(fine: torch.Tensor, b: int, p: int, px: int) -> torch.Tensor:
-    return fine.permute(0, 2, 3, 1).reshape(b, p, px, px, 3)
+def sampled(image: Image, at: torch.Tensor) -> torch.Tensor:
+    """Values (B, 1, *S) at sampling coordinates (B, *S, D); 0 outside the image."""
+    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(len(at), -1, *image.grid.shape)
+    return F.grid_sample(array, at, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def unit_coordinates(grid: Grid, world: Array) -> torch.Tensor:
@@ -92,14 +81,16 @@ def read_block(
     m, d = centres.shape
     half = (px - 1) / 2 * spacing
     if warp is None:
-        fine = _affine_lattice(image.grid, centres, axes * half, px)
+        ends = unit_coordinates(image.grid, centres[:, None] + np.moveaxis(axes * half, 2, 1))  # (M, model axis, D)
+        middle = unit_coordinates(image.grid, centres)
+        theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)
+        fine = F.affine_grid(theta, [m, 1, *(px,) * d], align_corners=True)
     else:
         steps = np.linspace(-half, half, _BLOCK_NODES)
         lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_BLOCK_NODES,) * d + (d,))
         world = warp(centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice))
         fine = _drawn_out(unit_coordinates(image.grid, world), px)
-    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(m, -1, *image.grid.shape)
-    return F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled(image, fine)
 
 
 def _drawn_out(nodes: torch.Tensor, px: int) -> torch.Tensor:
@@ -111,14 +102,6 @@ def _drawn_out(nodes: torch.Tensor, px: int) -> torch.Tensor:
     for _ in range(nodes.ndim - 2):  # the first axis is summed up; its samples go to the end
         nodes = torch.tensordot(nodes, weights, dims=([1], [1]))
     return nodes.movedim(1, -1)
-
-
-def _affine_lattice(grid: Grid, centres: Array, half_axes: Array, px: int) -> torch.Tensor:
-    """Sampling coordinates (M, px, ..., px, D) of cubes with centres (M, D) and half sides (M, D, D)."""
-    ends = unit_coordinates(grid, centres[:, None] + np.moveaxis(half_axes, 2, 1))  # (M, model axis, D)
-    middle = unit_coordinates(grid, centres)
-    theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)
-    return F.affine_grid(theta, [len(centres), 1, *(px,) * centres.shape[1]], align_corners=True)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class PaperPINFacts(Facts):
 
 
 class PaperPIN(VoxelMethod):
-    """The patch-based iterative network with the published settings; see the module."""
+    """The patch-based iterative network with the published settings."""
 
     Config = PaperPINConfig
     Facts = PaperPINFacts
@@ -107,8 +107,6 @@ class PaperPIN(VoxelMethod):
     def iterations(self) -> int:
         """T: the config's, else 350 for rule A and 10 for the others."""
         return self.config.iterations or (350 if self.config.rule == "A" else 10)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperPINConfig, study: Study) -> PaperPINFacts:
@@ -162,8 +160,6 @@ class PaperPIN(VoxelMethod):
     def per_landmark(self) -> dict[str, int]:
         """A network each, or the first convolution's input planes."""
         return {"nets.{landmark}.*": 0} if self.config.mode == "single" else {"nets.0.convs.0.weight": 1}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
@@ -228,8 +224,6 @@ class PaperPIN(VoxelMethod):
         d, logits = self.nets[stage.index](batch["patches"].permute(0, 3, 1, 2))
         c = self.config
         return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])
-
-    # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """The mean of the starts' last positions. Score: how closely they agree (1: all in one place, about 1/e: a

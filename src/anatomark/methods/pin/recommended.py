@@ -12,7 +12,7 @@ PCA's subspace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Stage, Study, Task
-from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy, block_for
+from anatomark.methods.kit.anatomy import AnatomyFacts, block_for
 from anatomark.methods.kit.augment import PointMap, random_intensity
-from anatomark.methods.kit.frame import FrameConfig, PosedMethod, prepare_shapes
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
 from anatomark.methods.kit.layers import device_of
 from anatomark.methods.kit.posed import in_world, placed, planes, read_block, read_patches, turned
 from anatomark.methods.kit.targets import masked
@@ -91,41 +91,33 @@ def default_levels(voxel: float) -> list[Level]:
     return levels
 
 
-class PIN(PosedMethod):
-    """The recommended preset of the method ``pin``; see the module."""
+class PIN(BlockMethod):
+    """Patches along the planes through each landmark, from coarse to fine, their poses found first."""
 
     Config = PINConfig
     Facts = PINFacts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
+    taken_over = ("levels",)
 
     def __init__(self, config: PINConfig, facts: PINFacts):
         super().__init__(config, facts)
         n, d, p = len(self.names), self.ndim, len(planes(self.ndim))
-        self.model = ShapeModel.from_facts(facts)
         self.levels: list[Level] = facts.levels
-        self.context = ContextNet(d, config.context_px, n)
+        self.px = config.context_px
+        self.spacing = config.context_cover * self.radius / (self.px - 1)
+        self.unit = config.context_cover * self.radius / 2
+        self.context = ContextNet(d, self.px, n)
         self.nets = torch.nn.ModuleList(PatchNet(p * len(v.scales), p, n, v.width) for v in self.levels)
-        self._reach = config.context_cover * self.radius / 2  # of the coarse block, mm
         self._active = len(self.levels)  # levels that locate uses; those not trained yet would only do harm
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
         return "the quickest to learn, and it seeks the pose itself"
 
-    # ------------------------------------------------------------------ what depends on the data
-
     @classmethod
     def prepare(cls, config: PINConfig, study: Study) -> PINFacts:
         """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
         anatomy, frame = prepare_shapes(config, study)
         return PINFacts(**frame, levels=config.levels or default_levels(anatomy.spacing / anatomy.radius))
-
-    @classmethod
-    def adapted(cls, facts: PINFacts, old: PINFacts) -> PINFacts:
-        """With the other model's radius, levels and orientation, and these shapes laid onto its mean shape. Unchanged
-        where the two share fewer than three landmarks or have another dimension."""
-        laid = adapted_anatomy(facts, old)
-        return facts if laid is None else laid.model_copy(update={"levels": old.levels})
 
     def per_landmark(self) -> dict[str, int]:
         """Output layers, and each patch network's scales and shifts."""
@@ -154,7 +146,7 @@ class PIN(PosedMethod):
         made: dict[tuple[int, ...], Image] = {}
         parts, out = Parts(image, self.facts.intensity), {}
         patches = {f"{k}.{s}": mm for k in range(len(self.levels)) for s, mm in enumerate(self._spacings(k))}
-        for key, spacing in {"context": self._context_spacing, **patches}.items():
+        for key, spacing in {"context": self.spacing, **patches}.items():
             block = block_for(image, spacing)
             if block not in made:
                 made[block] = parts.whole(spacing)
@@ -175,12 +167,6 @@ class PIN(PosedMethod):
             out[f"{k}.{s}"] = parts.around(spacings[s], world, reach)
         return out
 
-    @property
-    def _context_spacing(self) -> float:
-        return self.config.context_cover * self.radius / (self.config.context_px - 1)
-
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case: the coarse block in a random view, or patches from a random state near its
         truth."""
@@ -191,9 +177,9 @@ class PIN(PosedMethod):
             image = {"patches": random_intensity(patches, rng, c.intensity)}
         else:
             axes, centre, _ = self._random_view(rng, pose, wide=True)
-            at = centre[None], axes[None], c.context_px, self._context_spacing
-            image = {"block": random_intensity(read_block(case.images["context"], *at, read)[0], rng, c.intensity)}
-            target = (truth - centre) @ np.linalg.inv(axes).T / self._reach
+            block = read_block(case.images["context"], centre[None], axes[None], self.px, self.spacing, read)[0]
+            image = {"block": random_intensity(block, rng, c.intensity)}
+            target = self._target(truth, centre, axes)
         return {**image, **masked(target, names=("target", "target_mask"))}
 
     def _level_example(
@@ -238,15 +224,13 @@ class PIN(PosedMethod):
         chosen = [images[f"{k}.{s}"] for s in range(len(spacings))]
         return read_patches(chosen, in_world(poses, points), placed(poses)[1], self.levels[k].px, spacings, way)
 
-    # ------------------------------------------------------------------ inference
-
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """Score: agreement of the last votes; covariance: their spread."""
         self.eval()
         parts = Parts(image, self.facts.intensity)
         if start is None:
-            pose, b = self._find_pose(parts.whole(self._context_spacing))
+            pose, b = self._find_pose(parts.whole(self.spacing))
         else:
             guess = self._guess(start)
             pose = procrustes(self.mean, guess)
@@ -267,7 +251,12 @@ class PIN(PosedMethod):
                 pose, b = self.model.fit(world, weight)
                 if level.update == "shape":
                     world = pose.apply(self.model.decode(b))
-        return self._landmarks(world, votes)
+        if votes is None or len(votes) < 2:
+            return Landmarks(self.names, world)
+        centred = votes - votes.mean(0)
+        covariance = np.einsum("mni,mnj->nij", centred, centred) / (len(votes) - 1)
+        score = np.exp(-np.sqrt(np.trace(covariance, axis1=1, axis2=2)) / (0.05 * self.radius))
+        return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(self.ndim))
 
     def _starts(self, *, last: bool) -> int:
         """The way there needs fewer starts than the answer."""
@@ -285,8 +274,8 @@ class PIN(PosedMethod):
     def _context_pose(self, image: Image, poses: Sequence[Pose]) -> tuple[Pose, Array]:
         """Pose and shape that the coarse block shows, seen from these poses."""
         centres, axes = placed(poses)
-        block = read_block(image, centres, axes, self.config.context_px, self._context_spacing)
-        local = self.context(block.to(device_of(self))).cpu().double().numpy() * self._reach
+        block = read_block(image, centres, axes, self.px, self.spacing)
+        local = self.context(block.to(device_of(self))).cpu().double().numpy() * self.unit
         return self.model.fit(np.median(centres[:, None] + np.einsum("mij,mnj->mni", axes, local), 0))
 
     def _votes(
@@ -301,16 +290,6 @@ class PIN(PosedMethod):
         logits = self.nets[k](self._patches(k, images, poses, points).to(device_of(self)))
         mean, variance = read_votes(logits.cpu(), self.ndim)
         return in_world(poses, points + mean * self._half(k)), 1 / np.median(variance.sum(-1), 0)
-
-    def _landmarks(self, world: Array, votes: Array | None) -> Landmarks:
-        d = world.shape[1]
-        if votes is None or len(votes) < 2:
-            return Landmarks(self.names, world)
-        centred = votes - votes.mean(0)
-        covariance = np.einsum("mni,mnj->nij", centred, centred) / (len(votes) - 1)
-        spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
-        score = np.exp(-spread / (0.05 * self.radius))
-        return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(d))
 
 
 def _in_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

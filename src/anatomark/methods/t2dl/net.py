@@ -91,8 +91,6 @@ class PatchRegressor(nn.Module):
         (patch - 1) / 2 + 8 k."""
         return lattice([torch.arange(n) * float(STRIDE) + (self.patch - 1) / 2 for n in self.cells(shape)])
 
-    # ------------------------------------------------------------------ the trunk, layer by layer
-
     def _plain(self, images: torch.Tensor) -> torch.Tensor:
         """(B, hidden, *cells). In evaluation with gradients the first block keeps none of its maps."""
         first = 3 * self.per_block + 1
@@ -112,8 +110,6 @@ class PatchRegressor(nn.Module):
         pooled = (images.shape[2] - margin) // 2
         rows = max(1, STEM_VOXELS // max(1, 2 * images[:, 0, 0].numel()))
         return [(2 * a, 2 * min(a + rows, pooled) + margin) for a in range(0, pooled, rows)]
-
-    # ------------------------------------------------------------------ the same on folded weights
 
     def _fast(self, images: torch.Tensor) -> torch.Tensor:
         kind = conv_dtype(images.device)

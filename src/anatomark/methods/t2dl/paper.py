@@ -102,7 +102,7 @@ class PaperT2DLFacts(AnatomyFacts):
 
 
 class PaperT2DL(PosedMethod):
-    """Patch regressor, then the whole image with joint layers, with the published settings; see the module."""
+    """A patch regressor, then the whole image with joint layers, with the published settings."""
 
     Config = PaperT2DLConfig
     Facts = PaperT2DLFacts
@@ -122,8 +122,6 @@ class PaperT2DL(PosedMethod):
         mean = torch.from_numpy((self.mean_world - self.origin) / self.unit)
         self.extra = ExtraLayers(mean, self.alpha * c.vote_share, c.rank)
         self.joint_trained = True
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperT2DLConfig, study: Study) -> PaperT2DLFacts:
@@ -178,8 +176,6 @@ class PaperT2DL(PosedMethod):
     def working_images(self, image: Image) -> dict[str, Image]:
         """``work``: see :func:`clipped_image`; at least a patch in size."""
         return {"work": clipped_image(image, self.spacing, self.facts.intensity, self.net.patch)}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Patches (M, 1, *P) with ``goal`` (M, N, D) in units; or the whole ``image`` (1, *S) with ``points`` (N, D)
@@ -259,8 +255,6 @@ class PaperT2DL(PosedMethod):
         keep, parts = torch.is_grad_enabled(), chunks(len(self.names), self.config.chunk)
         votes = [checkpoint(some, r, use_reentrant=False) if keep else some(r) for r in parts]
         return torch.cat([p for p, _ in votes], 1), torch.cat([c for _, c in votes], 1)
-
-    # ------------------------------------------------------------------ inference
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:

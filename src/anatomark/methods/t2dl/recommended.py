@@ -74,11 +74,10 @@ class T2DLFacts(AnatomyFacts):
 
 
 class T2DL(BlockMethod):
-    """The recommended preset of the method ``t2dl``; see the module."""
+    """A fully convolutional patch regressor and joint layers in the frame of the anatomy."""
 
     Config = T2DLConfig
     Facts = T2DLFacts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     aligned: ClassVar[bool] = True
     taken_over: ClassVar[tuple[str, ...]] = ("picture",)
     places: torch.Tensor
@@ -106,8 +105,6 @@ class T2DL(BlockMethod):
         if facts.picture is not None and config.decode == "full":
             self.picture = Picture.from_facts(facts.picture)
         self._forms: dict[str, Warp] = {}  # of the training cases, on the mean picture
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
@@ -156,8 +153,6 @@ class T2DL(BlockMethod):
         parts = Parts(image, self.facts.intensity)
         images = {"block": parts.whole(self.spacing)}
         return images if self.picture is None else {**images, "picture": parts.whole(self.picture.spacing)}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case in a random view; some drawn onto the mean picture first, as in the end."""
@@ -211,8 +206,6 @@ class T2DL(BlockMethod):
         if case.id not in self._forms:
             self._forms[case.id] = self.picture.draw(case.images["picture"], pose)
         return self._forms[case.id]
-
-    # ------------------------------------------------------------------ inference
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:

@@ -15,7 +15,7 @@ from anatomark.core.image import Image
 from anatomark.core.intensity import normalise, otsu
 from anatomark.core.resample import resample
 from anatomark.methods.kit.augment import PointMap
-from anatomark.methods.kit.posed import unit_coordinates
+from anatomark.methods.kit.posed import sampled, unit_coordinates
 from anatomark.methods.kit.working import working_grid
 
 LONGEST_PX = 220  # of the working image, about: a brain at 1 mm
@@ -96,6 +96,4 @@ def read_warped(work: Image, read: PointMap) -> torch.Tensor:
     world = read(work.grid.to_world(np.stack(np.meshgrid(*nodes, indexing="ij"), -1)))
     coarse = unit_coordinates(work.grid, world).movedim(-1, 0)[None]
     mode = "bilinear" if work.ndim == 2 else "trilinear"
-    fine = F.interpolate(coarse, size=shape, mode=mode, align_corners=True).movedim(1, -1)
-    array = torch.from_numpy(np.asarray(work.array))[None]
-    return F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    return sampled(work, F.interpolate(coarse, size=shape, mode=mode, align_corners=True).movedim(1, -1))[0]

@@ -25,7 +25,7 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
 from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for, pose_onto
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import PosedMethod
 from anatomark.methods.kit.layers import chunks, device_of
@@ -87,7 +87,7 @@ class RefinerFacts(Facts):
 
 
 class Refiner(PosedMethod):
-    """See the module."""
+    """Patches around what a method finds, read once more and finer, from level to level."""
 
     Config = RefineConfig
     Facts = RefinerFacts
@@ -100,8 +100,6 @@ class Refiner(PosedMethod):
             LocalNet(p * len(c.scales), p, len(self.names), c.width, c.trunk, c.dropout) for _ in range(c.levels)
         )
         self._active = c.levels  # levels that locate uses
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: RefineConfig, study: Study) -> RefinerFacts:
@@ -117,15 +115,13 @@ class Refiner(PosedMethod):
 
     @classmethod
     def adapted(cls, facts: RefinerFacts, old: RefinerFacts) -> RefinerFacts:
-        """With the other refiner's radius and warps, and this mean shape laid onto its own. Unchanged where the two
-        share fewer than three landmarks or have another dimension."""
-        shared = [n for n in facts.names if n in old.names]
-        if len(shared) < 3 or old.ndim != facts.ndim:
+        """With the other refiner's radius and warps, and this mean shape laid onto its own, where :func:`pose_onto`
+        can."""
+        pose = pose_onto(facts, old)
+        if pose is None:
             return facts
-        mean, goal = np.asarray(facts.mean_shape), np.asarray(old.mean_shape)
-        pose = procrustes(mean[[facts.names.index(n) for n in shared]], goal[[old.names.index(n) for n in shared]])
-        update = {"mean_shape": pose.apply(mean).tolist(), "radius_mm": old.radius_mm, "warp_mm": old.warp_mm}
-        return facts.model_copy(update=update)
+        mean = pose.apply(facts.mean_shape).tolist()
+        return facts.model_copy(update={"mean_shape": mean, "radius_mm": old.radius_mm, "warp_mm": old.warp_mm})
 
     def per_landmark(self) -> dict[str, PerLandmark]:
         """A new landmark keeps its own network; with a shared trunk it gets the mean of the others' outputs."""
@@ -164,8 +160,6 @@ class Refiner(PosedMethod):
                 break
             now = block_mean(now, block_for(now, 2.0 * float(now.grid.spacing.min())))
         return out
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Sub-images around places near the landmarks of a random warp of the case."""
@@ -214,7 +208,6 @@ class Refiner(PosedMethod):
         return patches * torch.stack(kept, 1), (truth[:, axis] - at) * side > 0
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """See :func:`vote_loss`."""
         logits, votes = self.nets[stage.index](batch["patches"])
         return vote_loss(logits, votes, batch["target"], batch["mask"], alpha=self.config.alpha)
 
@@ -238,8 +231,6 @@ class Refiner(PosedMethod):
         """(M, N, C, px, px) around model-frame points (M, N, D) of M poses."""
         spacings = [self.facts.levels[k].spacing_mm * s for s in self.config.scales]
         return read_patches(images, in_world(poses, points), placed(poses)[1], self.px, spacings, warp)
-
-    # ------------------------------------------------------------------ inference
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """``start`` refined; a landmark that it lacks starts from the mean shape in the others' pose. Score: posterior

@@ -17,8 +17,13 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Evidence, Stage, Study
-from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, PaperGlobalToLocalConfig, cut
-from anatomark.methods.global_to_local.votes import cell_centres, decode
+from anatomark.methods.global_to_local.paper import (
+    PaperGlobalToLocal,
+    PaperGlobalToLocalConfig,
+    cell_centres,
+    cut,
+    decode,
+)
 from anatomark.methods.kit.precision import use_bf16
 
 NAMES = ("a", "b", "c")

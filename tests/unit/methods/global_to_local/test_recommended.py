@@ -17,16 +17,15 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Task
-from anatomark.methods.global_to_local.net import BlockVotes, block_cells, log_votes, read_votes
+from anatomark.methods.global_to_local.net import BlockVotes, block_cells, log_displacement, log_votes, read_votes
 from anatomark.methods.global_to_local.recommended import (
     GlobalToLocal,
     GlobalToLocalConfig,
-    Hypotheses,
     _random_cuts,
+    consensus,
     inside_image,
     weighted_median,
 )
-from anatomark.methods.global_to_local.votes import log_displacement
 from anatomark.methods.kit.posed import Views
 from anatomark.model.start import moved_weights
 
@@ -253,7 +252,7 @@ def test_views_agree_on_what_most_of_them_see_not_on_the_mean() -> None:
     seen = np.stack([shape + rng.normal(0, 0.5, shape.shape) for _ in range(5)] + [-shape, shape + 40, shape[::-1]])
     views = Views(seen, np.zeros((8, 5, 3, 3)), np.ones((8, 5)))
     weight = np.array([0.6] * 5 + [1.0] * 3)  # those that stand alone believe in themselves
-    agreed = Hypotheses(views, [Pose.identity(3)] * 8, seen, weight).consensus(radius=20)
+    agreed = views.some(consensus(seen, weight, radius=20))
     np.testing.assert_array_equal(agreed.points, seen[:5])
 
 

@@ -78,7 +78,7 @@ def test_working_images_are_thinned_towards_their_spacing_and_shared() -> None:
         wanted = (
             phantom.LEVELS[k].spacing * phantom.LEVELS[k].scales[s] * method.radius
             if key != "context"
-            else method._context_spacing
+            else method.spacing
         )
         assert (made.grid.spacing <= np.maximum(wanted * 1.15, image.grid.spacing) + 1e-9).all(), key
         assert made.array.dtype == np.float32
