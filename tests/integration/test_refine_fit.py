@@ -179,9 +179,7 @@ def test_only_leaves_the_method_as_it_is(study: Path, plain: Fitted, tmp_path: P
     assert level["reach_mm"] == pytest.approx(np.quantile(plain.validation.errors, 0.99))
     image, _ = tiny.blobs(99, 2)
     model = load(run)
-    np.testing.assert_array_equal(
-        model.composed.method.locate(image).points, load(plain.run).composed.locate(image).points
-    )
+    np.testing.assert_array_equal(model.composed.method.locate(image).points, load(plain.run).composed.locate(image).points)
     assert np.abs(model.predict(image).landmarks.points - load(plain.run).predict(image).landmarks.points).max() > 1e-3
 
 
