@@ -69,6 +69,14 @@ def check_claim(path: Path, claimed: int, packed: bool, file: Path | None = None
         )
 
 
+def check_unpacked_size(path: Path, least: int) -> None:
+    """Raise InputError where a gzip file of one member says, in its last four bytes, that it holds fewer bytes."""
+    with open(path, "rb") as file:
+        file.seek(-4, 2)
+        if int.from_bytes(file.read(4), "little") < least < 1 << 32:
+            raise InputError(f"{path}: {CUT_OFF}")
+
+
 def read_data(
     path: Path, start: int, skip: int, count: int, dtype: np.dtype[Any], wbits: int | None = None
 ) -> NDArray[Any]:

@@ -16,12 +16,12 @@ from anatomark.errors import InputError
 from anatomark.io import dicom_files
 from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.dicom import open_dicom
-from anatomark.io.files import start_of
+from anatomark.io.files import check_unpacked_size, start_of
 from anatomark.io.frames import Spacing
 from anatomark.io.geometry import Opened
-from anatomark.io.itk import condensed, open_other, point_locale, quiet, to_itk
+from anatomark.io.itk import condensed, is_sheared, open_other, point_locale, quiet, to_itk
 from anatomark.io.metaimage import looks_like_metaimage, open_metaimage
-from anatomark.io.nifti import looks_like_mgh, looks_like_nifti, open_mgh, open_nifti
+from anatomark.io.nifti import looks_like_mgh, looks_like_nifti, open_mgh, open_nifti, write_sheared
 from anatomark.io.nrrd import looks_like_nrrd, open_nrrd
 from anatomark.io.pictures import open_picture, picture_reader
 
@@ -150,21 +150,28 @@ def squeeze_grid(grid: Grid) -> Grid:
 
 
 def write_image(image: Image, path: Where) -> None:
-    """Write NIfTI, NRRD or MHA (with geometry), or a 2D picture (PNG, TIFF, JPEG, BMP: without), atomically.
+    """Write NIfTI, NRRD or MHA (with geometry), or a 2D picture (PNG, TIFF, JPEG, BMP: without), atomically. Sheared
+    axes are written to NIfTI by the sform alone.
 
-    Raises InputError for an unknown ending, sheared axes, values the format cannot hold, or a disk that refuses.
+    Raises InputError for an unknown ending, values the format cannot hold, or a disk that refuses.
     """
     path = Path(path)
-    if not path.name.lower().endswith(VOLUMES + PICTURES):
+    name = path.name.lower()
+    if not name.endswith(VOLUMES + PICTURES):
         raise InputError(f"{path}: images are written as {', '.join(VOLUMES + PICTURES)}")
-    itk = to_itk(image, path, path.name.lower().endswith(PICTURES))
+    picture = name.endswith(PICTURES)
+    by_nibabel = name.endswith((".nii", ".nii.gz")) and is_sheared(image.grid)
+    itk = None if by_nibabel else to_itk(image, path, picture)
     with atomic_path(path) as temporary:
         try:
-            with quiet(), point_locale():
-                sitk.WriteImage(itk, str(temporary), useCompression=path.name.lower().endswith((".nrrd", ".mha")))
-            image_grid(
-                temporary, 1.0 if path.name.lower().endswith(PICTURES) else None
-            )  # NIfTI's writer says nothing when the disk is full
+            if itk is None:
+                write_sheared(image, temporary)
+            else:
+                with quiet(), point_locale():
+                    sitk.WriteImage(itk, str(temporary), useCompression=name.endswith((".nrrd", ".mha")))
+            image_grid(temporary, 1.0 if picture else None)  # NIfTI's writer says nothing when the disk is full
+            if name.endswith(".gz"):
+                check_unpacked_size(temporary, image.array.nbytes)
         except InputError:
             raise InputError(f"{path}: cannot be written whole; is the disk full?") from None
         except RuntimeError as error:

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from anatomark.core.grid import Array
+from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.io.files import check_claim
@@ -91,8 +91,14 @@ def point_locale() -> Iterator[None]:
         locale.setlocale(locale.LC_NUMERIC, before)
 
 
+def is_sheared(grid: Grid) -> bool:
+    """Whether the axes are not at right angles, which ITK's NIfTI writer does not keep."""
+    direction = grid.axes / grid.spacing
+    return bool(np.abs(direction.T @ direction - np.eye(grid.ndim)).max() > 1e-4)
+
+
 def to_itk(image: Image, path: Path, picture: bool) -> sitk.Image:
-    """An image as ITK's, to be written. Raises InputError where a picture cannot hold it, or its axes are sheared."""
+    """An image as ITK's, to be written. Raises InputError where a picture cannot hold it."""
     array = image.array
     allowed = (np.uint8, np.uint16) if path.name.lower().endswith((".png", ".tif", ".tiff")) else (np.uint8,)
     if picture and (image.ndim != 2 or len(array) not in (1, 3) or array.dtype not in allowed):
@@ -108,8 +114,6 @@ def to_itk(image: Image, path: Path, picture: bool) -> sitk.Image:
     if not picture:
         spacing = image.grid.spacing[::-1]
         direction: Array = image.grid.axes[:, ::-1] / spacing
-        if np.abs(direction.T @ direction - np.eye(image.ndim)).max() > 1e-4:
-            raise InputError(f"{path}: the image's axes are not at right angles; resample it before writing")
         itk.SetSpacing(spacing.tolist())
         itk.SetDirection(direction.ravel().tolist())
         itk.SetOrigin(image.grid.origin.tolist())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
+from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.io.files import CUT_OFF, check_claim, check_regular, read_data, start_of
 from anatomark.io.geometry import Geometry, Opened, checked_size
@@ -274,6 +275,22 @@ def _without_form(size: tuple[int, ...], steps: Array, sound: Array, kind: str) 
     sources = {"spacing": "pixdim", "origin": UNKNOWN, "direction": UNKNOWN}
     missing = "" if sound.all() else "pixdim is no positive number"
     return Geometry(size, np.diag(steps), np.zeros(3), tuple(sound), sources, [note], [], missing)
+
+
+def write_sheared(image: Image, path: Path) -> None:
+    """Write a 3D image whose axes are not at right angles: the sform alone can hold them. Raises InputError where it
+    holds several values a voxel."""
+    from nibabel.nifti1 import Nifti1Image
+
+    if image.ndim != 3 or len(image.array) != 1:
+        raise InputError(f"{path}: the image's axes are not at right angles; resample it before writing")
+    array = image.array[0]
+    array = array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
+    affine = image.grid.affine[:, [2, 1, 0, 3]]
+    made = Nifti1Image(array.transpose(2, 1, 0), LPS @ affine, dtype=array.dtype)
+    made.set_sform(LPS @ affine, 1)
+    made.set_qform(None, 0)
+    made.to_filename(path)
 
 
 def open_mgh(path: Path) -> Opened:
