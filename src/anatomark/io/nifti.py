@@ -187,6 +187,11 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...], form: str | None, 
     if used == "sform" and not (sound & (abs(pixdim / lengths - 1) <= 0.01)).all():
         said, own = (";".join(f"{v:g}" for v in s) for s in (pixdim, lengths))
         notes.append(f"pixdim says a spacing of {said}, the sform {own}, which is used; 3D Slicer takes pixdim")
+    if used == "sform" and not other and (bent := _bent(affine, size) * unit) > 0.1:
+        notes.append(
+            f"its axes are not at right angles, by {bent:.2g} mm at the farthest corner; ITK, and 3D Slicer with it, "
+            "does not read them as they are"
+        )
     if unit != 1:
         notes.append(f"its unit is the {'metre' if unit > 1 else 'micron'}; its numbers were made mm")
     world = LPS @ affine
@@ -264,6 +269,15 @@ def corners_apart(a: Array, b: Array, size: tuple[int, ...]) -> float:
     with np.errstate(all="ignore"):
         moved = index @ (a - b)[:3, :3].T + (a - b)[:3, 3]
         return float(np.linalg.norm(moved, axis=1).max())
+
+
+def _bent(affine: Array, size: tuple[int, ...]) -> float:
+    """How far a corner lies, mm, from where the nearest axes at right angles would have it."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, v = np.linalg.svd(affine[:3, :3] / lengths)
+    straight = affine.copy()
+    straight[:3, :3] = u @ v * lengths
+    return corners_apart(affine, straight, size)
 
 
 def _without_form(size: tuple[int, ...], steps: Array, sound: Array, kind: str) -> Geometry:

@@ -230,9 +230,10 @@ def _in_space(path: Path, fields: dict[str, str], directions: list[Array], size:
         raise InputError(f"{path}: its header is damaged: {len(unit)} space units for {d} directions of space")
     signs, known = _signs(fields.get("space", ""), d)
     if not known and d == 3:
-        notes.append(f"its space {fields.get('space', 'is not stated')!r} names no sides; it is taken as LPS")
+        what = f"its space {fields['space'][:40]!r} names no sides" if "space" in fields else "states no space"
+        notes.append(f"{what}, so sides are unknown; it is taken as LPS")
     if (unit != 1).any():
-        notes.append(f"its space units are {', '.join(units)}; its numbers were made mm")
+        notes.append(f"its space units are {', '.join(dict.fromkeys(units))}; its numbers were made mm")
     if not text and d == 3:
         notes.append("states no space origin; it is taken as 0")
     scale = (signs * unit)[:, None]
