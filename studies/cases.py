@@ -47,9 +47,9 @@ RIGHT = {
     "08": Right(refused="position.*spacing"), "09": Right(place=True), "10": Right(refused="im003"),
     "11": Right(refused="one place"), "14": Right(refused="orientation"), "15": Right(refused="apart"), "17": EITHER,
     "18": EITHER, "19": EITHER, "20": SPACING, "22": EITHER,
-    "23": Right(place=True, said="sform.*qform", refused="sform.*qform"),
-    "24": Right(place=True, said="sform.*qform", refused="sform.*qform"),
-    "25": EITHER, "26": EITHER, "28": Right(said="qform.*unknown", refused="qform"), "29": EITHER, "30": SPACING,
+    "23": Right(place=True, said="mm apart", refused="mm apart"),
+    "24": Right(place=True, said="mm apart", refused="mm apart"),
+    "25": EITHER, "26": EITHER, "28": Right(said="sides are unknown|right are unknown", refused="qform"), "29": EITHER, "30": SPACING,
     "32": Right(said="Analyze", refused="Analyze"), "33": Right(place=True, refused="gz"), "34": Right(place=True),
     "35": Right(place=True), "36": Right(place=True), "37": SPACING, "38": SPACING, "40": SPACING,
     "41": Right(place=True, refused="micron"), "43": Right(lower=(125, 40)), "46": Right(grey=250),
@@ -100,7 +100,7 @@ def _held(out: Path, right: Right) -> tuple[bool, str]:
     image = read_image(files[0])
     array = image.array.astype(float).mean(0)
     if right.grey is not None:
-        return array.max() == right.grey, f"brightest value {array.max():g}"
+        return bool(array.max() == right.grey), f"brightest value {array.max():g}"
     if not right.place:
         return True, "read"
     index = np.unravel_index(int(array.argmax()), array.shape) + np.array(lower)
