@@ -68,7 +68,9 @@ def directories(data: bytes) -> Iterator[Tags]:
     offset, number = ("Q", "Q") if big else ("I", "H")
     at = struct.unpack_from(f"{order}{offset}", data, 8 if big else 4)[0]
     seen: set[int] = set()
-    while at and at not in seen and len(seen) < MOST_PAGES:
+    while at:
+        if at in seen or len(seen) >= MOST_PAGES:  # ITK's reader would follow the circle for ever
+            raise struct.error("the directories do not end")
         seen.add(at)
         count = struct.unpack_from(order + number, data, at)[0]
         first, length = at + struct.calcsize(order + number), 20 if big else 12
