@@ -66,15 +66,14 @@ def open_other(path: Path) -> Opened:
     d = len(checked_size(path, size))
     spacing = np.array(itk.GetSpacing()[:d])
     direction = np.array(itk.GetDirection()).reshape(n, n)[:d, :d]
-    reader = itk.GetImageIO()
     stated = not (spacing == 1).all()
     check_claim(path, int(np.prod([float(s) for s in size])) * itk.GetNumberOfComponents(), True)
-    sources = dict.fromkeys(("spacing", "origin", "direction"), f"by ITK's {reader}")
-    missing = f"ITK's {reader} gives 1 mm, which it also does where a header says nothing"
+    sources = dict.fromkeys(("spacing", "origin", "direction"), "as ITK reads it")
+    missing = "ITK reads 1 mm, which it also does where a header says nothing"
     geometry = Geometry(
         tuple(size[:d]), direction * spacing, np.array(itk.GetOrigin()[:d]), (stated,) * d, sources, missing=missing
     )
-    return Opened(geometry, lambda: read_with(reader, path))
+    return Opened(geometry, lambda: read_with("", path))
 
 
 @contextmanager

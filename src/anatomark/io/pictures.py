@@ -61,7 +61,7 @@ def open_picture(path: Path, reader: str) -> Opened:
 
     def pixels() -> NDArray[Any]:
         array = _by_pillow(path) if by_pillow else read_with(reader, path)
-        return _black_is_0(path, array, page, by_pillow) if page and page.white_is_0 else array
+        return _black_is_0(array, page) if page and page.white_is_0 else array
 
     return Opened(geometry, pixels, picture=True)
 
@@ -73,9 +73,9 @@ def _size(path: Path, reader: str) -> tuple[int, ...]:
     return size
 
 
-def _black_is_0(path: Path, array: NDArray[Any], page: Page, by_pillow: bool) -> NDArray[Any]:
-    """A TIFF whose white is 0, turned round; those of 1 to 4 bits are by their readers."""
-    if page.bits < 8 or page.samples != 1 or (by_pillow and page.bits == 8) or array.dtype.kind != "u":
+def _black_is_0(array: NDArray[Any], page: Page) -> NDArray[Any]:
+    """A TIFF whose white is 0, turned round; those of fewer bits, and tiles of 8, are by ITK's reader."""
+    if page.bits < 8 or page.samples != 1 or (page.tiled and page.bits == 8) or array.dtype.kind != "u":
         return array
     return np.asarray(np.iinfo(array.dtype).max - array)
 
