@@ -203,8 +203,9 @@ def _check_alike(path: Path, slices: list[Slice]) -> None:
         if np.abs((np.array(s.spacing) - most_common) * common).max() > TOLERANCE_MM:
             own, most = (";".join(f"{v:g}" for v in both) for both in (s.spacing, most_common))
             raise InputError(f"{path}: slice {s.name} has a pixel spacing of {own} mm, the others {most}")
-    if any(s.position is not None for s in slices) and (s := next((s for s in slices if s.position is None), None)):
-        raise InputError(f"{path}: slice {s.name} has no position (0020,0032)")
+    without = [s for s in slices if s.position is None]
+    if 0 < len(without) < len(slices):
+        raise InputError(f"{path}: slice {without[0].name} has no position (0020,0032)")
 
 
 def _directions(path: Path, slices: list[Slice]) -> tuple[Array, bool]:

@@ -238,7 +238,7 @@ def _disagreement(
     other: str,
     size: tuple[int, ...],
     codes: dict[str, int],
-    sound: Array,
+    sound: NDArray[np.bool_],
     unit: float,
 ) -> list[str]:
     """A line where the two forms place the corners of the image differently."""
@@ -280,7 +280,7 @@ def _bent(affine: Array, size: tuple[int, ...]) -> float:
     return corners_apart(affine, straight, size)
 
 
-def _without_form(size: tuple[int, ...], steps: Array, sound: Array, kind: str) -> Geometry:
+def _without_form(size: tuple[int, ...], steps: Array, sound: NDArray[np.bool_], kind: str) -> Geometry:
     what = "is an Analyze 7.5 file, which states" if kind == "analyze" else "sets neither sform nor qform and states"
     note = (
         f"{what} no place and no sides: left and right are unknown; it is placed as 3D Slicer does, the first voxel at "
