@@ -21,12 +21,17 @@ from anatomark.errors import InputError
 from anatomark.io.files import check_claim
 from anatomark.io.geometry import Geometry, Opened, checked_size
 
+UNKNOWN = "no reader knows it; it is damaged, or no image"
+OTHERS = {
+    ".gipl": "GiplImageIO", ".mrc": "MRCImageIO", ".rec": "MRCImageIO", ".vtk": "VTKImageIO", ".h5": "HDF5ImageIO",
+    ".hdf5": "HDF5ImageIO", ".mnc": "MINCImageIO", ".pic": "BioRadImageIO", ".spr": "StimulateImageIO",
+}  # fmt: skip
 _lock = threading.Lock()
 _silent = {"depth": 0, "stderr": -1}
 
 
-def open_with(path: Path, reader: str = "") -> sitk.ImageFileReader:
-    """ITK's reader of that name (blank: whichever knows the file) that has read the header. Raises InputError."""
+def open_with(path: Path, reader: str) -> sitk.ImageFileReader:
+    """ITK's reader of that name that has read the header. Raises InputError."""
     itk = sitk.ImageFileReader()
     itk.SetFileName(str(path))
     itk.SetImageIO(reader)
@@ -59,9 +64,12 @@ def read_with(reader: str, path: Path, dimensions: int | None = None) -> NDArray
 
 
 def open_other(path: Path) -> Opened:
-    """Read the header of any other format that ITK knows. Its reader may make up a spacing, so that of 1 mm along all
-    axes is not believed. Raises InputError."""
-    itk = open_with(path)
+    """Read the header of another format that ITK knows, by its ending: offered any file, some readers of ITK end the
+    process. They may make up a spacing, so that of 1 mm along all axes is not believed. Raises InputError."""
+    reader = OTHERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+    if reader is None:
+        raise InputError(f"{path}: cannot be read: {UNKNOWN}")
+    itk = open_with(path, reader)
     size, n = itk.GetSize(), itk.GetDimension()
     d = len(checked_size(path, size))
     spacing = np.array(itk.GetSpacing()[:d])
@@ -73,7 +81,7 @@ def open_other(path: Path) -> Opened:
     geometry = Geometry(
         tuple(size[:d]), direction * spacing, np.array(itk.GetOrigin()[:d]), (stated,) * d, sources, missing=missing
     )
-    return Opened(geometry, lambda: read_with("", path))
+    return Opened(geometry, lambda: read_with(reader, path))
 
 
 @contextmanager
@@ -122,7 +130,7 @@ def to_itk(image: Image, path: Path, picture: bool) -> sitk.Image:
 def condensed(error: Exception) -> str:
     """One line of SimpleITK's several: what follows 'ERROR:', without object addresses and source paths."""
     if "Unable to determine ImageIO reader" in str(error):
-        return "no reader knows it; it is damaged, or no image"
+        return UNKNOWN
     text = re.split(r"(?:sitk::|ITK )ERROR:", str(error))[-1]
     text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
     return re.sub(r"\s+", " ", text).strip()[:200] or type(error).__name__

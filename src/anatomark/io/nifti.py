@@ -322,7 +322,8 @@ def open_mgh(path: Path) -> Opened:
     size = checked_size(path, [int(n) for n in header["dims"]])
     count = int(np.prod(size, dtype=np.int64))
     check_claim(path, 284 + count * dtype.itemsize, packed)
-    affine = np.array(header.get_affine(), dtype=np.float64)
+    with np.errstate(all="ignore"):
+        affine = np.array(header.get_affine(), dtype=np.float64)
     _check(path, affine, "matrix", "")
     sources = {"spacing": "delta", "origin": "Pxyz_c", "direction": "Mdc"}
     notes, missing = [], ""

@@ -17,10 +17,11 @@ from anatomark.io.headers import NOT_STATED
 from anatomark.io.itk import open_with, quiet, read_with
 from anatomark.io.tiff import Page, check_tiff, first_tags
 
+JPEG_2000 = "Pillow"  # damaged files end the process in ITK's reader
 STARTS = {
     b"\x89PNG": "PNGImageIO", b"\xff\xd8": "JPEGImageIO", b"BM": "BMPImageIO", b"II*\0": "TIFFImageIO",
-    b"MM\0*": "TIFFImageIO", b"II+\0": "TIFFImageIO", b"MM\0+": "TIFFImageIO", b"\0\0\0\x0cjP  ": "JPEG2000ImageIO",
-    b"\xff\x4f\xff\x51": "JPEG2000ImageIO",
+    b"MM\0*": "TIFFImageIO", b"II+\0": "TIFFImageIO", b"MM\0+": "TIFFImageIO", b"\0\0\0\x0cjP  ": JPEG_2000,
+    b"\xff\x4f\xff\x51": JPEG_2000,
 }  # fmt: skip
 TURNED = (
     "is stored rotated (EXIF orientation {}), so pixel positions would be ambiguous; "
@@ -36,7 +37,7 @@ def picture_reader(start: bytes) -> str:
 def open_picture(path: Path, reader: str) -> Opened:
     """Read the header of a picture. Raises InputError where it is cut off, stored rotated, or of a kind that would be
     read as something else."""
-    page, by_pillow = None, False
+    page, by_pillow = None, reader == JPEG_2000
     try:
         with open(path, "rb") as file:
             if reader == "JPEGImageIO":
@@ -81,13 +82,13 @@ def _black_is_0(array: NDArray[Any], page: Page) -> NDArray[Any]:
 
 
 def _by_pillow(path: Path) -> NDArray[Any]:
-    """Grey of 8 or more bits as Pillow reads it, without transparency."""
+    """Grey or colours as Pillow reads them, without transparency."""
     from PIL import Image as Pillow
 
     try:
         with quiet(), Pillow.open(path) as picture:
             grey = picture.getchannel("L") if picture.mode == "LA" else picture
-            if grey.mode not in ("L", "I;16", "I;16B", "I;16L", "I", "F"):
+            if grey.mode not in ("L", "I;16", "I;16B", "I;16L", "I", "F", "RGB", "RGBA"):
                 raise InputError(
                     f"{path}: is a picture of a kind ({picture.mode}) that is not read; save it as plain PNG"
                 )
@@ -105,7 +106,7 @@ def _pillow_size(path: Path) -> tuple[int, ...]:
             size = checked_size(path, picture.size)
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    check_claim(path, 2 * size[0] * size[1], True)
+    check_claim(path, 4 * size[0] * size[1], True)
     return size
 
 
@@ -124,7 +125,7 @@ def _check_jpeg(path: Path, file: BinaryIO) -> None:
 def _check_png(path: Path, file: BinaryIO) -> bool:
     """Whether it is grey with transparency, which ITK's reader does not know."""
     start = file.read(33)
-    bits, colours = start[24:26]
+    bits, colours = struct.unpack_from("2B", start, 24)
     file.seek(8)
     transparent = colours == 4
     while len(head := file.read(8)) == 8:
