@@ -20,6 +20,7 @@ from anatomark.io.itk import quiet, read_with
 
 TOLERANCE_MM, TOLERANCE = 0.1, 0.1  # of a slice's place: mm, and parts of the step, the smaller; at least 0.001 mm
 PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # transfer syntaxes as they are
+US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 POSITION, ORIENTATION = "ImagePositionPatient (0020,0032)", "ImageOrientationPatient (0020,0037)"
 
 
@@ -70,6 +71,12 @@ def _open(path: Path, files: list[Path]) -> Opened:
     slices = [s for f in files for s in _slices(f, headers[f], spacings[f].values)]
     _check_alike(path, slices)
     order, geometry = _placed(path, slices, headers[files[0]])
+    if str(first.get("SOPClassUID")) == US_VOLUME:
+        geometry.sources |= {
+            "origin": "ImagePositionVolume (0020,9301)",
+            "direction": "ImageOrientationVolume (0020,9302)",
+        }
+        geometry.notes.append("its places are those of the ultrasound volume, not of the patient")
     geometry.sources["spacing"] = spacings[files[0]].source
     geometry.notes[:0] = spacings[files[0]].notes
     geometry.others = [(*o, *np.linalg.norm(geometry.axes, axis=0)[2:]) for o in spacings[files[0]].others]

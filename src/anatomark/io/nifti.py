@@ -55,7 +55,8 @@ def open_nifti(path: Path, form: str | None = None) -> Opened:
     packed = start_of(data, 16)[1]
     check_claim(path, offset + count * dtype.itemsize, packed, data)
     colour = int(header["datatype"]) in COLOURS
-    geometry = _flat(_geometry(path, header, size, form, kind), int(header["dim"][0]))
+    with np.errstate(all="ignore"):  # numbers beyond all bounds are refused, not warned of
+        geometry = _flat(_geometry(path, header, size, form, kind), int(header["dim"][0]))
 
     def pixels() -> NDArray[Any]:
         values = read_data(data, 0, offset, count, dtype, 31 if packed else None)
