@@ -13,7 +13,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import read_json
 from anatomark.io.images import find_images, image_grid
-from anatomark.io.landmarks import in_mm, read_landmarks
+from anatomark.io.landmarks import in_mm, load_landmarks, read_landmarks
 from anatomark.io.sheets import read_sheet
 from anatomark.io.tables import read_table
 
@@ -119,9 +119,12 @@ def landmark_file(folder: Path, stems: Iterable[str]) -> Path | None:
 def read_landmarks_of(case: Case, file: Path) -> Landmarks:
     """A case's landmarks in ``file``, which may be a table of many cases; 2D where the case's own are, or its image is.
     Raises InputError."""
-    landmarks = read_landmarks(file, case=case.id if file.suffix.lower() == ".csv" else None, spacing=case.spacing)
+    landmarks = load_landmarks(file, case=case.id if file.suffix.lower() == ".csv" else None)
     if landmarks.ndim == 2:
-        return landmarks
+        by_image = case.held is not None or case.path is not None  # whose grid says where a pixel lies
+        return in_mm(
+            landmarks, case.grid(2) if by_image and landmarks.meta.get("unit") == "px" else case.spacing, str(file)
+        )
     flat = case.landmarks.ndim == 2 if case.has_landmarks else _is_flat(case)
     return in_plane(landmarks) if flat else landmarks
 

@@ -1,12 +1,8 @@
-"""Images of every format that SimpleITK reads, as arrays on a grid in world mm."""
+"""Images as arrays on a grid in world mm: what a header states is believed, what it does not state is asked for."""
 
 from __future__ import annotations
 
-import os
-import re
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +10,117 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from anatomark.core.grid import Array, Grid
+from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.errors import InputError
+from anatomark.io import dicom_files
 from anatomark.io.atomic import Where, atomic_path
-from anatomark.io.frames import Spacing, spacing_for
-from anatomark.io.integrity import NOT_FINITE, check_file
+from anatomark.io.dicom import open_dicom
+from anatomark.io.files import check_unpacked_size, start_of
+from anatomark.io.frames import Spacing
+from anatomark.io.geometry import Opened
+from anatomark.io.itk import condensed, is_sheared, open_other, point_locale, quiet, to_itk
+from anatomark.io.metaimage import looks_like_metaimage, open_metaimage
+from anatomark.io.nifti import looks_like_mgh, looks_like_nifti, open_mgh, open_nifti, write_sheared
+from anatomark.io.nrrd import looks_like_nrrd, open_nrrd
+from anatomark.io.pictures import open_picture, picture_reader
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
-READ_ALSO = (".mhd", ".nhdr", ".hdr", ".gipl", ".gipl.gz", ".mrc")
-PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ROWS = "0028|0010"  # every DICOM image has it
-DICOM_SPACING = ("0028|0030", "0018|1164", "0018|2010")  # PixelSpacing, ImagerPixelSpacing, NominalScanned...
-
-_lock = threading.Lock()
-_silent = {"depth": 0, "stderr": -1}
+READ_ALSO = (
+    ".mhd", ".nhdr", ".hdr", ".gipl", ".gipl.gz", ".mrc", ".mgh", ".mgz", ".jfif", ".jpe", ".jp2", ".j2k",
+)  # fmt: skip
+NOT_FINITE = "holds NaN or infinite values; replace them (e.g. by the background's value) first"
 
 
-def read_image(path: Where, spacing: Spacing = None) -> Image:
+def read_image(path: Where, spacing: Spacing = None, form: str | None = None) -> Image:
     """Read an image file, or a folder that holds one DICOM series.
 
     Returns an Image of the file's dtype, array (C, z, y, x) or (C, row, column), on its grid: LPS mm in 3D; in 2D
-    x right, y down, mm. A picture whose channels are equal becomes grey (C = 1), transparency is dropped, MONOCHROME1
-    DICOM is inverted (by ITK's reader); a third axis of length 1 is kept (see :func:`squeeze_to_2d`). ``meta``:
-    ``path``, ``modality``.
+    x right, y down, mm. A picture whose channels are equal becomes grey (C = 1), transparency is dropped, white-is-0
+    TIFF and MONOCHROME1 DICOM are inverted, NaN becomes the least finite value; a third axis of length 1 is kept (see
+    :func:`squeeze_to_2d`). ``meta``: ``path``, ``modality``, ``geometry`` (the header's fields that ``spacing``,
+    ``origin`` and ``direction`` were read from, and ``notes``: lines for the user).
 
-    ``spacing``: mm along x, y[, z] (world order) or one number; needed for PNG, JPEG, BMP, TIFF and for DICOM without
-    a pixel spacing; elsewhere it must agree with the file within 1 %. Raises InputError where the file is missing,
-    damaged, 4D, without a spacing, constant, or holds NaN or infinity.
+    ``spacing``: mm along x, y[, z] (world order) or one number; needed where the file states none; elsewhere it must
+    agree with the file within 1 %, or chooses among those that the file states. ``form``: of a NIfTI file the sform
+    (default) or the qform, where both are set. Raises InputError where the file is missing, damaged, 4D, without a
+    spacing, constant, of two or more than four values a voxel, or holds infinity.
     """
     path = Path(path)
-    reader, array, facts = _read_series(path) if path.is_dir() else _read_file(path)
-    grid = _grid(path, reader, facts, spacing)
+    opened = _open(path, form)
+    grid = opened.geometry.grid(path, spacing)
+    array = opened.pixels()
     array = np.moveaxis(array, -1, 0) if array.ndim > grid.ndim else array[None]
-    if facts["picture"] and len(array) in (2, 4):
-        array = array[:-1]
-    if len(array) == 3 and np.array_equal(array[0], array[1]) and np.array_equal(array[0], array[2]):
-        array = array[:1]
-    image = Image(np.ascontiguousarray(array), grid, {"path": str(path), "modality": facts["modality"]})
+    if array.shape[1:] != grid.shape:
+        shape, own = (" x ".join(map(str, s[::-1])) for s in (array.shape[1:], grid.shape))
+        raise InputError(f"{path}: holds {shape} voxels, but its header says {own}; it is damaged")
+    array = _grey_or_colour(path, array, opened)
+    facts = opened.geometry.facts()
+    array = _without_nan(array, facts["notes"])
+    meta = {"path": str(path), "modality": opened.modality, "geometry": facts}
+    image = Image(np.ascontiguousarray(array), grid, meta)
     check_image(image, path)
     return image
 
 
-def image_grid(path: Where, spacing: Spacing = None) -> Grid:
-    """The grid of an image, from its header only where it is a file. Arguments and errors as :func:`read_image`."""
-    path = Path(path)
+def image_grid(path: Where, spacing: Spacing = None, form: str | None = None) -> Grid:
+    """The grid of an image, from its header only. Arguments and errors as :func:`read_image`."""
+    return image_geometry(path, spacing, form)[0]
+
+
+def image_geometry(path: Where, spacing: Spacing = None, form: str | None = None) -> tuple[Grid, dict[str, Any]]:
+    """As :func:`image_grid`, and the ``geometry`` of :func:`read_image`."""
+    opened = _open(Path(path), form)
+    return opened.geometry.grid(Path(path), spacing), opened.geometry.facts()
+
+
+def _open(path: Path, form: str | None) -> Opened:
+    """Read the header of a file by what it holds, not by its name."""
     if path.is_dir():
-        return read_image(path, spacing).grid
-    check_file(path)
-    reader, facts = _open(path)
-    return _grid(path, reader, facts, spacing)
+        return open_dicom(path)
+    beside = path.name.lower().removesuffix(".gz")
+    if beside.endswith(".img"):  # the voxels of a header that lies beside it
+        header = path.with_name(path.name[: len(beside) - 4] + ".hdr")
+        path = header if header.exists() else path
+    start, packed = start_of(path)
+    name = path.name.lower()
+    if not packed and (reader := picture_reader(start)):
+        return open_picture(path, reader)
+    if looks_like_nrrd(start) and not packed:
+        return open_nrrd(path)
+    if looks_like_metaimage(start) and not packed:
+        return open_metaimage(path)
+    if dicom_files.looks_like_dicom(start) and not packed:
+        return open_dicom(path)
+    if looks_like_mgh(path, start):
+        return open_mgh(path)
+    if looks_like_nifti(start) or name.endswith((".nii", ".nii.gz", ".hdr")):
+        return open_nifti(path, form)
+    return open_other(path)
+
+
+def _grey_or_colour(path: Path, array: NDArray[Any], opened: Opened) -> NDArray[Any]:
+    """(C, ...) with C = 1 or 3. Raises InputError for other numbers of values a voxel."""
+    if (opened.picture and len(array) in (2, 4)) or (len(array) == 4 and array.dtype == np.uint8):
+        array = array[:-1]  # transparency
+    if len(array) not in (1, 3):
+        raise InputError(f"{path}: holds {len(array)} values a voxel; give an image of one of them")
+    if len(array) == 3 and np.array_equal(array[0], array[1]) and np.array_equal(array[0], array[2]):
+        array = array[:1]
+    return array
+
+
+def _without_nan(array: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    """NaN, by which programs mark what lies outside a mask, becomes the least finite value."""
+    if array.dtype.kind != "f" or not np.isnan(array.min()):
+        return array
+    missing = np.isnan(array)
+    if missing.all():
+        return array
+    least = array[~missing].min()
+    notes.append(f"{missing.mean():.2%} of its values are NaN; they are read as {least:g}, the least of the others")
+    return np.where(missing, least, array)
 
 
 def check_image(image: Image, path: Where) -> None:
@@ -94,19 +150,28 @@ def squeeze_grid(grid: Grid) -> Grid:
 
 
 def write_image(image: Image, path: Where) -> None:
-    """Write NIfTI, NRRD or MHA (with geometry), or a 2D picture (PNG, TIFF, JPEG, BMP: without), atomically.
+    """Write NIfTI, NRRD or MHA (with geometry), or a 2D picture (PNG, TIFF, JPEG, BMP: without), atomically. Sheared
+    axes are written to NIfTI by the sform alone.
 
-    Raises InputError for an unknown ending, sheared axes, values the format cannot hold, or a disk that refuses.
+    Raises InputError for an unknown ending, values the format cannot hold, or a disk that refuses.
     """
     path = Path(path)
-    if not path.name.lower().endswith(VOLUMES + PICTURES):
+    name = path.name.lower()
+    if not name.endswith(VOLUMES + PICTURES):
         raise InputError(f"{path}: images are written as {', '.join(VOLUMES + PICTURES)}")
-    itk = _to_itk(image, path)
+    picture = name.endswith(PICTURES)
+    by_nibabel = name.endswith((".nii", ".nii.gz")) and is_sheared(image.grid)
+    itk = None if by_nibabel else to_itk(image, path, picture)
     with atomic_path(path) as temporary:
         try:
-            with quiet():
-                sitk.WriteImage(itk, str(temporary), useCompression=path.name.lower().endswith((".nrrd", ".mha")))
-            check_file(temporary)  # NIfTI's writer says nothing when the disk is full
+            if itk is None:
+                write_sheared(image, temporary)
+            else:
+                with quiet(), point_locale():
+                    sitk.WriteImage(itk, str(temporary), useCompression=name.endswith((".nrrd", ".mha")))
+            image_grid(temporary, 1.0 if picture else None)  # NIfTI's writer says nothing when the disk is full
+            if name.endswith(".gz"):
+                check_unpacked_size(temporary, image.array.nbytes)
         except InputError:
             raise InputError(f"{path}: cannot be written whole; is the disk full?") from None
         except RuntimeError as error:
@@ -132,193 +197,5 @@ def find_images(paths: Iterable[Where]) -> list[Path]:
 def _images_in(folder: Path) -> list[Path]:
     entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".")]
     files = [e for e in entries if e.is_file() and e.name.lower().endswith(VOLUMES + PICTURES + READ_ALSO)]
-    return sorted([*files, *_dicom_in(folder), *(found for e in entries if e.is_dir() for found in _dicom_in(e))])
-
-
-def _dicom_in(folder: Path) -> list[Path]:
-    """The folder itself where its DICOM files make one series of several files; single-file series one by one."""
-    if not any(_is_dicom(e) for e in folder.iterdir() if e.is_file()):
-        return []
-    series = _series(folder)
-    return [Path(names[0]) for names in series] if all(len(n) == 1 for n in series) else [_one_series(folder)]
-
-
-def _one_series(folder: Path) -> Path:
-    count = len(_series(folder))
-    if count != 1:
-        raise InputError(f"{folder}: holds {count or 'no'} DICOM series; an image folder holds exactly one")
-    return folder
-
-
-def _series(folder: Path) -> list[tuple[str, ...]]:
-    with quiet():
-        ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        return [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in ids]
-
-
-def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _open(path: Path) -> tuple[sitk.ImageFileReader, dict[str, Any]]:
-    """A reader that has read the header, and the facts that matter."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with quiet():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read: {condensed(error)}") from None
-    size = reader.GetSize()
-    if len(size) > 3 and max(size[3:]) > 1:
-        text = " x ".join(map(str, size))
-        raise InputError(f"{path}: has {len(size)} dimensions ({text}); give one 2D image or 3D volume")
-    with open(path, "rb") as file:
-        picture = file.read(4).startswith(PICTURE_STARTS)
-    tags = {k: reader.GetMetaData(k).strip() for k in reader.GetMetaDataKeys()} if reader.HasMetaDataKey(ROWS) else {}
-    believed = not picture
-    if tags and "0028|0008" not in tags and not any(tags.get(k) for k in DICOM_SPACING):
-        believed = False  # a single-frame DICOM file without a pixel spacing: ITK's 1.0 is an invention
-    return reader, {
-        "picture": picture,
-        "believed": believed,
-        "modality": tags.get("0008|0060") or None,
-    }
-
-
-def _read_file(path: Path) -> tuple[Any, NDArray[Any], dict[str, Any]]:
-    check_file(path, values=True)
-    reader, facts = _open(path)
-    try:
-        with quiet():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read: {condensed(error)}") from None
-    array = sitk.GetArrayFromImage(image)
-    if np.iscomplexobj(array):
-        raise InputError(f"{path}: holds complex numbers; give the magnitude image")
-    while image.GetDimension() > 3 and array.ndim > 3 + (image.GetNumberOfComponentsPerPixel() > 1):
-        array = array[0]
-    return reader, array, facts
-
-
-def _read_series(folder: Path) -> tuple[Any, NDArray[Any], dict[str, Any]]:
-    names = _series(_one_series(folder))[0]
-    _, facts = _open(Path(names[0]))
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    try:
-        with quiet():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{folder}: cannot be read: {condensed(error)}") from None
-    if len(names) > 1:
-        _check_gaps(folder, reader, len(names))
-    return image, sitk.GetArrayFromImage(image), facts
-
-
-def _check_gaps(folder: Path, reader: sitk.ImageSeriesReader, count: int) -> None:
-    """Slices at unequal distances (one missing, say) would put every landmark beyond the gap in a wrong place."""
-    key = "0020|0032"
-    if not all(reader.HasMetaDataKey(n, key) for n in range(count)):
-        return
-    places = np.array([[float(v) for v in reader.GetMetaData(n, key).split("\\")] for n in range(count)])
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    if steps.max() - steps.min() > max(0.05 * np.median(steps), 1e-3):
-        raise InputError(
-            f"{folder}: the DICOM slices lie {steps.min():g} to {steps.max():g} mm apart; is a slice missing, or twice?"
-        )
-
-
-def _grid(path: Path, source: Any, facts: dict[str, Any], given: Spacing) -> Grid:
-    """Grid from a SimpleITK reader or image (size, spacing, direction, origin in x, y, z order)."""
-    n, d = len(source.GetSize()), min(len(source.GetSize()), 3)
-    size = source.GetSize()[:d]
-    spacing = np.array(source.GetSpacing()[:d])
-    direction = np.array(source.GetDirection()).reshape(n, n)[:d, :d]
-    flat = 2 if d == 3 and size[2] == 1 else d  # the thickness of a single slice is nobody's business
-    if given is not None:
-        values = np.array(spacing_for(given, flat if np.size(given) < 3 else d, str(path)))
-        if facts["believed"] and (np.abs(values / spacing[: len(values)] - 1) > 0.01).any():
-            own, said = (";".join(f"{v:g}" for v in s) for s in (spacing[: len(values)], values))
-            raise InputError(f"{path}: the file says spacing {own} mm, but {said} was given; leave the spacing out")
-        if not facts["believed"]:
-            spacing[: len(values)] = values
-    elif not facts["believed"]:
-        raise InputError(
-            f"{path}: has no spacing that can be believed; give mm per pixel with `spacing`, or in the manifest's "
-            "column spacing"
-        )
-    if facts["picture"]:
-        direction, origin = np.eye(d), np.zeros(d)
-    else:
-        origin = np.array(source.GetOrigin()[:d])
-    try:
-        return Grid.from_axes(size[::-1], (direction * spacing)[:, ::-1], origin)
-    except ValueError as error:
-        raise InputError(f"{path}: has an unusable geometry: {error}") from None
-
-
-def _to_itk(image: Image, path: Path) -> sitk.Image:
-    array, picture = image.array, path.name.lower().endswith(PICTURES)
-    allowed = (np.uint8, np.uint16) if path.name.lower().endswith((".png", ".tif", ".tiff")) else (np.uint8,)
-    if picture and (image.ndim != 2 or len(array) not in (1, 3) or array.dtype not in allowed):
-        kinds = " or ".join(np.dtype(a).name for a in allowed)
-        raise InputError(
-            f"{path}: {path.suffix} holds 2D {kinds} with 1 or 3 channels, not {array.dtype} {array.shape}"
-        )
-    array = array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
-    if len(array) == 1:
-        itk = sitk.GetImageFromArray(np.ascontiguousarray(array[0]))
-    else:
-        itk = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(array, 0, -1)), isVector=True)
-    if not picture:
-        spacing = image.grid.spacing[::-1]
-        direction: Array = image.grid.axes[:, ::-1] / spacing
-        if np.abs(direction.T @ direction - np.eye(image.ndim)).max() > 1e-4:
-            raise InputError(f"{path}: the image's axes are not at right angles; resample it before writing")
-        itk.SetSpacing(spacing.tolist())
-        itk.SetDirection(direction.ravel().tolist())
-        itk.SetOrigin(image.grid.origin.tolist())
-    return itk
-
-
-def condensed(error: Exception) -> str:
-    """One line of SimpleITK's several: what follows 'ERROR:', without object addresses and source paths."""
-    if "Unable to determine ImageIO reader" in str(error):
-        return "no reader knows it; it is damaged, or no image"
-    text = re.split(r"(?:sitk::|ITK )ERROR:", str(error))[-1]
-    text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
-    return re.sub(r"\s+", " ", text).strip()[:200] or type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep ITK's warnings, and what its C libraries print on their own, off the terminal. Nests; safe in threads."""
-    with _lock:
-        _silent["depth"] += 1
-        if _silent["depth"] == 1:
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-            _silent["stderr"] = _hide_stderr()
-    try:
-        yield
-    finally:
-        with _lock:
-            _silent["depth"] -= 1
-            if _silent["depth"] == 0 and _silent["stderr"] >= 0:
-                os.dup2(_silent["stderr"], 2)
-                os.close(_silent["stderr"])
-
-
-def _hide_stderr() -> int:
-    """A copy of the real stderr's descriptor, which now leads nowhere; -1 where the process has none."""
-    try:
-        kept = os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-    except OSError:
-        return -1
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    return kept
+    dicom = [image for e in [folder, *(e for e in entries if e.is_dir())] for image in dicom_files.images_in(e)]
+    return sorted(dict.fromkeys([*files, *dicom]))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from anatomark.core.grid import Grid
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, atomic_path
-from anatomark.io.images import condensed, quiet
+from anatomark.io.itk import condensed, quiet
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
 

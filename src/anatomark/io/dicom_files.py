@@ -1,0 +1,115 @@
+"""Which files of a folder are DICOM images, and which of them belong together; with or without a preamble, DICOMDIR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anatomark.errors import InputError
+from anatomark.io.files import check_regular
+from anatomark.io.itk import quiet
+
+DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, the class of a DICOMDIR
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether ``start``, at least 132 bytes of a file, begins one, with a preamble or without."""
+    if start[128:132] == b"DICM":
+        return True
+    if start[:2] not in (b"\x02\0", b"\x08\0") or start[3:4] != b"\0" or len(start) < 132:
+        return False
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    return explicit or int.from_bytes(start[4:8], "little") < 256
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM; one that cannot be read is not."""
+    try:
+        with open(path, "rb") as file:
+            return looks_like_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def read_header(path: Path, tags: list[str] | None = None) -> Any:
+    """pydicom's data set without the pixels; ``tags`` alone where given. Raises InputError."""
+    import pydicom
+
+    check_regular(path)
+    try:
+        with quiet(), pydicom.config.disable_value_validation():
+            return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    except Exception as error:  # pydicom raises whatever it stumbles over
+        raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
+
+
+def one_line(error: Exception) -> str:
+    """An exception as a short line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def series_in(folder: Path) -> list[list[Path]]:
+    """The DICOM images lying directly in a folder, series by series, each in the order of names."""
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".") and is_dicom(f)]
+    return _by_series(files)
+
+
+def _by_series(files: list[Path]) -> list[list[Path]]:
+    series: dict[str, list[Path]] = {}
+    for file in files:
+        header = read_header(file, ["SeriesInstanceUID", "Rows"])
+        if "Rows" in header:
+            series.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(file)
+    return list(series.values())
+
+
+def one_series(folder: Path) -> list[Path]:
+    """The files of the only series of a folder. Raises InputError where it holds none, or several."""
+    series = series_in(folder)
+    if not series and (folder / "DICOMDIR").is_file():
+        series = listed_series(folder / "DICOMDIR")
+    if len(series) != 1:
+        raise InputError(f"{folder}: holds {len(series) or 'no'} DICOM series; an image folder holds exactly one")
+    return series[0]
+
+
+def listed_series(path: Path) -> list[list[Path]]:
+    """The series that a DICOMDIR lists. Raises InputError where a file is missing."""
+    files = []
+    for record in read_header(path).get("DirectoryRecordSequence") or []:
+        name = record.get("ReferencedFileID")
+        if name is None:
+            continue
+        parts = [name] if isinstance(name, str) else list(name)
+        if any(p in ("", ".", "..") or "/" in p or "\\" in p for p in parts):
+            raise InputError(f"{path}: lists a file {'/'.join(parts)[:80]!r}, which is no name")
+        file = path.parent.joinpath(*parts)
+        if not file.is_file():
+            raise InputError(f"{path}: lists {file.relative_to(path.parent)}, which is not there")
+        files.append(file)
+    return _by_series(files)
+
+
+def is_directory_file(path: Path) -> bool:
+    """Whether a DICOM file is a DICOMDIR."""
+    meta = getattr(read_header(path, ["SOPClassUID"]), "file_meta", None)
+    return meta is not None and str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The folder itself where its DICOM files make one series of several files; single-file series one by one; of a
+    folder with a DICOMDIR alone, those of the folders that it lists. Raises InputError where there are several."""
+    try:
+        some = any(is_dicom(e) for e in folder.iterdir() if e.is_file())
+    except OSError:  # not ours to read
+        return []
+    if not some:
+        return []
+    series = series_in(folder)
+    if not series and (folder / "DICOMDIR").is_file():
+        parents = {file.parent for files in listed_series(folder / "DICOMDIR") for file in files}
+        return [image for parent in sorted(parents - {folder}) for image in images_in(parent)]
+    if all(len(files) == 1 for files in series):
+        return [files[0] for files in series]
+    one_series(folder)
+    return [folder]
