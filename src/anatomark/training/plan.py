@@ -77,7 +77,7 @@ def plan(
         "schema": SCHEMA,
         "manifest": str(manifest_path),
         **print_.to_json(),
-        "cautions": list(_cautions(print_)),
+        "cautions": [*manifest.notes, *_cautions(print_)],
         "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in (*choice.rows, *others)],
         "config": config.model_dump(mode="json"),
         "files": [],

@@ -131,7 +131,7 @@ def test_every_problem_at_once(folder):
         ",b.nii.gz,b.fcsv,train,": "case ''",
         "q,,b.fcsv,train,": "the image cell is blank",
         "r,b.nii.gz,px.csv,train,": "no rows for case 'r'",
-        "b2,b.nii.gz,b.txt,train,": "known endings",
+        "b2,b.nii.gz,b.doc,train,": "known endings",
     }
     found = problems(folder, "case,image,landmarks,split,spacing\n" + "\n".join(rows))
     for number, words in enumerate(rows.values(), 2):
@@ -147,7 +147,7 @@ def test_every_problem_at_once(folder):
         ("case,images,landmarks", "column 'images' is not known (did you mean 'image'?)"),
         ("case,picture,landmarks", "has no column 'image'"),
         ("case,image", "has no column 'landmarks'"),
-        ("case,image,landmarks,Split", "column 'Split' is not known (did you mean 'split'?)"),
+        ("case,image,landmarks,Splitt", "column 'Splitt' is not known (did you mean 'split'?)"),
         ("case,image,landmarks,spaceing", "did you mean 'spacing'"),
     ],
 )

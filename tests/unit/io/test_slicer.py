@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
+from anatomark.io.fcsv import read_fcsv, write_fcsv
 from anatomark.io.landmarks import read_landmarks, write_landmarks
-from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
+from anatomark.io.slicer import read_mrk, write_mrk
 
 QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBER = st.floats(-1e4, 1e4, allow_nan=False)
