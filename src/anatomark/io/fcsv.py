@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,20 +60,22 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
     """
     path = Path(path)
     lines = split_lines(read_text(path, newlines=False))
-    header = [line.rstrip("\r\n") for line in lines if _is_comment(line)]
+    top = itertools.takewhile(lambda line: _is_comment(line) or not line.strip(), lines)
+    header = [line.rstrip("\r\n") for line in top if line.strip()]
     facts, columns, delimiter = _header(header, path)
     system = facts.get("coordinatesystem")
     if system is not None and system.upper() not in SYSTEMS:
         raise InputError(f"{path}: CoordinateSystem = {system[:40]} is not known; it is 0 or RAS, 1 or LPS")
     frame = agreed_frame(SYSTEMS[system.upper()] if system else None, frame, str(path))
     agree("mm", parse_unit(unit) if unit else None, "unit", str(path))
-    rows, numbers, records = [], [], []
+    rows: list[_Row] = []
+    records: list[list[str]] = []
+    numbers: list[str] = []
     for number, cells in read_records(lines, delimiter, path, skip=_is_comment):
-        where, notes = f"{path}: row {number}", []
-        cells = _mended(cells, columns, where)
-        records.append(cells)
+        where = f"{path}: row {number}"
+        records.append(_mended(cells, columns, where))
         numbers.append(f"row {number}")
-        rows.append(_row(cells, columns, where))
+        rows.append(_row(records[-1], columns, where))
     if not rows:
         raise InputError(f"{path}: holds no landmarks")
     labels, texts = [r.label for r in rows], [r.text for r in rows]

@@ -17,6 +17,7 @@ from anatomark.io.atomic import read_text
 from anatomark.io.sheets import Sheet
 
 Line = tuple[int, str]  # its number, its text
+Point = tuple[int, str, str, list[str]]  # row, case, label, numbers
 IDAV_MISSING = 9999.0  # in each coordinate
 
 
@@ -24,9 +25,7 @@ def _lines(path: Path) -> list[Line]:
     return [(i, line.strip()) for i, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
 
 
-def _sheet(
-    path: Path, points: Sequence[tuple[int, str, str, Sequence[str]]], facts: dict[str, str] | None = None
-) -> Sheet:
+def _sheet(path: Path, points: Sequence[Point], facts: dict[str, str] | None = None) -> Sheet:
     """A tidy table of (row, case, label, numbers); where no case is named, without that column."""
     if not points:
         raise InputError(f"{path}: holds no landmarks")
@@ -48,7 +47,7 @@ def points_of_list(path: Path) -> Sheet:
     lines = _lines(path)
     while lines and re.fullmatch(r"-?\d+", lines[-1][1]):
         lines.pop()
-    points = []
+    points: list[Point] = []
     for row, line in lines:
         numbers = [n for n in re.split(r"[\s,;]+", line) if n]
         if not all(map(_is_number, numbers)):
@@ -148,7 +147,7 @@ def amira(path: Path) -> Sheet:
     begin = next((i for i, (_, line) in enumerate(lines) if place and line == f"@{place[1]}"), None)
     if announced is None or begin is None:
         raise InputError(f"{path}: says nothing of 'Markers' and their 'Coordinates'")
-    points = []
+    points: list[Point] = []
     for row, line in lines[begin + 1 :]:
         if line.startswith("@"):
             break
@@ -169,7 +168,7 @@ def tag(path: Path) -> Sheet:
     if volumes[1] != "1":
         raise InputError(f"{path}: holds points of {volumes[1]} volumes; those of one are read")
     first = text.count("\n", 0, body.start(1)) + 1
-    points = []
+    points: list[Point] = []
     for row, line in enumerate(body[1].split("\n"), first):
         if not line.strip() or line.lstrip().startswith("%"):
             continue
