@@ -19,10 +19,11 @@ from anatomark.io.atomic import Where, read_text, write_text
 from anatomark.io.confidence import known, with_confidence, without_confidence
 from anatomark.io.frames import agree, agreed_frame, check_position, parse_unit, swap_lps_ras
 from anatomark.io.names import named
-from anatomark.io.sheets import read_records, split_lines
+from anatomark.io.sheets import Lines, read_records, split_lines
 from anatomark.io.slicer import SYSTEMS, says_absent, says_the_same, with_absent, without_absent
 
 COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID"]
+NODE, NODES = "associatedNodeID", "vtkMRML"  # the last column, and how its cells begin
 PLACED, MISSING = "2", "3"  # position status, in the cell after the last column
 
 
@@ -129,26 +130,21 @@ def _mended(cells: list[str], columns: Sequence[str], where: str) -> list[str]:
     surplus = cells[count:]
     if not surplus or (surplus[0].strip() in ("0", "1", "2", "3") and _numbers(surplus[1:])):
         return cells
-    if not any(c.strip() for c in surplus):
+    node = cells[count - 1].strip() if columns[-1] == NODE else ""
+    if not any(c.strip() for c in surplus) and (not node or node.startswith(NODES)):
         return cells[:count]
-    at = columns.index("desc") if "desc" in columns else -1
-    state = cells[-2:] if len(cells) > count + 2 and re.fullmatch("[0-3]", cells[-2].strip()) else []
-    state = state if state and _numbers(state[1:]) else []
-    body = cells[: len(cells) - len(state)]
-    while len(body) > count and not body[-1].strip() and not state:
-        body = body[:-1]  # what Excel added
-    end = at + 1 + len(body) - count
-    if at < 0 or any(_is_number(c) for c in body[end:]):
+    if list(columns[-2:]) != ["desc", NODE]:
         raise InputError(f"{where}: has {len(cells)} cells for {count} columns; quote text with commas")
-    return _Joined([*body[:at], ",".join(body[at:end]), *body[end:], *state])
+    state = cells[-2:] if len(cells) > count + 2 and re.fullmatch("[0-3]", cells[-2].strip()) else []
+    body = cells[: len(cells) - len(state)]
+    while len(body) > count - 1 and not body[-1].strip():
+        body = body[:-1]  # no node, or what Excel added
+    node = body.pop() if body[-1].strip().startswith(NODES) else ""
+    return _Joined([*body[: count - 2], ",".join(body[count - 2 :]), node, *state])
 
 
 def _numbers(cells: Sequence[str]) -> bool:
-    return all(not c.strip() or _is_number(c) for c in cells)
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", text) is not None
+    return all(re.fullmatch(r"\s*(-?\d+(\.\d*)?)?\s*", c) for c in cells)
 
 
 def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> _Row:
@@ -179,7 +175,7 @@ def write_fcsv(landmarks: Landmarks, path: Where) -> None:
     marked = any("dimension = 2" in line for line in old.header)
     header = [*old.header, *(["# dimension = 2"] if landmarks.ndim == 2 and not marked else [])]
     out.write("".join(f"{line}\n" for line in header))
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(Lines(out), lineterminator=Lines.END)
     points = np.hstack([landmarks.points, np.zeros((len(landmarks), 3 - landmarks.ndim))])
     texts = with_confidence(landmarks)
     for i, name in enumerate(landmarks.names):

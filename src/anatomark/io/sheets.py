@@ -136,6 +136,18 @@ def read_records(
             yield start, cells
 
 
+class Lines:
+    """What a csv.writer writes to, so that lines end in ``\\n`` and cells with any end of a line are quoted."""
+
+    END = "\r\n"
+
+    def __init__(self, out: io.StringIO):
+        self.out = out
+
+    def write(self, line: str) -> int:
+        return self.out.write(line.removesuffix(self.END) + "\n")
+
+
 def write_csv(
     path: Where,
     rows: Iterable[Mapping[str, Any]],
@@ -155,7 +167,7 @@ def write_csv(
     out = io.StringIO(newline="")
     out.write(head)
     writer = csv.DictWriter(
-        out, names, restval="", extrasaction="ignore", delimiter="\t" if tab else ",", lineterminator="\n"
+        Lines(out), names, restval="", extrasaction="ignore", delimiter="\t" if tab else ",", lineterminator=Lines.END
     )
     writer.writeheader()
     for row in rows:
