@@ -101,7 +101,8 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
 
 
 def _is_comment(line: str) -> bool:
-    return re.match(r'#|"#\s*(Markups|\w+\s*=)', line) is not None  # in quotes: as Excel saves it
+    quoted = line.startswith('"#') and re.match(r'"#\s*(Markups|\w+\s*=)', line)  # as Excel saves it
+    return line.startswith("#") or bool(quoted)
 
 
 def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str], str]:

@@ -16,6 +16,8 @@ NUMBERED = re.compile(
 
 def clean_name(text: str) -> str:
     """A label without blanks (and invisible characters) at its ends, its letters composed (NFC)."""
+    if text.isascii():
+        return text.strip()
     composed = unicodedata.normalize("NFC", text)
     inner = [i for i, c in enumerate(composed) if not (c.isspace() or unicodedata.category(c) == "Cf")]
     return composed[inner[0] : inner[-1] + 1] if inner else ""
@@ -58,11 +60,15 @@ def remarks(labels: Sequence[str], descriptions: Sequence[str], path: Any) -> li
     if not any(descriptions):
         return []
     texts = [clean_name(d) for d in descriptions]
-    if not labels or not all(texts) or len(set(texts)) < len(texts) or any(map(NUMBERED.fullmatch, texts)):
+    if not all(texts) or len(set(texts)) < len(texts):
         return []
-    if not all(map(NUMBERED.fullmatch, labels)):
+    if any(map(_numbered, texts)) or not all(map(_numbered, labels)):
         return []
     return [
         f"{path}: the landmarks are called {listed(labels, 2)}, and described as {listed(texts, 2)}; where the "
         "descriptions are the names, give `label_from` description"
     ]
+
+
+def _numbered(text: str) -> bool:
+    return len(text) <= 40 and NUMBERED.fullmatch(text) is not None

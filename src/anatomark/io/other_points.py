@@ -161,22 +161,25 @@ def tag(path: Path) -> Sheet:
     """MNI's tag points of one volume: world coordinates, which are RAS in mm; a label in quotes ends each. Without
     labels the landmarks are called 1, 2, ... ."""
     text = read_text(path)
-    body = re.search(r"\bPoints\s*=(.*?);", text, re.DOTALL)
+    begin = re.search(r"\bPoints\s*=", text)
+    end = text.find(";", begin.end()) if begin else -1
     volumes = re.search(r"\bVolumes\s*=\s*(\d+)\s*;", text)
-    if not text.lstrip().startswith("MNI Tag Point File") or body is None or volumes is None:
+    if not text.lstrip().startswith("MNI Tag Point File") or begin is None or end < 0 or volumes is None:
         raise InputError(f"{path}: is no MNI tag point file, or has no 'Volumes' or 'Points'")
     if volumes[1] != "1":
         raise InputError(f"{path}: holds points of {volumes[1]} volumes; those of one are read")
-    first = text.count("\n", 0, body.start(1)) + 1
+    first = text.count("\n", 0, begin.end()) + 1
     points: list[Point] = []
-    for row, line in enumerate(body[1].split("\n"), first):
+    for row, line in enumerate(text[begin.end() : end].split("\n"), first):
         if not line.strip() or line.lstrip().startswith("%"):
             continue
-        match = re.fullmatch(r'\s*([^"]*?)\s*(?:"([^"]*)")?\s*', line)
-        cells = match[1].split() if match else []
-        if match is None or len(cells) not in (3, 6) or not all(map(_is_number, cells)):
+        numbers, _, rest = line.partition('"')
+        label, closed, behind = rest.partition('"')
+        cells = numbers.split()
+        whole = not rest or (closed and not behind.strip())
+        if not whole or len(cells) not in (3, 6) or not all(map(_is_number, cells)):
             raise InputError(f"{path}: row {row}: {line.strip()[:40]!r} is not x y z, and a label in quotes")
-        points.append((row, "", match[2] or "", cells[:3]))
+        points.append((row, "", label, cells[:3]))
     if not any(label for _, _, label, _ in points):
         points = [(row, case, str(i), cells) for i, (row, case, _, cells) in enumerate(points, 1)]
     return _sheet(path, points, {"frame": "RAS", "unit": "mm"})

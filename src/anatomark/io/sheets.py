@@ -49,7 +49,7 @@ def read_sheet(path: Where) -> Sheet:
     ):
         sep = SEP.match(lines[head]) or sep
         head += 1
-    facts = {k.lower(): v for k, v in re.findall(r'(\w+)\s*=\s*([^\s,;"]+)', " ".join(lines[:head]))}
+    facts = {k.lower(): v for k, v in re.findall(r'\b(\w{1,40})\s*=\s*([^\s,;"]+)', " ".join(lines[:head])[:10_000])}
     facts.pop("sep", None)
     if head == len(lines):
         raise InputError(f"{path}: has no rows")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -133,11 +133,32 @@ def _read_table(path: Path, frame: str | None, unit: str | None, label_from: str
         groups.setdefault(record.case, {}).setdefault(record.observer, []).append(record)
     meta = {"path": str(path), "frame": frame, "unit": unit, "notes": sheet.notes}
     signs = (swap_lps_ras(np.ones(3)) if frame == "RAS" else np.ones(len(axes))) * scale
-    cases = {
-        case: {o: _landmarks(rows, signs, path, {**meta, "case": case, "observer": o}) for o, rows in one.items()}
-        for case, one in groups.items()
-    }
-    return Table(path, frame, unit, cases)
+    return Table(path, frame, unit, _Cases(groups, signs, path, meta))
+
+
+@dataclass(frozen=True)
+class _Cases(Mapping[str, Mapping[str, Landmarks]]):
+    """Landmarks by case and observer, made when they are asked for; what is wrong with a case is said then."""
+
+    groups: Mapping[str, Mapping[str, Sequence[_Record]]]
+    signs: Array
+    path: Path
+    meta: Mapping[str, Any]
+    made: dict[str, Mapping[str, Landmarks]] = field(default_factory=dict)
+
+    def __getitem__(self, case: str) -> Mapping[str, Landmarks]:
+        if case not in self.made:
+            self.made[case] = {
+                o: _landmarks(rows, self.signs, self.path, {**self.meta, "case": case, "observer": o})
+                for o, rows in self.groups[case].items()
+            }
+        return self.made[case]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
 
 
 def _sheet(path: Path, unit: str | None) -> Sheet:
@@ -226,14 +247,13 @@ def _wide(sheet: Sheet) -> tuple[list[_Record], str, None]:
     if odd:
         raise InputError(f"{sheet.path}: column {odd[0]!r} does not go with the others (<label>_{', _'.join(axes)})")
     records = []
+    names = {label: clean_name(label) for label in labels}
     for row, cells in sheet.rows:
         for label in labels:
             values = [cells[f"{label}_{a}"] for a in axes]
             status = "absent" if values[0].lower() == "absent" else ""
             point = _point([""] * len(axes) if status else values, f"{sheet.path}: row {row}, {label}")
-            records.append(
-                _Record(row, cells.get("case", ""), cells.get("observer", ""), clean_name(label), point, status)
-            )
+            records.append(_Record(row, cells.get("case", ""), cells.get("observer", ""), names[label], point, status))
     return records, axes, None
 
 
