@@ -59,11 +59,12 @@ def read_sheet(path: Where) -> Sheet:
     columns = _columns(names, f"{path}: row {row}")
     sheet = Sheet(path, facts, columns, delimiter=delimiter)
     for row, cells in records:
-        if any(c.strip() for c in cells[len(columns) :]):
+        if len(cells) > len(columns) and any(c.strip() for c in cells[len(columns) :]):
             raise InputError(
                 f"{path}: row {row}: has {len(cells)} cells for {len(columns)} columns; quote text with commas"
             )
-        sheet.rows.append((row, dict(zip(columns, [c.strip() for c in cells] + [""] * len(columns), strict=False))))
+        cells = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
+        sheet.rows.append((row, dict(zip(columns, cells, strict=False))))
         if len(sheet.rows) > MOST_ROWS or len(sheet.rows) * len(columns) > MOST_CELLS:
             raise InputError(f"{path}: has more than {len(sheet.rows) - 1} rows; take it apart")
     if not sheet.rows:
@@ -130,9 +131,10 @@ def read_records(
             what = "text stands behind a closing quote" if odd else "a quote that opens here is never closed"
             raise InputError(f'{path}: row {start}: {what}; write " in text as "", and the text in quotes') from None
         width = width or len(cells)
-        if any(line.count(delimiter) >= max(width - 1, 1) for cell in cells for line in cell.splitlines()[1:]):
+        tall = [cell for cell in cells if "\n" in cell or "\r" in cell]
+        if any(line.count(delimiter) >= max(width - 1, 1) for cell in tall for line in cell.splitlines()[1:]):
             raise InputError(f"{path}: row {start}: a quote that opens here is closed so late that it swallows rows")
-        if any(c.strip() for c in cells):
+        if any(map(str.strip, cells)):
             yield start, cells
 
 

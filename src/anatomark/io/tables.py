@@ -213,13 +213,14 @@ def _tidy(sheet: Sheet, label_from: str) -> tuple[list[_Record], str, str | None
         raise InputError(f"{sheet.path}: {wrong[0]}")
     if label_from not in ("label", "description"):
         raise InputError(f"labels come from 'label' or 'description', not {label_from!r}")
-    other = "description" if label_from == "label" else "label"
     records = []
     for row, cells in sheet.rows:
         where = f"{sheet.path}: row {row}"
-        label, cells = clean_name(cells.get(label_from, "")), {**cells, "description": cells.get(other, "")}
+        label = clean_name(cells.get(label_from, ""))
+        if label_from != "label":
+            cells = {**cells, "description": cells["label"]}
         if not label:
-            remedy = "; the descriptions may be names: give `label_from` description" * bool(cells["description"])
+            remedy = "; the descriptions may be names: give `label_from` description" * bool(cells.get("description"))
             raise InputError(f"{where}: the {label_from} is blank{remedy if label_from == 'label' else ''}")
         point = _point([cells[a + suffix] for a in axes], where)
         case, observer = cells.get("case", ""), cells.get("observer", "")
