@@ -55,7 +55,7 @@ def habits(train: Mapping[str, ByCase], learned: str) -> dict[str, Array]:
 
 def measured(truth: ByCase, predicted: ByCase, names: tuple[str, ...]) -> dict[str, Any]:
     """Mean error with its interval over cases, SDR."""
-    made = statistics(compare(truth, predicted, names)).to_json()
+    made = vars(statistics(compare(truth, predicted, names)))
     return {key: made[key] for key in KEYS}
 
 

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 import common
 from anatomark import Image, Landmarks
 from anatomark.methods.base import Evidence, Study
-from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, cut
+from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, cut, decode
 from anatomark.methods.global_to_local.paper_net import LocalFCNNs
-from anatomark.methods.global_to_local.votes import decode
 from anatomark.model.compose import REFINE, Composed, Composition
 from anatomark.model.config import make_config
 

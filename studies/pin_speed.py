@@ -23,10 +23,8 @@ from anatomark import Image
 from anatomark.cases.case import Case
 from anatomark.methods.base import Method, Study
 from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig
-from anatomark.methods.pin.paper_net import conv_dtype
-from anatomark.methods.pin.patches import cut_planes
+from anatomark.methods.pin.paper_net import conv_dtype, cut_planes, update
 from anatomark.methods.pin.recommended import PIN
-from anatomark.methods.pin.rules import update
 
 SIZE_XYZ = (324, 207, 279)
 SPACING_MM = 0.5

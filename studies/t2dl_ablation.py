@@ -34,7 +34,7 @@ def main(given: Sequence[str] | None = None) -> None:
         model.composed.refines = row == "refined"
         predicted = {case: model.predict(image).landmarks for case, image in images.items()}
         result = statistics(compare(truth, predicted, model.names))
-        figures |= {f"{row}_mre_mm": result.mre, f"{row}_median_mm": result.median, f"{row}_p95_mm": result.p95}
+        figures |= {f"{row}_{key}": getattr(result, key) for key in ("mre_mm", "median_mm", "p95_mm")}
     common.record(args.out, figures, model=model.name)
 
 

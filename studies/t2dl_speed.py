@@ -57,7 +57,7 @@ def build(preset: str, image: Image, count: int) -> Method:
     """A preset's method without its refiner, with random weights."""
     torch.manual_seed(1)
     cls = CLASSES[preset]
-    config = cls.Config(**cls.presets[preset], **FASTER[preset])
+    config = cls.Config(**cls.presets.get(preset, {}), **FASTER[preset])
     return cls(config, cls.prepare(config, study(image, count))).eval()
 
 

@@ -27,8 +27,8 @@ from anatomark import Grid, Image, InputError, Landmarks, load, read_image
 from anatomark.cases.case import Case
 from anatomark.core.resample import resample
 from anatomark.core.shape import rotation_from_vector
+from anatomark.evaluation.metrics import area_under_roc
 from anatomark.model.confidence.presence_trials import random_crop
-from anatomark.model.confidence.radius import area_under_roc
 from anatomark.model.model import Model
 
 NOISE, TURN = 0.25, 45.0

@@ -124,15 +124,6 @@ def errors(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> Array:
     return np.stack([method.locate(image).errors_to(truth) for image, truth in cases])
 
 
-def check_shift(method: Method, image: Image) -> None:
-    """An image that lies elsewhere is the same image: its landmarks lie elsewhere, too."""
-    d = image.ndim
-    shift = np.array([130.0, -75.0, 42.5])[:d]
-    here = method.locate(image).points
-    there = method.locate(moved(image, Pose(np.eye(d), shift))).points
-    np.testing.assert_allclose(there, here + shift, atol=0.02)
-
-
 def check_first_guess(method: Method, image: Image, truth: Landmarks) -> None:
     """A first guess finds an image turned at will as well as it is found upright, and must name a landmark."""
     turn = random_rotation(np.random.default_rng(0), image.ndim)

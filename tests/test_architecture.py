@@ -31,12 +31,8 @@ MACHINE = re.compile(
     r"|--(?:extra-)?index-url",
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+ELSEWHERE = {"benchmark/provenance.py"}  # the options of other programs
 MOST_LINES = 350
-# to be split; the list may only shrink
-LONGER = {
-    "cli/app.py", "methods/dqn/method.py", "methods/global_to_local/paper_net.py", "model/refine/refiner.py",
-    "pictures/overlay.py", "training/fit.py",
-}  # fmt: skip
 LONG_METHOD = 8  # lines from which on a public method says in a docstring what it does
 
 
@@ -135,13 +131,12 @@ def test_core_imports_numpy_and_torch_only() -> None:
 
 
 def test_no_file_is_long() -> None:
-    lines = {name: len(text.splitlines()) for name, text in MODULES.items() if name not in LONGER}
+    lines = {name: len(text.splitlines()) for name, text in MODULES.items()}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
-@pytest.mark.xfail(strict=False, reason="the rooms are being converted one after the other")
 def test_options_are_named_by_the_command_line_alone() -> None:
-    others = {name: _options(tree) for name, tree in TREES.items() if not name.startswith("cli/")}
+    others = {n: _options(tree) for n, tree in TREES.items() if not n.startswith("cli/") and n not in ELSEWHERE}
     assert {name: words for name, words in others.items() if words} == {}
 
 

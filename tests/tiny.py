@@ -42,6 +42,7 @@ class Tiny(Method):
     Config = TinyConfig
     Facts = TinyFacts
     presets = {"recommended": {}, "small": {"side": 4}}
+    READ = "image"  # the working image's name
 
     def __init__(self, config: TinyConfig, facts: TinyFacts):
         super().__init__()
@@ -85,7 +86,7 @@ class Tiny(Method):
 
     def working_images(self, image: Image) -> dict[str, Image]:
         scale = max(1e-6, float(np.abs(image.array).max()))
-        return {"image": Image((image.array[:1] / scale).astype(np.float32), image.grid)}
+        return {self.READ: Image((image.array[:1] / scale).astype(np.float32), image.grid)}
 
     def _look(self, image: Image, shift: np.ndarray) -> torch.Tensor:
         d, side = image.ndim, self.config.side
@@ -94,7 +95,7 @@ class Tiny(Method):
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         assert all(p.is_meta for p in self.parameters())
-        image = case.images["image"]
+        image = case.images[self.READ]
         shift = rng.normal(0, 0.02 * self.size, image.ndim)
         target = (case.landmarks.points - image.grid.centre - shift) / self.size
         known = np.isfinite(target)
@@ -105,7 +106,7 @@ class Tiny(Method):
         }
 
     def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch] | None:
-        if not (self.config.collected and stage.name == "fine"):
+        if not (self.config.collected and stage.index == 1):
             return None
         return self._collected(cases, stage, rng)
 
@@ -125,7 +126,7 @@ class Tiny(Method):
         return self.rough(x) + self.fine(x)
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        out = self.rough(batch["x"]) if stage.name == "rough" else self._points(batch["x"])
+        out = self.rough(batch["x"]) if stage.index == 0 else self._points(batch["x"])
         error = ((out - batch["y"]) * batch["mask"]) ** 2
         return {"loss": error.sum() / batch["mask"].sum().clamp(min=1), "largest": error.detach().max()}
 
@@ -133,7 +134,7 @@ class Tiny(Method):
         self.seen += 1
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        x = self._look(self.working_images(image)["image"], np.zeros(image.ndim))
+        x = self._look(self.working_images(image)[self.READ], np.zeros(image.ndim))
         y = self._points(x[None]).detach().double().numpy().reshape(len(self.facts.names), -1)
         cover = np.stack([np.eye(image.ndim)] * len(y))
         return Landmarks(

@@ -41,10 +41,11 @@ class Demonstrated:
     model: Path
 
     def summary(self) -> dict[str, Any]:
+        """The figures, plain."""
         overall = self.result.overall
         return {
-            "mean_error_mm": overall.mre,
-            "median_error_mm": overall.median,
+            "mean_error_mm": overall.mre_mm,
+            "median_error_mm": overall.median_mm,
             "copying_the_template_mm": self.copied_mm,
             "seconds_to_predict": self.seconds,
             "landmarks": str(self.landmarks),
@@ -53,13 +54,14 @@ class Demonstrated:
         }
 
     def lines(self) -> list[str]:
+        """The same in words."""
         overall = self.result.overall
         out = [
             f"{overall.located} of {overall.pairs} landmarks found in {PERSON} in {self.seconds:.1f} s",
-            f"mean distance to the experts' points: {overall.mre:.2f} mm (median {overall.median:.2f} mm)",
+            f"mean distance to the experts' points: {overall.mre_mm:.2f} mm (median {overall.median_mm:.2f} mm)",
             f"copying the template's points instead: {self.copied_mm:.2f} mm; {REGISTRATION}",
         ]
-        if overall.mre is not None and overall.mre > self.copied_mm:
+        if overall.mre_mm is not None and overall.mre_mm > self.copied_mm:
             out.append(
                 "that is worse than copying: the training budget was too short for this machine; give more `minutes`"
             )

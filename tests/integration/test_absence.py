@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark.cli import app as cli
 from anatomark.cases.division import read_division
+from anatomark.cli import app as cli
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.io.landmarks import read_landmarks, write_landmarks
 

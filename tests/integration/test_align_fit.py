@@ -21,7 +21,14 @@ from anatomark.training.fit import Fitted, fit
 
 tiny.register()
 QUIET = Reporter(quiet=True)
-ALIGNED = ["align.enabled=true", "align.step_deg=25", "align.starts=4", "align.finalists=2", "steps=40"]
+ALIGNED = [
+    "align.enabled=true",
+    "align.step_deg=45",
+    "align.starts=2",
+    "align.finalists=1",
+    "align.template_px=24",
+    "steps=40",
+]
 
 
 @pytest.fixture(scope="module")

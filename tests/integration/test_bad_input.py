@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import tiny
 from anatomark.cli import app as cli
 from anatomark.core.image import Image
 from anatomark.io.images import read_image, write_image
+from anatomark.training import loop
 
 tiny.register()
 
@@ -322,39 +321,45 @@ def test_an_output_that_is_something_else(home: Path, capsys: pytest.CaptureFixt
     assert _tree(home / "flat") == before
 
 
-def _limited(largest: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line where no file can grow beyond ``largest`` bytes: writing fails midway, as on a full disk."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-    command = [sys.executable, tiny.__file__, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TINY_SAVE_EVERY_S": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True, check=False)
+@contextmanager
+def _limited(largest: int) -> Iterator[None]:
+    """No file can grow beyond ``largest`` bytes: writing fails midway, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
     ("largest", "where"),
     [(3_000, "cache"), (40_000, "last.ckpt")],  # a volume has 4 kB, a checkpoint some hundred, the weights 70
 )
-def test_disk_full_in_the_middle_of_training(home: Path, largest: int, where: str) -> None:
-    arguments = ("fit", home / "data" / "cases.csv", "--out", home / "out", "--method", "tiny", "--steps", 20)
-    done = _limited(largest, *arguments, "--set", "val_fraction=0")
-    assert done.returncode == 2, done.stderr
-    _one_line(done.stderr, home / "out", "cannot be written")
+def test_disk_full_in_the_middle_of_training(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, largest: int, where: str
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    arguments = ("fit", home / "data" / "cases.csv", "--out", home / "out", "--method", "tiny", "--steps", 20,
+                 "--set", "val_fraction=0")  # fmt: skip
+    with _limited(largest):
+        code, err = _run(capsys, *arguments)
+    assert code == 2, err
+    _one_line(err, home / "out", "cannot be written")
     if where == "cache":
         assert not (home / "out").exists()
         return
-    assert where in done.stderr
+    assert where in err
     assert not (home / "out" / where).exists()
     assert not list((home / "out").rglob(".tmp-*"))
-    assert _limited(10**8, *arguments, "--set", "val_fraction=0", "--resume").returncode == 0  # with room again
+    assert _run(capsys, *arguments, "--resume")[0] == 0  # with room again
 
 
-def test_disk_full_in_the_middle_of_predicting(home: Path) -> None:
-    done = _limited(1_000, "predict", home / "model", home / "data" / "case0.nii.gz", "--out", home / "out")
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr and "Traceback" not in done.stderr
+def test_disk_full_in_the_middle_of_predicting(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with _limited(1_000):
+        code, err = _run(capsys, "predict", home / "model", home / "data" / "case0.nii.gz", "--out", home / "out")
+    assert code == 2, err
+    assert "cannot be written" in err and "Traceback" not in err
     assert _tree(home / "out") == {}
 
 

@@ -126,7 +126,7 @@ def test_our_own_faults_are_one_line_with_a_hint(
 
 def test_the_program_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "anatomark", "fit", "no-such.csv", "--out", "x"],
+        [sys.executable, "-m", "anatomark", "convert", "no-such.csv", "x.fcsv"],
         capture_output=True,
         text=True,
         check=False,

@@ -110,8 +110,10 @@ def test_folds_size_the_final_model(tmp_path: Path) -> None:
     run = fit(cases, tmp_path / "run", composed(*settings), folds=2, report=QUIET).run
     levels = tiny.read_json(run / "plan.json")["facts"]["refine"]["levels"]
     assert [(x["source"], x["errors"]) for x in levels] == [("out-of-fold", 30)] * 2
-    fold = tiny.read_json(run / "folds" / "1" / "plan.json")["facts"]["refine"]["levels"]
-    assert all(x["source"].startswith("guessed") for x in fold)
+    for folder in (run / "folds" / "1", run / "folds" / "2"):
+        fold = tiny.read_json(folder / "plan.json")["facts"]["refine"]["levels"]
+        assert len(fold) == 2 and all(x["source"].startswith("guessed") for x in fold)
+    assert (run / "folds" / "out_of_fold.csv").exists()
     assert "out-of-fold" in (run / "card.md").read_text()
 
 
@@ -130,9 +132,9 @@ def test_the_run_is_loaded_and_predicts_with_both(refined: Fitted) -> None:
     np.testing.assert_allclose(again.locate(image).points, refined.validation.predictions[0].points, atol=1e-4)
 
 
-@pytest.mark.parametrize("at", [15, 20, 27])  # fine, refine1, refine2
+@pytest.mark.parametrize(("at", "more"), [(15, []), (20, ["workers=2"]), (27, [])])  # fine, refine1, refine2
 def test_resumed_weights_are_the_same_to_the_bit(
-    study: Path, refined: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    study: Path, refined: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, more: list[str]
 ) -> None:
     cache = f"cache={tmp_path / 'cache'}"  # one that stays
     with monkeypatch.context() as patch:
@@ -141,7 +143,7 @@ def test_resumed_weights_are_the_same_to_the_bit(
             fit(study, tmp_path / "cut", composed(cache), report=QUIET)
     cached = sorted(p.name for p in (tmp_path / "cache").iterdir())
     assert len(cached) == 14
-    again = fit(study, tmp_path / "cut", composed("workers=2"), resume=True, report=QUIET)
+    again = fit(study, tmp_path / "cut", composed(*more), resume=True, report=QUIET)
     identical(refined.run, again.run)
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == cached  # nothing was read twice
 
@@ -156,19 +158,18 @@ def test_without_enough_validation_the_reach_is_guessed(tmp_path: Path, more: li
     assert level["errors"] == errors
 
 
-def test_folds(study: Path, tmp_path: Path) -> None:
-    config = composed("refine.levels=1", "refine.steps=3")
-    run = fit(study, tmp_path / "run", config, folds=2, report=QUIET).run
-    assert (run / "folds" / "out_of_fold.csv").exists()
-    for folder in (run, run / "folds" / "1", run / "folds" / "2"):
-        assert len(tiny.read_json(folder / "plan.json")["facts"]["refine"]["levels"]) == 1
-
-
 # ---------------------------------------------------------------------- from other runs
 
 
-def test_only_leaves_the_method_as_it_is(study: Path, plain: Fitted, tmp_path: Path) -> None:
-    run = fit(study, tmp_path / "run", make_config(assignments=ONLY), init=plain.run, report=QUIET).run
+@pytest.fixture(scope="module")
+def only(study: Path, plain: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """The refiner alone, on top of the method."""
+    out = tmp_path_factory.mktemp("only") / "run"
+    return fit(study, out, make_config(assignments=ONLY), init=plain.run, report=QUIET)
+
+
+def test_only_leaves_the_method_as_it_is(plain: Fitted, only: Fitted) -> None:
+    run = only.run
     assert same(weights(run, "method."), weights(plain.run))
     config = read_config(run / "config.yaml")
     assert config.method == read_config(plain.run / "config.yaml").method  # taken over, with its settings
@@ -179,26 +180,26 @@ def test_only_leaves_the_method_as_it_is(study: Path, plain: Fitted, tmp_path: P
     assert level["reach_mm"] == pytest.approx(np.quantile(plain.validation.errors, 0.99))
     image, _ = tiny.blobs(99, 2)
     model = load(run)
-    np.testing.assert_array_equal(model.composed.method.locate(image).points, load(plain.run).composed.locate(image).points)
+    np.testing.assert_array_equal(
+        model.composed.method.locate(image).points, load(plain.run).composed.locate(image).points
+    )
     assert np.abs(model.predict(image).landmarks.points - load(plain.run).predict(image).landmarks.points).max() > 1e-3
 
 
 @pytest.mark.parametrize("at", [0, 8])
 def test_only_is_resumed_without_the_other_run(
-    study: Path, plain: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    study: Path, plain: Fitted, only: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    whole = fit(study, tmp_path / "whole", make_config(assignments=ONLY), init=plain.run, report=QUIET)
     with monkeypatch.context() as patch:
         _stop_at(patch, at)
         with pytest.raises(Stopped):
             fit(study, tmp_path / "cut", make_config(assignments=ONLY), init=plain.run, report=QUIET)
-    identical(whole.run, fit(study, tmp_path / "cut", resume=True, report=QUIET).run)
+    identical(only.run, fit(study, tmp_path / "cut", resume=True, report=QUIET).run)
 
 
 def test_killed_while_the_given_weights_are_judged(
-    study: Path, plain: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Path, plain: Fitted, only: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit(study, tmp_path / "whole", make_config(assignments=ONLY), init=plain.run, report=QUIET)
 
     def killed(state: Any) -> None:
         raise Stopped
@@ -207,7 +208,7 @@ def test_killed_while_the_given_weights_are_judged(
         patch.setattr(training, "_judge_initial", killed)
         with pytest.raises(Stopped):
             fit(study, tmp_path / "cut", make_config(assignments=ONLY), init=plain.run, report=QUIET)
-    identical(whole.run, fit(study, tmp_path / "cut", resume=True, report=QUIET).run)
+    identical(only.run, fit(study, tmp_path / "cut", resume=True, report=QUIET).run)
 
 
 def test_only_again_begins_with_the_refiner_there(study: Path, refined: Fitted, tmp_path: Path) -> None:

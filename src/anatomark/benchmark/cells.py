@@ -220,6 +220,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
 
 
 def fingerprint(key: dict[str, Any]) -> str:
+    """What a key's content is recognised by: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

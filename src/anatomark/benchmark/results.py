@@ -178,7 +178,9 @@ def fewer_landmarks(results: Sequence[Result]) -> list[str]:
 
 
 def cell_row(r: Result) -> dict[str, Any]:
-    s, low_high = r.figures, r.figures.mre_ci95 or (None, None)
+    """The row of ``results.csv``: one cell, measured against one truth."""
+    figures = r.figures.cells()
+    shown = ["pairs", "failures", "mre_mm", "ci_low_mm", "ci_high_mm", "sd_mm", "median_mm", "p95_mm"]
     return {
         "data": r.cell.data,
         "method": r.cell.method,
@@ -187,15 +189,7 @@ def cell_row(r: Result) -> dict[str, Any]:
         "split": r.cell.split,
         "cases": len(r.errors.cases),
         "landmarks": len(r.errors.names),
-        "pairs": s.pairs,
-        "failures": s.failures,
-        "mre_mm": s.mre,
-        "ci_low_mm": low_high[0],
-        "ci_high_mm": low_high[1],
-        "sd_mm": s.sd,
-        "median_mm": s.median,
-        "p95_mm": s.p95,
-        **{f"sdr_{t:g}": v for t, v in s.sdr.items()},
+        **{key: figures[key] for key in (*shown, *(f"sdr_{t}" for t in r.figures.sdr))},
         "seconds_per_image": r.seconds,
         "train_seconds": r.train_seconds,
         "steps": r.steps,
@@ -207,6 +201,7 @@ def cell_row(r: Result) -> dict[str, Any]:
 
 
 def case_rows(r: Result) -> list[dict[str, Any]]:
+    """The rows of ``per_case.csv``: the same, for each case."""
     error = r.errors.case_error
     return [
         {

@@ -11,7 +11,7 @@ import numpy as np
 from anatomark.benchmark.provenance import commit, machine
 from anatomark.benchmark.results import Result, case_rows, cell_row, fewer_landmarks
 from anatomark.benchmark.suite import Suite
-from anatomark.evaluation.metrics import BOOTSTRAP
+from anatomark.evaluation.metrics import draws, interval, ratios
 from anatomark.evaluation.paired import Paired, compare_methods
 from anatomark.io.atomic import write_bytes, write_json, write_text
 from anatomark.io.sheets import write_csv
@@ -27,7 +27,7 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
     tables = {
         "results.csv": [cell_row(r) for r in results],
         "per_case.csv": [row for r in results for row in case_rows(r)],
-        "paired.csv": [paired_row(d, p) for d, pairs in compared.items() for p in pairs],
+        "paired.csv": [{"data": d, **vars(p)} for d, pairs in compared.items() for p in pairs],
         "methods.csv": [row for group in rows.values() for row in group],
     }
     for name, table in tables.items():
@@ -68,7 +68,7 @@ def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared:
     rows = []
     for method, runs in grouped.items():
         figures = [r.figures for r in runs]
-        seeds = [f.mre for f in figures if f.mre is not None]
+        seeds = [f.mre_mm for f in figures if f.mre_mm is not None]
         low, high = _interval(runs) or (None, None)
         to_base = _against(method, suite.baseline, compared)
         mine, theirs = _mean([r.seconds for r in runs]), _mean([r.seconds for r in base or ()])
@@ -84,8 +84,8 @@ def method_rows(suite: Suite, grouped: Mapping[str, Sequence[Result]], compared:
                 "ci_low_mm": low,
                 "ci_high_mm": high,
                 "seed_sd_mm": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
-                "median_mm": _mean([f.median for f in figures]),
-                **{f"sdr_{t:g}": _mean([f.sdr.get(float(t)) for f in figures]) for t in runs[0].cell.thresholds},
+                "median_mm": _mean([f.median_mm for f in figures]),
+                **{f"sdr_{t:g}": _mean([f.sdr.get(f"{t:g}") for f in figures]) for t in runs[0].cell.thresholds},
                 "failures": _mean([float(f.failures) for f in figures]),
                 "seconds_per_image": mine,
                 "train_minutes": _scaled(_mean([r.train_seconds for r in runs]), 1 / 60),
@@ -105,26 +105,17 @@ def _interval(runs: Sequence[Result]) -> tuple[float, float] | None:
     """95 % bootstrap interval over cases: the evaluation's own, for several seeds that of the mean of their MREs, the
     cases drawn for all of them together. None for fewer than two annotated cases."""
     if len(runs) == 1:
-        return runs[0].figures.mre_ci95
-    seeds = [r.errors for r in runs if r.figures.mre is not None]
+        return runs[0].figures.mre_ci95_mm
+    seeds = [r.errors for r in runs if r.figures.mre_mm is not None]
     cases = list(dict.fromkeys(c for e in seeds for m, c in enumerate(e.cases) if e.annotated[m].any()))
-    if len(cases) < 2:
-        return None
-    draws = np.random.default_rng(0).multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=BOOTSTRAP)
-    means = np.full((len(seeds), BOOTSTRAP), np.nan)
-    for mean, e in zip(means, seeds, strict=True):
-        total, count = np.zeros(len(cases)), np.zeros(len(cases), dtype=int)
-        for case, error in zip(e.cases, e.error, strict=True):
-            located = np.isfinite(error)
-            if located.any():
-                total[cases.index(case)], count[cases.index(case)] = error[located].sum(), located.sum()
-        drawn = draws @ count
-        mean[drawn > 0] = (draws @ total)[drawn > 0] / drawn[drawn > 0]
-    drawn_means = means.mean(0)[np.isfinite(means).all(0)]
-    if not drawn_means.size:
-        return None
-    low, high = np.percentile(drawn_means, [2.5, 97.5])
-    return float(low), float(high)
+    drawn, means = draws(len(cases)), []
+    for e in seeds:
+        sums = {
+            case: (np.nansum(error), np.isfinite(error).sum()) for case, error in zip(e.cases, e.error, strict=True)
+        }
+        total, count = np.array([sums.get(case, (0.0, 0)) for case in cases]).T
+        means.append(ratios(drawn, total, count))
+    return interval(np.mean(means, 0)) if len(cases) > 1 else None
 
 
 def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> Row:
@@ -133,9 +124,9 @@ def _against(method: str, baseline: str | None, compared: Sequence[Paired]) -> R
     if method == baseline:
         return dict(zip(keys, (1.0, None, None, None), strict=True))
     for p in compared:
-        if {p.a, p.b} == {method, baseline} and p.ratio:
-            low, high = p.ratio_ci95 or (None, None)
-            if p.a == method:
+        if {p.method, p.against} == {method, baseline} and p.ratio:
+            low, high = p.ratio_low, p.ratio_high
+            if p.method == method:
                 return dict(zip(keys, (p.ratio, low, high, p.p_holm), strict=True))
             return dict(zip(keys, (1 / p.ratio, high and 1 / high, low and 1 / low, p.p_holm), strict=True))
     return dict.fromkeys(keys)
@@ -148,15 +139,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
-
-
-def paired_row(data: str, p: Paired) -> Row:
-    (low, high), (rlow, rhigh) = (i or (None, None) for i in (p.difference_ci95, p.ratio_ci95))
-    return {
-        "data": data, "method": p.a, "against": p.b, "cases": p.cases, "pairs": p.pairs,
-        "difference_mm": p.difference, "ci_low_mm": low, "ci_high_mm": high, "ratio": p.ratio, "ratio_low": rlow,
-        "ratio_high": rhigh, "p": p.p, "p_holm": p.p_holm, "exact": p.exact,
-    }  # fmt: skip
 
 
 def markdown(

@@ -30,6 +30,8 @@ POLL_S = 0.2  # between two readings of a child's memory
 
 
 class State(StrEnum):
+    """How far a cell is."""
+
     NEW = "new"
     BEGUN = "begun"
     TRAINED = "trained"

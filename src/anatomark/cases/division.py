@@ -34,6 +34,7 @@ class Division:
         return self.how in ("val split", "held out")
 
     def describe(self) -> str:
+        """How many cases serve what, in words."""
         n, names = _count(len(self.train), "training case"), ", ".join(c.id for c in self.val)
         if self.left_out:
             n += f" ({_count(len(self.left_out), 'other')} left out, no landmark defined: {', '.join(self.left_out)})"

@@ -8,8 +8,9 @@ import numpy as np
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
+from anatomark.core.shape import nanmean
 
-FEWEST = 5  # cases that both observers marked, from which on an offset between them is known
+FEWEST = 5  # cases that both observers marked, from which on an offset between them is learned
 
 
 def combined(named: Sequence[Landmarks], others: Sequence[Mapping[str, Landmarks]]) -> list[Landmarks]:
@@ -20,24 +21,20 @@ def combined(named: Sequence[Landmarks], others: Sequence[Mapping[str, Landmarks
     is left is error, which the mean halves for two. ``others[i]``: the other observers of case i by name. A landmark
     that the named observer did not define stays as it is.
     """
-    names = named[0].names
-    habits = {o: _offset(named, others, o) for o in sorted({o for marks in others for o in marks})}
+    habits = {o: _offset(named, others, o) for o in sorted({o for by_observer in others for o in by_observer})}
     out = []
-    for own, marks in zip(named, others, strict=True):
-        points = [own.points, *(marks[o].select(names).points + habits[o] for o in marks)]
-        stack = np.stack(points)
-        seen = np.isfinite(stack)
-        mean = np.where(seen, stack, 0).sum(0) / np.maximum(seen.sum(0), 1)
+    for own, by_observer in zip(named, others, strict=True):
+        freed = [one.select(own.names).points + habits[o] for o, one in by_observer.items()]
+        mean = nanmean(np.stack([own.points, *freed]))
         out.append(own.with_points(np.where(own.defined[:, None], mean, np.nan)))
     return out
 
 
 def _offset(named: Sequence[Landmarks], others: Sequence[Mapping[str, Landmarks]], observer: str) -> Array:
-    """(N, D) mm from one observer's points to the named one's, median over cases; NaN where too few are known."""
-    pairs = [(a, m[observer].select(a.names)) for a, m in zip(named, others, strict=True) if observer in m]
+    """(N, D) mm from one observer's points to the named one's, median over cases; NaN where these are too few."""
+    pairs = [(a, by[observer].select(a.names)) for a, by in zip(named, others, strict=True) if observer in by]
     apart = np.stack([a.points - b.points for a, b in pairs])
-    known = np.isfinite(apart).all(2).sum(0)
+    enough = np.isfinite(apart).all(2).sum(0) >= FEWEST
     median = np.full(apart.shape[1:], np.nan)
-    enough = known >= FEWEST
     median[enough] = np.nanmedian(apart[:, enough], 0)
     return median

@@ -37,7 +37,6 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, 
 REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
 
 app = typer.Typer(
-    help="Find anatomical landmarks in 2D and 3D medical images. For research, not a medical device.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,6 +50,7 @@ def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:
+    """Find anatomical landmarks in 2D and 3D medical images. For research, not a medical device."""
     if version:
         typer.echo(f"anatomark {__version__}")
         raise typer.Exit()
@@ -64,6 +64,7 @@ for command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
+    """The command line; what goes wrong becomes one line and an exit code: 2 the user's to mend, 1 ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

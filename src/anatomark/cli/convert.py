@@ -13,6 +13,8 @@ from anatomark.errors import InputError
 
 
 class LabelFrom(StrEnum):
+    """Which of a point's two names in a Slicer file becomes the landmark's."""
+
     LABEL = "label"
     DESCRIPTION = "description"
 

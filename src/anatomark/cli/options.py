@@ -50,6 +50,7 @@ def reporter(as_json: bool) -> Any:
 
 
 def print_json(data: Any) -> None:
+    """Plain data to stdout."""
     typer.echo(json.dumps(data, indent=2))
 
 

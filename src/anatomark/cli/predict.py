@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
+    """The landmark files that are written, by suffix."""
+
     MRK = "mrk.json"
     FCSV = "fcsv"
     CSV = "csv"

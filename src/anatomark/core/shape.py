@@ -89,7 +89,7 @@ def mean_shape(shapes: Array, *, scale: bool = True, rounds: int = 10) -> tuple[
         aligned = []
         for shape in shapes:
             aligned.append(procrustes(mean, shape, scale=scale).invert(shape))
-        mean = _nanmean(np.stack(aligned))
+        mean = nanmean(np.stack(aligned))
         mean = mean - np.nanmean(mean, 0)
         mean = mean * (size / max(_size(mean), 1e-12))
     poses = [procrustes(mean, shape, scale=scale) for shape in shapes]
@@ -166,7 +166,7 @@ class PCAShape:
         """
         given = np.array(vectors, dtype=np.float64)
         missing = ~np.isfinite(given)
-        mean = _nanmean(given)
+        mean = nanmean(given)
         if not np.isfinite(mean).all():
             raise ValueError("a coordinate is missing in every training shape")
         x = np.where(missing, mean, given)
@@ -223,10 +223,11 @@ class PCAShape:
         return cls(mean, modes, np.asarray(data["sd"], dtype=np.float64))
 
 
-def _nanmean(stack: Array) -> Array:
-    seen = np.isfinite(stack)
-    count = seen.sum(0)
-    total = np.where(seen, stack, 0).sum(0)
+def nanmean(values: Array, axis: int = 0) -> Array:
+    """Mean over ``axis`` of what is not NaN; NaN where nothing is left."""
+    seen = np.isfinite(values)
+    count = seen.sum(axis)
+    total = np.where(seen, values, 0).sum(axis)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from anatomark.cases.case import Case
 from anatomark.cases.manifest import Manifest, read_manifest
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, listed, nearest
-from anatomark.evaluation.metrics import THRESHOLDS_MM, between_observers, compare, mean_shape_baselines
+from anatomark.evaluation.metrics import THRESHOLDS_MM, Errors, between_observers, compare, mean_shape_baselines
 from anatomark.evaluation.predictions import (
     Predictions,
     Predictor,
@@ -23,7 +22,7 @@ from anatomark.evaluation.predictions import (
     write_predictions,
 )
 from anatomark.evaluation.result import EvaluationResult
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import Where, write_json, write_text
 from anatomark.io.sheets import write_csv
 from anatomark.io.tables import MEAN, mean_of
 from anatomark.model.predict import load
@@ -36,17 +35,6 @@ from anatomark.tools.planes.schema import PlaneSet
 SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
 AS_GIVEN = "landmark files"
 PLANES = "planes.csv"
-Where = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is to be measured, as :func:`evaluate` says."""
-
-    split: str | None
-    truth: str | None
-    thresholds: Sequence[float]
-    planes: Where | None
 
 
 def evaluate(
@@ -83,40 +71,58 @@ def evaluate(
     try:
         _check(out, thresholds, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
-        return _evaluated(folder or used, cases, out, _Asked(split, truth, thresholds, planes), report)
+        return _evaluated(folder or used, read_manifest(cases), out, split, truth, thresholds, planes, report)
     except BaseException:
         remove_empty(out, there)
         raise
 
 
-def _evaluated(model: Any, manifest_path: Where, out: Path, asked: _Asked, report: Reporter) -> EvaluationResult:
-    manifest = read_manifest(manifest_path)
-    split = asked.split or ("test" if manifest.has_split("test") else "val")
+def _evaluated(
+    model: Any,
+    manifest: Manifest,
+    out: Path,
+    split: str | None,
+    truth: str | None,
+    thresholds: Sequence[float],
+    definition: Where | None,
+    report: Reporter,
+) -> EvaluationResult:
+    """What :func:`evaluate` does once ``model`` is loaded; a Path is a folder of predictions."""
+    split = split or ("test" if manifest.has_split("test") else "val")
     cases = manifest.split(split)
-    true = {case.id: read_truth(case, asked.truth) for case in cases}
-    planes = _planes(asked.planes, true)
-    folder = model if isinstance(model, Path) else None
-    made = read_predictions(folder, cases) if folder is not None else predict_cases(model, cases, report)
-    name = folder.resolve().name if folder is not None else str(getattr(model, "name", type(model).__name__))
-    predicted = common_names(p for p in made.landmarks.values() if p is not None)
-    expected = predicted if folder is not None else tuple(getattr(model, "names", ())) or predicted
+    true = {case.id: read_truth(case, truth) for case in cases}
+    planes, variant = _planes(definition, true), truth or _variant(cases)
+    from_files = isinstance(model, Path)
+    predictions = read_predictions(model, cases) if from_files else predict_cases(model, cases, report)
+    name = model.resolve().name if from_files else str(getattr(model, "name", type(model).__name__))
+    predicted = common_names(p for p in predictions.landmarks.values() if p is not None)
+    expected = predicted if from_files else tuple(getattr(model, "names", ())) or predicted
     names, notes = _scored(expected, true, manifest)
-    missing = [case for case, prediction in made.of.items() if prediction is None]
-    if missing:
+    if missing := [case for case, prediction in predictions.of.items() if prediction is None]:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
-    result = _measured(manifest, cases, true, made, names, asked.truth)
-    result = replace(result, model=name, split=split, thresholds=tuple(asked.thresholds), notes=notes)
+    rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
+    result = EvaluationResult(
+        model=name,
+        manifest=manifest.path.name,
+        split=split,
+        truth=variant,
+        errors=compare(true, predictions.landmarks, names),
+        thresholds=tuple(thresholds),
+        descriptions={n: d for t in true.values() for n, d in zip(t.names, t.descriptions, strict=True) if d},
+        predictions=predictions,
+        notes=notes,
+        tables={} if planes is None else {"scan planes": plane_summary(rows)},
+        **_beside(manifest, cases, true, predictions, names, variant),
+    )
     (out / PLANES).unlink(missing_ok=True)  # of an evaluation before
     if planes is not None:
-        rows = plane_rows(planes, true, made.landmarks)
-        result = replace(result, tables={"scan planes": plane_summary(rows)})
         write_csv(out / PLANES, rows, digits=6)
-    if folder is None:
-        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, made)
-    _write(result, out, cases, true, made)
+    if not from_files:
+        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, predictions)
+    _write(result, out, cases, true)
     return result
 
 
@@ -134,12 +140,12 @@ def read_truth(case: Case, observer: str | None = None) -> Landmarks:
     """The case's landmarks, of ``observer`` where given (``mean``: of all). Raises InputError for an unknown one."""
     if observer is None:
         return case.landmarks
-    marked = case.observers()
-    if observer in marked:
-        return marked[observer]
-    if observer == MEAN and len(marked) > 1:
-        return mean_of(marked)
-    named = [o for o in marked if o]
+    observers = case.observers()
+    if observer in observers:
+        return observers[observer]
+    if observer == MEAN and len(observers) > 1:
+        return mean_of(observers)
+    named = [o for o in observers if o]
     there = f"it has {', '.join(named)}" if named else "its landmark file names no observers"
     raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, named)}; {there}")
 
@@ -162,55 +168,42 @@ def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: M
         n for t in truth.values() for n, s in zip(t.names, t.status, strict=True) if s is not Status.UNANNOTATED
     }
     there = [n for n in common_names(truth.values()) if n in annotated]
-    names, wanted = [n for n in there if n in set(expected)], set(there)
+    names = [n for n in there if n in expected]
     if not names:
         raise InputError(
             f"{manifest.path}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has "
             f"{listed(there, 5, quote=True)}"
         )
-    notes = []
-    if left := [n for n in there if n not in set(expected)]:
-        notes.append(f"Not scored, because no prediction names them: {listed(left, 12, quote=True)}.")
-    if left := [n for n in expected if n not in wanted]:
-        notes.append(f"Not scored, because the truth lacks them: {listed(left, 12, quote=True)}.")
-    return names, notes
+    left_out = {
+        "no prediction names them": [n for n in there if n not in expected],
+        "the truth lacks them": [n for n in expected if n not in annotated],
+    }
+    return names, [f"Not scored, because {why}: {listed(n, 12, quote=True)}." for why, n in left_out.items() if n]
 
 
-def _measured(
+def _beside(
     manifest: Manifest,
     cases: Sequence[Case],
     true: Mapping[str, Landmarks],
-    made: Predictions,
+    predictions: Predictions,
     names: Sequence[str],
-    truth: str | None,
-) -> EvaluationResult:
-    """Errors, and everything beside them, without the names of model and split."""
-    marked = {case.id: {o: m for o, m in case.observers().items() if o} for case in cases}
-    marked = {case: by_observer for case, by_observer in marked.items() if len(by_observer) > 1}
-    variant = truth or _variant(cases)
-    people = list(dict.fromkeys(o for by_observer in marked.values() for o in by_observer))
-    others = {o: {c: m[o] for c, m in marked.items() if o in m} for o in people if o != variant}
-    if marked and variant != MEAN:
-        others[MEAN] = {case: mean_of(by_observer) for case, by_observer in marked.items()}
+    truth: str,
+) -> dict[str, dict[str, Errors]]:
+    """What errors against one observer's ``truth`` are held against: ``baselines``, the ``observers`` among each other,
+    and errors ``against`` the other observers and the mean of all."""
+    observers = {case.id: {o: landmarks for o, landmarks in case.observers().items() if o} for case in cases}
+    observers = {case: by_observer for case, by_observer in observers.items() if len(by_observer) > 1}
+    people = list(dict.fromkeys(o for by_observer in observers.values() for o in by_observer))
+    others = {o: {c: by[o] for c, by in observers.items() if o in by} for o in people if o != truth}
+    if observers and truth != MEAN:
+        others[MEAN] = {case: mean_of(by_observer) for case, by_observer in observers.items()}
     train = [case.landmarks for case in manifest.cases if case.split == "train"]
-    baselines = mean_shape_baselines(train, true) if train else {}
-    described = {n: d for t in true.values() for n, d in zip(t.names, t.descriptions, strict=True) if d}
-    return EvaluationResult(
-        model="",
-        manifest=manifest.path.name,
-        split="",
-        truth=variant,
-        errors=compare(true, made.landmarks, names),
-        descriptions=described,
-        baselines={label: compare(true, points, names) for label, points in baselines.items()},
-        observers=between_observers(marked, names),
-        against={other: compare(points, made.landmarks, names) for other, points in others.items()},
-        seconds=made.values("seconds"),
-        align_seconds=made.values("align_seconds"),
-        peak_gb=made.peak_gb,
-        flags=made.flags,
-        suspicion=made.values("suspicion"),
-    )
+    baselines = mean_shape_baselines(train, true)
+    return {
+        "baselines": {label: compare(true, landmarks, names) for label, landmarks in baselines.items()},
+        "observers": between_observers(observers, names),
+        "against": {o: compare(landmarks, predictions.landmarks, names) for o, landmarks in others.items()},
+    }
 
 
 def _variant(cases: Sequence[Case]) -> str:
@@ -219,9 +212,7 @@ def _variant(cases: Sequence[Case]) -> str:
     return chosen.pop() or AS_GIVEN if len(chosen) == 1 else "as the manifest names"
 
 
-def _write(
-    result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks], made: Predictions
-) -> None:
+def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks]) -> None:
     """Tables and report; ``summary.json`` last, so that its presence means a complete evaluation."""
     from anatomark.evaluation.report import CasePicture, render
     from anatomark.pictures.overlay import case_picture
@@ -237,6 +228,7 @@ def _write(
         except InputError:  # the case failed for this reason already, and the table says so
             continue
         shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
-        pictures.append(CasePicture(word, m, case_picture(image, made.landmarks[case.id], true[case.id], shown), shown))
+        png = case_picture(image, result.predictions.landmarks[case.id], true[case.id], shown)
+        pictures.append(CasePicture(word, m, png, shown))
     write_text(out / "report.html", render(result, pictures, version=anatomark.__version__))
     write_json(out / "summary.json", result.summary())

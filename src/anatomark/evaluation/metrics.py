@@ -12,7 +12,7 @@ unannotated ones, and cases without any prediction, say nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
-from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.shape import mean_shape, procrustes
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.shape import mean_shape, nanmean, procrustes
 from anatomark.errors import InputError
 
 THRESHOLDS_MM = (2.0, 2.5, 3.0, 4.0)
@@ -33,6 +33,8 @@ _TIE_MM = 1e-9  # coordinates are decimal, so an error of exactly 2 mm must not 
 
 
 class Outcome(StrEnum):
+    """What became of one landmark in one case."""
+
     LOCATED = "located"  # annotated and predicted: has an error
     MISSED = "missed"  # annotated, but nothing was predicted in this case: a failure
     FALSE_ABSENCE = "false absence"  # annotated, but predicted without a position: a failure
@@ -72,17 +74,15 @@ class Errors:
     @property
     def case_error(self) -> Array:
         """(M,) mean error in mm over each case's located landmarks; NaN where there is none."""
-        located = np.isfinite(self.error)
-        total = np.where(located, self.error, 0).sum(1)
-        return np.asarray(np.where(located.any(1), total / np.maximum(located.sum(1), 1), np.nan))
+        return nanmean(self.error, 1)
+
+    def count(self, case: int, *outcomes: Outcome) -> int:
+        """How many landmarks of a case came out so."""
+        return int(np.isin(self.outcome[case], outcomes).sum())
 
     def failures(self, case: int) -> int:
         """How many annotated landmarks of a case have no prediction."""
-        return int(np.isin(self.outcome[case], FAILURES).sum())
-
-    def count(self, outcome: Outcome, *, case: int | None = None) -> int:
-        """How many pairs, or landmarks of one case, came out so."""
-        return int(((self.outcome if case is None else self.outcome[case]) == outcome).sum())
+        return self.count(case, *FAILURES)
 
     def ranking(self) -> list[int]:
         """Cases with annotated landmarks from best to worst: fewest failures first, then the smallest case error."""
@@ -90,74 +90,42 @@ class Errors:
         scored = [m for m in range(len(self.cases)) if self.annotated[m].any()]
         return sorted(scored, key=lambda m: (self.failures(m), error[m] if np.isfinite(error[m]) else np.inf))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The tidy table: one row per case and landmark."""
-        axes = [f"d{a}_mm" for a in "xyz"[: self.offset.shape[2]]]
-        return [
-            {
-                "case": case,
-                "label": name,
-                "outcome": str(self.outcome[m, n]),
-                "error_mm": _number(self.error[m, n]),
-                **{axis: _number(v) for axis, v in zip(axes, self.offset[m, n], strict=True)},
-                "score": _number(self.score[m, n]),
-                "radius90_mm": _number(self.radius90[m, n]),
-            }
-            for m, case in enumerate(self.cases)
-            for n, name in enumerate(self.names)
-        ]
-
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures over a set of landmark-case pairs; lengths in mm, None where there is nothing to compute them from.
+    """Figures over a set of landmark-case pairs, named as in ``summary.json``; lengths in mm, None where there is
+    nothing to compute them from.
 
-    ``pairs`` annotated, ``located`` of them with a prediction, ``failures`` without. ``mre_ci95`` and ``sdr_ci95`` are
-    None for fewer than two cases. ``covered90`` is the share of located points within their predicted 90 % radius.
-    ``absent``: landmarks that the truth calls absent in cases with a prediction, ``false_presences`` of them located;
-    ``false_absences``: the failures that a prediction called absent; ``absence_recall`` and ``absence_precision`` are
-    None where the truth calls none absent (precision: where none was called so either).
+    ``pairs`` annotated, ``located`` of them with a prediction, ``failures`` without. ``sdr`` by its threshold in mm as
+    text. ``mre_ci95_mm`` is None, ``sdr_ci95`` empty for fewer than two cases. ``covered90`` is the share of located
+    points within their predicted 90 % radius. ``absent``: landmarks that the truth calls absent in cases with a
+    prediction, ``false_presences`` of them located; ``false_absences``: the failures that a prediction called absent;
+    ``absence_recall`` and ``absence_precision`` are None where the truth calls none absent (precision: where none was
+    called so either).
     """
 
     pairs: int
     located: int
     failures: int
+    absent: int
     false_presences: int
-    mre: float | None
-    mre_ci95: tuple[float, float] | None
-    sd: float | None
-    median: float | None
-    p95: float | None
-    largest: float | None
-    sdr: dict[float, float]
-    sdr_ci95: dict[float, tuple[float, float]]
-    covered90: float | None = None
-    absent: int = 0
-    false_absences: int = 0
-    absence_recall: float | None = None
-    absence_precision: float | None = None
+    false_absences: int
+    absence_recall: float | None
+    absence_precision: float | None
+    mre_mm: float | None
+    mre_ci95_mm: tuple[float, float] | None
+    sd_mm: float | None
+    median_mm: float | None
+    p95_mm: float | None
+    max_mm: float | None
+    sdr: dict[str, float]
+    sdr_ci95: dict[str, tuple[float, float]]
+    covered90: float | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, units in the keys; SDR keyed by its threshold in mm."""
-        return {
-            "pairs": self.pairs,
-            "located": self.located,
-            "failures": self.failures,
-            "absent": self.absent,
-            "false_presences": self.false_presences,
-            "false_absences": self.false_absences,
-            "absence_recall": self.absence_recall,
-            "absence_precision": self.absence_precision,
-            "mre_mm": self.mre,
-            "mre_ci95_mm": self.mre_ci95,
-            "sd_mm": self.sd,
-            "median_mm": self.median,
-            "p95_mm": self.p95,
-            "max_mm": self.largest,
-            "sdr": {f"{t:g}": v for t, v in self.sdr.items()},
-            "sdr_ci95": {f"{t:g}": v for t, v in self.sdr_ci95.items()},
-            "covered90": self.covered90,
-        }
+    def cells(self) -> dict[str, Any]:
+        """As a row of a table: the interval in two columns, the SDR in one for each threshold."""
+        low, high = self.mre_ci95_mm or (None, None)
+        return {**vars(self), "ci_low_mm": low, "ci_high_mm": high, **{f"sdr_{t}": v for t, v in self.sdr.items()}}
 
 
 def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | None], names: Sequence[str]) -> Errors:
@@ -182,14 +150,13 @@ def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | 
             outcome[m, true.defined] = Outcome.MISSED
             continue
         guess = guess.select(names)
-        absent = np.array([s is Status.ABSENT for s in true.status], dtype=bool)
         offset[m] = guess.points - true.points
         score[m] = np.nan if guess.score is None else guess.score
         radius[m] = np.nan if guess.radius90 is None else guess.radius90
         outcome[m, true.defined] = Outcome.FALSE_ABSENCE
         outcome[m, true.defined & guess.defined] = Outcome.LOCATED
-        outcome[m, absent] = Outcome.ABSENT
-        outcome[m, absent & guess.defined] = Outcome.FALSE_PRESENCE
+        outcome[m, true.absent] = Outcome.ABSENT
+        outcome[m, true.absent & guess.defined] = Outcome.FALSE_PRESENCE
     return Errors(tuple(truth), tuple(names), offset, outcome, score, radius)
 
 
@@ -205,16 +172,14 @@ def statistics(
     columns = [errors.names.index(n) for n in (errors.names if names is None else names)]
     error, annotated, outcome = errors.error[:, columns], errors.annotated[:, columns], errors.outcome[:, columns]
     located = np.isfinite(error) & annotated
-    pool = error[located]
-    hits = {float(t): located & (error <= t + _TIE_MM) for t in thresholds}
-    pairs = int(annotated.sum())
-    with_radius = located & np.isfinite(errors.radius90[:, columns])
-    within = error[with_radius] <= errors.radius90[:, columns][with_radius]
+    pool, pairs = error[located], int(annotated.sum())
+    hits = {f"{t:g}": located & (error <= t + _TIE_MM) for t in thresholds}
+    radius = errors.radius90[:, columns]
+    within = (error <= radius)[located & np.isfinite(radius)]
     # a case without annotated pair says nothing, so it is not drawn
     seen = annotated.any(1)
-    draws = _draws(int(seen.sum()), samples, seed)
-    total = np.where(located, error, 0.0)[seen].sum(1)
-    intervals = {t: _interval(draws, h[seen].sum(1), annotated[seen].sum(1)) for t, h in hits.items()}
+    drawn = draws(int(seen.sum()), samples, seed)
+    intervals = {t: interval(ratios(drawn, h[seen].sum(1), annotated[seen].sum(1))) for t, h in hits.items()}
     right, false_presences, false_absences = (
         int((outcome == o).sum()) for o in (Outcome.ABSENT, Outcome.FALSE_PRESENCE, Outcome.FALSE_ABSENCE)
     )
@@ -223,21 +188,55 @@ def statistics(
         pairs=pairs,
         located=pool.size,
         failures=pairs - pool.size,
-        false_presences=false_presences,
-        mre=float(pool.mean()) if pool.size else None,
-        mre_ci95=_interval(draws, total, located[seen].sum(1)),
-        sd=float(pool.std(ddof=1)) if pool.size > 1 else None,
-        median=float(np.median(pool)) if pool.size else None,
-        p95=float(np.percentile(pool, 95)) if pool.size else None,
-        largest=float(pool.max()) if pool.size else None,
-        sdr={t: float(h.sum() / pairs) for t, h in hits.items()} if pairs else {},
-        sdr_ci95={t: i for t, i in intervals.items() if i is not None},
-        covered90=float(within.mean()) if within.size else None,
         absent=absent,
+        false_presences=false_presences,
         false_absences=false_absences,
         absence_recall=right / absent if absent else None,
         absence_precision=right / called if absent and called else None,
+        mre_mm=figure_of(pool),
+        mre_ci95_mm=interval(ratios(drawn, np.where(located, error, 0.0)[seen].sum(1), located[seen].sum(1))),
+        sd_mm=float(pool.std(ddof=1)) if pool.size > 1 else None,
+        median_mm=figure_of(pool, np.median),
+        p95_mm=float(np.percentile(pool, 95)) if pool.size else None,
+        max_mm=figure_of(pool, np.max),
+        sdr={t: float(h.sum() / pairs) for t, h in hits.items()} if pairs else {},
+        sdr_ci95={t: i for t, i in intervals.items() if i is not None},
+        covered90=figure_of(within.astype(float)),
     )
+
+
+def figure_of(values: Array, figure: Callable[[Array], Any] = np.mean) -> float | None:
+    """The mean, or another ``figure``, of the finite values; None where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(figure(finite)) if finite.size else None
+
+
+def draws(cases: int, samples: int = BOOTSTRAP, seed: int = 0) -> NDArray[np.int64]:
+    """(samples, cases) how often a bootstrap draws each case; no samples of fewer than two cases."""
+    if cases < 2:
+        return np.zeros((0, cases), dtype=np.int64)
+    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=samples)
+
+
+def ratios(draws: NDArray[np.int64], total: Array, count: Array) -> Array:
+    """(samples,) sum(total) / sum(count) over the cases drawn; NaN where these count nothing."""
+    drawn = draws @ count
+    return np.where(drawn > 0, (draws @ total) / np.maximum(drawn, 1), np.nan)
+
+
+def interval(values: Array) -> tuple[float, float] | None:
+    """95 % percentile interval of bootstrap samples; None where none is finite."""
+    finite = values[np.isfinite(values)]
+    return (float(np.percentile(finite, 2.5)), float(np.percentile(finite, 97.5))) if finite.size else None
+
+
+def area_under_roc(suspicion: Array, bad: NDArray[np.bool_]) -> float:
+    """Probability that a bad case (M,) is more suspicious than a good one, ties counting half; NaN without both."""
+    x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad)
+    if wrong.all() or not wrong.any():
+        return float("nan")
+    of_bad, of_good = x[wrong][:, None], x[~wrong][None]
+    return float(((of_bad > of_good) + 0.5 * (of_bad == of_good)).mean())
 
 
 def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmarks]) -> dict[str, dict[str, Landmarks]]:
@@ -247,14 +246,13 @@ def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmar
     pose`` and ``mean shape, perfect similarity``: the Procrustes mean laid onto the case's own truth (least squares):
     what a flawless pose without any further look at the image leaves. Empty without training landmarks.
     """
-    names = tuple(dict.fromkeys(n for one in train for n, known in zip(one.names, one.defined, strict=True) if known))
+    names = tuple(dict.fromkeys(n for one in train for n, d in zip(one.names, one.defined, strict=True) if d))
     if not names:
         return {}
     # a case without any point says nothing of the shape
     shapes = np.stack([s for s in (one.select(names).points for one in train) if np.isfinite(s).any()])
-    seen = np.isfinite(shapes)
-    mean = np.where(seen, shapes, 0).sum(0) / seen.sum(0)
-    baselines = {"mean position": {case: Landmarks(names, mean) for case in truth}}
+    mean = Landmarks(names, nanmean(shapes))
+    baselines = {"mean position": dict.fromkeys(truth, mean)}
     for label, scale in (("mean shape, perfect rigid pose", False), ("mean shape, perfect similarity", True)):
         shape, _ = mean_shape(shapes, scale=scale)
         baselines[label] = {
@@ -269,32 +267,12 @@ def between_observers(observers: Mapping[str, Mapping[str, Landmarks]], names: S
 
     ``observers``: by case, then by observer's name. A point that only one of the two marked is left out.
     """
-    people = tuple(dict.fromkeys(person for marks in observers.values() for person in marks))
-    found = {}
+    people = tuple(dict.fromkeys(person for by_observer in observers.values() for person in by_observer))
+    pairs = {}
     for one, other in combinations(people, 2):
-        both = {case: marks for case, marks in observers.items() if one in marks and other in marks}
+        both = {case: by for case, by in observers.items() if one in by and other in by}
         if both:
-            errors = compare({c: m[one] for c, m in both.items()}, {c: m[other] for c, m in both.items()}, names)
+            errors = compare({c: by[one] for c, by in both.items()}, {c: by[other] for c, by in both.items()}, names)
             errors.outcome[errors.outcome != Outcome.LOCATED] = Outcome.UNSCORED
-            found[f"{one} - {other}"] = errors
-    return found
-
-
-def _draws(cases: int, samples: int, seed: int) -> NDArray[np.int64] | None:
-    """(samples, cases) how often each case is drawn; None for fewer than two cases."""
-    if cases < 2:
-        return None
-    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=samples)
-
-
-def _interval(draws: NDArray[np.int64] | None, total: Array, count: Array) -> tuple[float, float] | None:
-    """2.5th and 97.5th percentile of sum(total) / sum(count) over the draws."""
-    if draws is None:
-        return None
-    drawn = draws @ count
-    ratio = (draws @ total)[drawn > 0] / drawn[drawn > 0]
-    return (float(np.percentile(ratio, 2.5)), float(np.percentile(ratio, 97.5))) if ratio.size else None
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
+            pairs[f"{one} - {other}"] = errors
+    return pairs

@@ -8,16 +8,16 @@ Wilcoxon's signed-rank test (Wilcoxon 1945), two-sided, over cases; p values are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import erfc, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
-from anatomark.evaluation.metrics import BOOTSTRAP, Errors
+from anatomark.core.shape import nanmean
+from anatomark.evaluation.metrics import BOOTSTRAP, Errors, interval
 
 EXACT_UP_TO = 400  # cases from which on the normal approximation differs by nothing that matters
 
@@ -35,24 +35,27 @@ class SignedRank:
 
 @dataclass(frozen=True)
 class Paired:
-    """Method ``a`` against ``b`` on ``cases`` cases and ``pairs`` landmark-case pairs, mm.
+    """``method`` against another on ``cases`` cases and ``pairs`` landmark-case pairs.
 
-    ``difference``: mean over cases of a's case error minus b's, ``ratio``: a's mean case error over b's, each with its
-    95 % bootstrap interval over cases (None for fewer than two cases). ``p`` of the signed-rank test, ``p_holm``
-    corrected for all comparisons of the same call; None for fewer than two cases.
+    ``difference_mm``: mean over cases of the method's case error minus the other's, ``ratio``: its mean case error over
+    the other's, each with its 95 % bootstrap interval over cases (``ci_low_mm`` to ``ci_high_mm``, ``ratio_low`` to
+    ``ratio_high``; None for fewer than two cases). ``p`` of the signed-rank test, ``p_holm`` corrected for all
+    comparisons of the same call; None for fewer than two cases.
     """
 
-    a: str
-    b: str
+    method: str
+    against: str
     cases: int
     pairs: int
-    difference: float
-    difference_ci95: tuple[float, float] | None
+    difference_mm: float
+    ci_low_mm: float | None
+    ci_high_mm: float | None
     ratio: float | None
-    ratio_ci95: tuple[float, float] | None
+    ratio_low: float | None
+    ratio_high: float | None
     p: float | None
-    p_holm: float | None = None
-    exact: bool = True
+    p_holm: float | None
+    exact: bool
 
 
 def midranks(values: Array) -> Array:
@@ -80,7 +83,7 @@ def signed_rank(differences: Sequence[float] | Array, exact_up_to: int = EXACT_U
         return SignedRank(plus, n, min(1.0, 2 * _share_at_most(ranks, low)), True)
     sd = np.sqrt((ranks**2).sum() / 4)  # with ties in it: the usual formula minus its correction
     z = (ranks.sum() / 2 - low - 0.5) / sd
-    return SignedRank(plus, n, min(1.0, 2 * _normal_tail(z)), False)
+    return SignedRank(plus, n, min(1.0, erfc(z / sqrt(2))), False)
 
 
 def _share_at_most(ranks: Array, low: float) -> float:
@@ -94,17 +97,13 @@ def _share_at_most(ranks: Array, low: float) -> float:
     return float(share[: round(2 * low) + 1].sum())
 
 
-def _normal_tail(z: float) -> float:
-    return 0.5 * erfc(z / sqrt(2))
-
-
 def holm(values: Sequence[float | None]) -> list[float | None]:
     """p values corrected for their number by Holm's step-down method; None (no test) stays and does not count."""
-    known = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    tested = sorted((p, i) for i, p in enumerate(values) if p is not None)
     out: list[float | None] = [None] * len(values)
     largest = 0.0
-    for k, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - k)))
+    for k, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - k)))
         out[i] = largest
     return out
 
@@ -118,16 +117,8 @@ class Mean(NamedTuple):
     error: Array
 
     def picked(self, cases: Sequence[str], names: Sequence[str]) -> Array:
-        return np.asarray(
-            self.error[np.ix_([self.cases.index(c) for c in cases], [self.names.index(n) for n in names])]
-        )
-
-    @property
-    def case_error(self) -> Array:
-        """Mean over each case's located landmarks, of the cases that have one."""
-        known = np.isfinite(self.error)
-        seen = known.any(1)
-        return np.asarray(np.where(known, self.error, 0.0)[seen].sum(1) / known[seen].sum(1))
+        rows, columns = [self.cases.index(c) for c in cases], [self.names.index(n) for n in names]
+        return np.asarray(self.error[np.ix_(rows, columns)])
 
 
 def averaged(runs: Sequence[Errors]) -> Mean:
@@ -142,46 +133,36 @@ def compare_methods(methods: Mapping[str, Sequence[Errors]], seed: int = 0) -> l
     """Every two methods against each other, in the order of ``methods`` (runs of each by name), Holm-corrected over all
     of these comparisons. Methods without a common case and landmark are left out."""
     means = {name: averaged(runs) for name, runs in methods.items() if runs}
-    found = [p for a, b in combinations(means, 2) if (p := _paired(a, b, means[a], means[b], seed)) is not None]
-    corrected = holm([p.p for p in found])
-    return [Paired(**{**vars(p), "p_holm": q}) for p, q in zip(found, corrected, strict=True)]
+    pairs = [p for a, b in combinations(means, 2) if (p := _paired(a, b, means[a], means[b], seed)) is not None]
+    return [replace(p, p_holm=q) for p, q in zip(pairs, holm([p.p for p in pairs]), strict=True)]
 
 
-def _paired(a: str, b: str, one: Mean, other: Mean, seed: int) -> Paired | None:
+def _paired(method: str, against: str, one: Mean, other: Mean, seed: int) -> Paired | None:
     cases = [c for c in one.cases if c in other.cases]
     names = [n for n in one.names if n in other.names]
-    if not cases or not names:
+    errors = np.stack([one.picked(cases, names), other.picked(cases, names)])
+    both = np.all(np.isfinite(errors), axis=0)
+    if not both.any():
         return None
-    x, y = one.picked(cases, names), other.picked(cases, names)
-    both = np.isfinite(x) & np.isfinite(y)
-    seen = both.any(1)
-    if not seen.any():
-        return None
-    count = both[seen].sum(1)
-    mine, theirs = (np.where(both, e, 0.0)[seen].sum(1) / count for e in (x, y))
-    drawn = _drawn(len(mine), seed)
-    pick = None if drawn is None else (mine[drawn].mean(1), theirs[drawn].mean(1))
-    tested = signed_rank(mine - theirs) if len(mine) > 1 else None
+    x, y = nanmean(np.where(both, errors, np.nan), 2)[:, np.any(both, axis=1)]
+    # of one case no samples, so no intervals
+    drawn = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAP if len(x) > 1 else 0, len(x)))
+    mean_x, mean_y = x[drawn].mean(1), y[drawn].mean(1)
+    low, high = interval(mean_x - mean_y) or (None, None)
+    ratio_low, ratio_high = (interval(mean_x / mean_y) if (mean_y > 0).all() else None) or (None, None)
+    tested = signed_rank(x - y) if len(x) > 1 else None
     return Paired(
-        a=a,
-        b=b,
-        cases=len(mine),
-        pairs=int(count.sum()),
-        difference=float((mine - theirs).mean()),
-        difference_ci95=None if pick is None else _interval(pick[0] - pick[1]),
-        ratio=float(mine.mean() / theirs.mean()) if theirs.mean() > 0 else None,
-        ratio_ci95=None if pick is None or not (pick[1] > 0).all() else _interval(pick[0] / pick[1]),
+        method=method,
+        against=against,
+        cases=len(x),
+        pairs=int(both.sum()),
+        difference_mm=float((x - y).mean()),
+        ci_low_mm=low,
+        ci_high_mm=high,
+        ratio=float(x.mean() / y.mean()) if y.mean() > 0 else None,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
         p=None if tested is None else tested.p,
+        p_holm=None,
         exact=tested is None or tested.exact,
     )
-
-
-def _drawn(cases: int, seed: int) -> NDArray[np.int64] | None:
-    """(samples, cases) indices of cases drawn with replacement; None for fewer than two cases."""
-    if cases < 2:
-        return None
-    return np.random.default_rng(seed).integers(cases, size=(BOOTSTRAP, cases))
-
-
-def _interval(values: Array) -> tuple[float, float]:
-    return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -15,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from anatomark.core.grid import Array
-from anatomark.evaluation.metrics import Errors, Statistics
+from anatomark.evaluation.metrics import Errors, interval
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.pictures.overlay import caption, png
 
-MODEL_COLOUR, GREY, DARK, WARM = "#0f766e", "#94a3b8", "#334155", "#b45309"
+MODEL_COLOUR, PALE, GREY, DARK, WARM = "#0f766e", "#ccece7", "#94a3b8", "#334155", "#b45309"
 BESIDE = ((WARM, "--"), ("#64748b", ":"), ("#94a3b8", "-."), ("#475569", (0, (5, 1, 1, 1))))
 RELIABLE = 20  # radii in a group of the reliability plot, at least
 MOST_BOXES = 60
@@ -39,42 +40,27 @@ class CasePicture:
 def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, version: str = "") -> str:
     """The report as HTML text. It refers to nothing outside itself."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"mm": _mm, "share": _share, "seconds": _seconds, "key": _key}
-    errors, stats = result.errors, result.overall
-    landmarks, cases = result.landmark_rows(), result.case_rows()
+    named = partial(_caption, result)
+    environment.filters.update(mm=_mm, share=_share, seconds=_seconds, key=_key, embed=_embed, caption=named)
+    landmarks, reliability = result.landmark_rows(), reliability_plot(result)
+    by_case = len(result.errors.ranking()) > 1 and result.overall.located
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
         version=version,
-        stats=stats,
-        thresholds=[float(t) for t in result.thresholds],
+        thresholds=[f"{t:g}" for t in result.thresholds],
         tiles=_tiles(result),
-        curve=_embed(png(error_curve(result))),
-        by_case=_embed(png(case_plot(result))) if len(errors.ranking()) > 1 and stats.located else "",
-        boxes=_embed(png(box_plot(result))),
-        reliability=_embed(png(reliable)) if (reliable := reliability_plot(result)) is not None else "",
-        comparisons=list(result.comparisons().items()),
+        curve=png(error_curve(result)),
+        by_case=png(case_plot(result)) if by_case else b"",
+        boxes=png(box_plot(result)),
+        reliability=b"" if reliability is None else png(reliability),
         landmarks=landmarks,
-        cases=cases,
+        cases=result.case_rows(),
         has={
             key: any(row[key] is not None for row in landmarks)
             for key in ("radius90_mm", "score", "mean_position_mm", "observers_mm", "ci_low_mm")
         },
-        several=any(row["pairs"] > 1 for row in landmarks),
-        uneven=len({row["pairs"] for row in landmarks}) > 1,
-        flagged=any(row["flags"] for row in cases),
-        failed=bool(stats.failures),
-        absent=bool(stats.absent),
         top=max([row["mre_mm"] for row in landmarks if row["mre_mm"] is not None], default=1.0) or 1.0,
-        pictures=[
-            {
-                "word": p.word,
-                "row": cases[p.case],
-                "png": _embed(p.png),
-                "shown": ", ".join(caption(n, result.descriptions.get(n, "")) for n in p.shown),
-            }
-            for p in pictures
-        ],
-        boxes_cut=len(errors.names) > MOST_BOXES,
+        pictures=pictures,
         most_boxes=MOST_BOXES,
     )
 
@@ -82,41 +68,34 @@ def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, ve
 def error_curve(result: EvaluationResult) -> Figure:
     """Share of all annotated pairs located within a distance, for the model and what stands beside it."""
     wide = len(result.errors.ranking()) < 2  # with one case this plot stands alone in its row
-    figure = Figure(figsize=(11.0 if wide else 5.4, 4.0), facecolor="white", layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _plot(11.0 if wide else 5.4)
     reach = _reach(result)
-    beside = {**result.baselines, **{f"observers: {k}": e for k, e in result.observers.items()}}
     _step(ax, result.errors, reach, color=MODEL_COLOUR, lw=2.4, label=result.model, zorder=3)
-    for (name, errors), (colour, style) in zip(beside.items(), BESIDE, strict=False):
+    for (name, errors), (colour, style) in zip(result.beside.items(), BESIDE, strict=False):
         _step(ax, errors, reach, color=colour, ls=style, lw=1.3, label=name)
     for t in result.thresholds:
         if t < reach:
             ax.axvline(t, color=GREY, lw=0.6, alpha=0.6, zorder=0)
     ax.set(xlim=(0, reach), ylim=(0, 101), xlabel="radial error (mm)", ylabel="landmarks within this distance (%)")
-    _tidy(ax, "y")
-    figure.legend(loc="outside upper center", ncols=3 if wide else 2, fontsize=7.5, frameon=False, labelcolor=DARK)
-    return figure
+    return _finished(figure, ax, 3 if wide else 2)
 
 
 def case_plot(result: EvaluationResult) -> Figure:
     """Cases by rising mean error, with the span from each one's smallest to its largest error."""
     errors = result.errors
     order = [int(m) for m in np.argsort(errors.case_error) if np.isfinite(errors.case_error[m])]
-    figure = Figure(figsize=(5.4, 4.0), facecolor="white", layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _plot()
     rank = np.arange(1, len(order) + 1)
     mean, low, high = errors.case_error[order], np.nanmin(errors.error[order], 1), np.nanmax(errors.error[order], 1)
     width = float(np.clip(160 / len(order), 0.8, 7))
-    ax.vlines(rank, low, high, color="#ccece7", lw=width, label="smallest to largest error")
+    ax.vlines(rank, low, high, color=PALE, lw=width, label="smallest to largest error")
     ax.plot(rank, mean, "o", color=MODEL_COLOUR, ms=float(np.clip(200 / len(order), 2.2, 6)), label="case error (mean)")
     failed = np.array([errors.failures(m) > 0 for m in order])
     if failed.any():
         ax.plot(rank[failed], np.zeros(failed.sum()), "x", color="#b91c1c", ms=4, clip_on=False, label="not all found")
     ax.set(xlim=(0.3, len(order) + 0.7), ylim=(0, None), xlabel="case, by rising error", ylabel="radial error (mm)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _tidy(ax, "y")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=7.5, frameon=False, labelcolor=DARK)
-    return figure
+    return _finished(figure, ax, 3)
 
 
 def box_plot(result: EvaluationResult) -> Figure:
@@ -124,26 +103,26 @@ def box_plot(result: EvaluationResult) -> Figure:
 
     Boxes are quartiles, whiskers reach 1.5 times their range; with fewer than 5 cases the errors stand as dots.
     """
-    errors, names = result.errors.error, result.errors.names
+    errors = result.errors.error
     located = [errors[np.isfinite(errors[:, n]), n] for n in range(errors.shape[1])]
     order = sorted((n for n, e in enumerate(located) if e.size), key=lambda n: -float(np.median(located[n])))
     order = order[:MOST_BOXES]
-    labels = [_short(caption(names[n], result.descriptions.get(names[n], ""))) for n in order]
+    shown = [located[n] for n in order]
+    labels = [_short(_caption(result, result.errors.names[n])) for n in order]
     turned = max((len(text) for text in labels), default=0) > 4
-    figure = Figure(figsize=(11.0, 4.6 if turned else 3.6), facecolor="white", layout="constrained")
-    ax = figure.subplots()
+    figure, ax = _plot(11.0, 4.6 if turned else 3.6)
     at = np.arange(1, len(order) + 1)
     if max((e.size for e in located), default=0) < 5:
-        for x, n in zip(at, order, strict=True):
-            ax.plot(np.full(located[n].size, x), located[n], "o", color=MODEL_COLOUR, ms=5, alpha=0.8)
-        ax.vlines(at, 0, [float(located[n].max()) for n in order], color="#ccece7", lw=2, zorder=0)
+        for x, e in zip(at, shown, strict=True):
+            ax.plot(np.full(e.size, x), e, "o", color=MODEL_COLOUR, ms=5, alpha=0.8)
+        ax.vlines(at, 0, [float(e.max()) for e in shown], color=PALE, lw=2, zorder=0)
     elif order:
         line = {"color": MODEL_COLOUR, "linewidth": 0.9}
         ax.boxplot(
-            [located[n] for n in order],
+            shown,
             widths=0.6,
             patch_artist=True,
-            boxprops={"facecolor": "#ccece7", "edgecolor": MODEL_COLOUR, "linewidth": 0.9},
+            boxprops={"facecolor": PALE, "edgecolor": MODEL_COLOUR, "linewidth": 0.9},
             medianprops={"color": MODEL_COLOUR, "linewidth": 1.8},
             whiskerprops=line,
             capprops=line,
@@ -151,46 +130,61 @@ def box_plot(result: EvaluationResult) -> Figure:
         )
     between = next(iter(result.observers.values()), None)
     if between is not None and order:
-        known = [np.nanmedian(e) if np.isfinite(e).any() else np.nan for e in between.error.T[order]]
-        ax.plot(at, known, "_", color=WARM, ms=13, mew=2, label="median distance between observers")
+        medians = [np.nanmedian(e) if np.isfinite(e).any() else np.nan for e in between.error.T[order]]
+        ax.plot(at, medians, "_", color=WARM, ms=13, mew=2, label="median distance between observers")
         ax.legend(loc="upper right", fontsize=8, frameon=False, labelcolor=DARK)
     ax.set_xticks(at, labels)
     if turned:
         for text in ax.get_xticklabels():
             text.set(rotation=50, ha="right", rotation_mode="anchor")
     ax.set(ylim=(0, None), xlim=(0.3, len(order) + 0.7), ylabel="radial error (mm)")
-    _cut_outliers(ax, np.concatenate([located[n] for n in order]) if order else np.zeros(0))
-    _tidy(ax, "y")
-    return figure
+    _cut_outliers(ax, np.concatenate(shown) if shown else np.zeros(0))
+    return _finished(figure, ax)
 
 
 def reliability_plot(result: EvaluationResult) -> Figure | None:
     """Predicted 90 % radii against the radii that did hold 90 % of the landmarks, in groups of similar radius; None
     with fewer than 40 radii. On the diagonal the radii hold what they say."""
     errors = result.errors
-    known = np.isfinite(errors.error) & np.isfinite(errors.radius90)
-    radius, error = errors.radius90[known], errors.error[known]
+    both = np.isfinite(errors.error) & np.isfinite(errors.radius90)
+    radius, error = errors.radius90[both], errors.error[both]
     if len(radius) < 2 * RELIABLE:
         return None
     groups = np.array_split(np.argsort(radius, kind="stable"), min(8, len(radius) // RELIABLE))
-    said = np.array([np.median(radius[g]) for g in groups])
-    held = np.array([np.quantile(error[g], 0.9, method="higher") for g in groups])
+    predicted = np.array([np.median(radius[g]) for g in groups])
+    observed = np.array([np.quantile(error[g], 0.9, method="higher") for g in groups])
     rng = np.random.default_rng(0)
     draws = [np.quantile(error[g][rng.integers(0, len(g), (500, len(g)))], 0.9, axis=1) for g in groups]
-    low, high = np.array([np.quantile(d, [0.025, 0.975]) for d in draws]).T
-    figure = Figure(figsize=(5.4, 4.0), facecolor="white", layout="constrained")
-    ax = figure.subplots()
-    reach = 1.1 * max(said.max(), held.max())
+    low, high = np.array([interval(d) for d in draws]).T
+    figure, ax = _plot()
+    reach = 1.1 * max(predicted.max(), observed.max())
     ax.plot([0, reach], [0, reach], color=GREY, lw=0.9, ls="--", label="holds what it says")
-    ax.vlines(said, low, high, color="#ccece7", lw=5)
-    ax.plot(said, held, "o-", color=MODEL_COLOUR, ms=5, label="observed (bars: 95 % interval)")
-    for x, y, g in zip(said, held, groups, strict=True):
+    ax.vlines(predicted, low, high, color=PALE, lw=5)
+    ax.plot(predicted, observed, "o-", color=MODEL_COLOUR, ms=5, label="observed (bars: 95 % interval)")
+    for x, y, g in zip(predicted, observed, groups, strict=True):
         inside = float((error[g] <= radius[g]).mean())
         ax.annotate(f"{inside:.0%}", (float(x), float(y)), (4, -11), textcoords="offset points", fontsize=7, color=DARK)
     ax.set(xlim=(0, reach), ylim=(0, reach))
     ax.set(xlabel="predicted 90 % radius (mm)", ylabel="radius that held 90 % (mm)")
-    _tidy(ax, "y")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=7.5, frameon=False, labelcolor=DARK)
+    return _finished(figure, ax, 2)
+
+
+def _plot(width: float = 5.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finished(figure: Figure, ax: Axes, columns: int = 0) -> Figure:
+    """The figure in the report's style, with a legend of so many ``columns`` above, if any."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    ax.tick_params(colors=DARK, labelsize=8, length=3)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(color=DARK, fontsize=9)
+    ax.set_axisbelow(True)
+    ax.grid(axis="y", color="#e2e8f0", lw=0.7)
+    if columns:
+        figure.legend(loc="outside upper center", ncols=columns, fontsize=7.5, frameon=False, labelcolor=DARK)
     return figure
 
 
@@ -221,45 +215,35 @@ def _step(ax: Axes, errors: Errors, reach: float, **style: Any) -> None:
     ax.step(np.r_[0.0, pool, end], np.r_[share, share[-1]], where="post", **style)
 
 
-def _tidy(ax: Axes, grid: Literal["x", "y"]) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(GREY)
-    ax.tick_params(colors=DARK, labelsize=8, length=3)
-    ax.xaxis.label.set(color=DARK, fontsize=9)
-    ax.yaxis.label.set(color=DARK, fontsize=9)
-    ax.set_axisbelow(True)
-    ax.grid(axis=grid, color="#e2e8f0", lw=0.7)
-
-
 def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the header."""
-    s = result.overall
-    ci = f"95 % CI {s.mre_ci95[0]:.2f}–{s.mre_ci95[1]:.2f}" if s.mre_ci95 else "one case: no CI"
+    s, low_high = result.overall, result.overall.mre_ci95_mm
+    ci = f"95 % CI {low_high[0]:.2f}–{low_high[1]:.2f}" if low_high else "one case: no CI"
     tiles = [
-        ("Mean radial error", f"{_mm(s.mre)} mm", ci),
-        ("Median", f"{_mm(s.median)} mm", f"SD {_mm(s.sd)} mm"),
-        ("95th percentile", f"{_mm(s.p95)} mm", f"largest {_mm(s.largest)} mm"),
+        ("Mean radial error", f"{_mm(s.mre_mm)} mm", ci),
+        ("Median", f"{_mm(s.median_mm)} mm", f"SD {_mm(s.sd_mm)} mm"),
+        ("95th percentile", f"{_mm(s.p95_mm)} mm", f"largest {_mm(s.max_mm)} mm"),
     ]
-    tiles += [(f"Within {t:g} mm", f"{_share(v)} %", _range(s, t)) for t, v in list(s.sdr.items())[:1]]
+    for t, share in list(s.sdr.items())[:1]:
+        low_high = s.sdr_ci95.get(t)
+        ci = f"95 % CI {_share(low_high[0])}–{_share(low_high[1])}" if low_high else "failures are misses"
+        tiles.append((f"Within {t} mm", f"{_share(share)} %", ci))
     tiles.append(("Failures", str(s.failures), f"of {s.pairs} points"))
     if s.absent:
         precise = f"precision {_share(s.absence_precision)} %"
         tiles.append((f"Found absent, of {s.absent}", f"{_share(s.absence_recall)} %", precise))
     if s.covered90 is not None:
         tiles.append(("In 90 % radius", f"{_share(s.covered90)} %", "should be 90 %"))
-    if result.seconds_per_case is not None:
-        aligned = result.align_seconds_per_case
+    if (seconds := result.median_of("seconds")) is not None:
+        aligned, peak_gb = result.median_of("align_seconds"), result.predictions.peak_gb
         notes = [] if aligned is None else [f"{_seconds(aligned)} of it alignment"]
-        notes += [] if result.peak_gb is None else [f"memory {result.peak_gb:.1f} GB"]
-        tiles.append(("Time per case", _seconds(result.seconds_per_case), ", ".join(notes) or "median"))
+        notes += [] if peak_gb is None else [f"memory {peak_gb:.1f} GB"]
+        tiles.append(("Time per case", _seconds(seconds), ", ".join(notes) or "median"))
     return tiles
 
 
-def _range(s: Statistics, t: float) -> str:
-    interval = s.sdr_ci95.get(t)
-    return f"95 % CI {_share(interval[0])}–{_share(interval[1])}" if interval else "failures are misses"
+def _caption(result: EvaluationResult, name: str) -> str:
+    return caption(name, result.descriptions.get(name, ""))
 
 
 def _embed(data: bytes) -> str:

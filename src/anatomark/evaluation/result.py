@@ -1,4 +1,4 @@
-"""All that an evaluation found, as one value, and the tables that are made of it."""
+"""The outcome of an evaluation as one value, and the tables that are made of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.core.grid import Array
-from anatomark.evaluation.metrics import THRESHOLDS_MM, Errors, Outcome, Statistics, statistics
-from anatomark.model.confidence.radius import area_under_roc
+from anatomark.evaluation.metrics import (
+    THRESHOLDS_MM,
+    Errors,
+    Outcome,
+    Statistics,
+    area_under_roc,
+    figure_of,
+    statistics,
+)
+from anatomark.evaluation.predictions import Predictions
+
+# of per_landmark.csv, before and after the SDR of each threshold
+LANDMARK_COLUMNS = (
+    ("label", "description", "truth", "pairs", "failures", "absent", "false_presences", "false_absences",
+     "absence_recall", "absence_precision", "mre_mm", "ci_low_mm", "ci_high_mm", "sd_mm", "median_mm", "p95_mm",
+     "max_mm"),
+    ("radius90_mm", "covered90", "score", "mean_position_mm", "observers_mm"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +35,9 @@ class EvaluationResult:
 
     ``model``, ``manifest``, ``split``, ``truth`` (which observer): names, shown in every table. ``baselines``: errors
     of the training mean on the same cases. ``observers``: distances between observers, by pair. ``against``: this model
-    measured against the other observers and their mean. ``seconds`` per case, without reading the file;
-    ``align_seconds``: the part of them that the alignment took, of cases that were aligned. ``peak_gb``: largest
-    resident memory of the process, None where it was not measured. ``flags``: reasons given by case; ``suspicion``: how
-    unusual each was found, where the model says so. ``notes``: lines that a reader must see, such as labels that were
-    not scored. ``tables``: further ones by title, rows of one shape.
+    measured against the other observers and their mean. ``predictions``: what was measured, with times, flags and
+    suspicions. ``notes``: lines that a reader must see, such as labels that were not scored. ``tables``: further ones
+    by title, rows of one shape.
     """
 
     model: str
@@ -37,11 +50,7 @@ class EvaluationResult:
     baselines: Mapping[str, Errors] = field(default_factory=dict)
     observers: Mapping[str, Errors] = field(default_factory=dict)
     against: Mapping[str, Errors] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    align_seconds: Mapping[str, float] = field(default_factory=dict)
-    peak_gb: float | None = None
-    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    suspicion: Mapping[str, float] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
     notes: Sequence[str] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -53,107 +62,89 @@ class EvaluationResult:
     def per_landmark(self) -> dict[str, Statistics]:
         return {n: statistics(self.errors, [n], thresholds=self.thresholds) for n in self.errors.names}
 
-    @property
-    def seconds_per_case(self) -> float | None:
-        """Median over the cases; None where nothing was timed."""
-        return float(np.median(list(self.seconds.values()))) if self.seconds else None
+    def median_of(self, name: str) -> float | None:
+        """Of the ``seconds`` or ``align_seconds`` of the cases that have it; None where none has."""
+        return figure_of(np.array(list(self.predictions.values(name).values())), np.median)
 
     @property
-    def align_seconds_per_case(self) -> float | None:
-        """Median over the cases that were aligned; None where none was."""
-        return float(np.median(list(self.align_seconds.values()))) if self.align_seconds else None
+    def beside(self) -> dict[str, Errors]:
+        """What the model is held against, by name: baselines, and the observers among each other."""
+        return {**self.baselines, **{f"observers: {name}": errors for name, errors in self.observers.items()}}
 
+    @cached_property
     def comparisons(self) -> dict[str, Statistics]:
         """Figures of the model and of everything beside it, by name of the row."""
         own = f"{self.model} (truth: {self.truth})" if self.against else self.model
-        rows = {own: self.overall}
-        for kind, group in (("", self.baselines), ("observers: ", self.observers)):
-            rows |= {kind + name: statistics(e, thresholds=self.thresholds) for name, e in group.items()}
-        rows |= {
-            f"{self.model} (truth: {name})": statistics(e, thresholds=self.thresholds)
-            for name, e in self.against.items()
-        }
-        return rows
+        others = {**self.beside, **{f"{self.model} (truth: {name})": errors for name, errors in self.against.items()}}
+        return {own: self.overall, **{n: statistics(e, thresholds=self.thresholds) for n, e in others.items()}}
 
     def error_rows(self) -> list[dict[str, Any]]:
         """``errors.csv``: one row per case and landmark, the prediction minus the truth along each axis."""
-        rows = self.errors.rows()
-        return [{"case": r["case"], "label": r["label"], "truth": self.truth, **r} for r in rows]
+        e = self.errors
+        axes = {f"d{a}_mm": e.offset[..., k] for k, a in enumerate("xyz"[: e.offset.shape[2]])}
+        columns = {"error_mm": e.error, **axes, "score": e.score, "radius90_mm": e.radius90}
+        return [
+            {
+                "case": case,
+                "label": name,
+                "truth": self.truth,
+                "outcome": str(e.outcome[m, n]),
+                **{key: _rounded(values[m, n]) for key, values in columns.items()},
+            }
+            for m, case in enumerate(e.cases)
+            for n, name in enumerate(e.names)
+        ]
 
     def landmark_rows(self) -> list[dict[str, Any]]:
-        """``per_landmark.csv``: one row per landmark."""
-        mean = next(iter(self.baselines.values()), None)
-        between = next(iter(self.observers.values()), None)
+        """``per_landmark.csv``: one row per landmark, with the columns of ``LANDMARK_COLUMNS`` and the SDRs."""
+        beside = {"mean_position_mm": self.baselines, "observers_mm": self.observers}
+        first = {key: next(iter(group.values())).error for key, group in beside.items() if group}
+        columns = {"radius90_mm": self.errors.radius90, "score": self.errors.score, **first}
+        before, after = LANDMARK_COLUMNS
+        keys = [*before, *(f"sdr_{t:g}" for t in self.thresholds), *after]
         rows = []
-        for n, (name, s) in enumerate(self.per_landmark.items()):
-            low, high = s.mre_ci95 or (None, None)
-            rows.append(
-                {
-                    "label": name,
-                    "description": self.descriptions.get(name, ""),
-                    "truth": self.truth,
-                    "pairs": s.pairs,
-                    "failures": s.failures,
-                    "absent": s.absent,
-                    "false_presences": s.false_presences,
-                    "false_absences": s.false_absences,
-                    "absence_recall": s.absence_recall,
-                    "absence_precision": s.absence_precision,
-                    "mre_mm": s.mre,
-                    "ci_low_mm": low,
-                    "ci_high_mm": high,
-                    "sd_mm": s.sd,
-                    "median_mm": s.median,
-                    "p95_mm": s.p95,
-                    "max_mm": s.largest,
-                    **{f"sdr_{t:g}": s.sdr.get(t) for t in map(float, self.thresholds)},
-                    "radius90_mm": _mean(self.errors.radius90[:, n]),
-                    "covered90": s.covered90,
-                    "score": _mean(self.errors.score[:, n]),
-                    "mean_position_mm": None if mean is None else _mean(mean.error[:, n]),
-                    "observers_mm": None if between is None else _mean(between.error[:, n]),
-                }
-            )
+        for n, (name, figures) in enumerate(self.per_landmark.items()):
+            row = {"label": name, "description": self.descriptions.get(name, ""), "truth": self.truth}
+            row |= figures.cells() | {key: figure_of(values[:, n]) for key, values in columns.items()}
+            rows.append({key: row.get(key) for key in keys})
         return rows
 
     def case_rows(self) -> list[dict[str, Any]]:
         """``per_case.csv``: one row per case."""
         error, means, count = self.errors.error, self.errors.case_error, self.errors.count
-        rows = []
-        for m, case in enumerate(self.errors.cases):
-            located = error[m][np.isfinite(error[m])]
-            rows.append(
-                {
-                    "case": case,
-                    "truth": self.truth,
-                    "annotated": int(self.errors.annotated[m].sum()),
-                    "failures": self.errors.failures(m),
-                    "absent": count(Outcome.ABSENT, case=m) + count(Outcome.FALSE_PRESENCE, case=m),
-                    "false_presences": count(Outcome.FALSE_PRESENCE, case=m),
-                    "false_absences": count(Outcome.FALSE_ABSENCE, case=m),
-                    "error_mm": _mean(means[m : m + 1]),
-                    "median_mm": float(np.median(located)) if located.size else None,
-                    "max_mm": float(located.max()) if located.size else None,
-                    "worst": self.errors.names[int(np.nanargmax(error[m]))] if located.size else "",
-                    "radius90_mm": _mean(self.errors.radius90[m]),
-                    "seconds": self.seconds.get(case),
-                    "suspicion": _finite(self.suspicion.get(case)),
-                    "flags": "; ".join(self.flags.get(case, ())),
-                }
-            )
-        return rows
+        seconds, suspicion = self.predictions.values("seconds"), self.predictions.values("suspicion")
+        flags = self.predictions.flags
+        return [
+            {
+                "case": case,
+                "truth": self.truth,
+                "annotated": int(self.errors.annotated[m].sum()),
+                "failures": self.errors.failures(m),
+                "absent": count(m, Outcome.ABSENT, Outcome.FALSE_PRESENCE),
+                "false_presences": count(m, Outcome.FALSE_PRESENCE),
+                "false_absences": count(m, Outcome.FALSE_ABSENCE),
+                "error_mm": figure_of(means[m : m + 1]),
+                "median_mm": figure_of(error[m], np.median),
+                "max_mm": figure_of(error[m], np.max),
+                "worst": self.errors.names[int(np.nanargmax(error[m]))] if np.isfinite(means[m]) else "",
+                "radius90_mm": figure_of(self.errors.radius90[m]),
+                "seconds": seconds.get(case),
+                "suspicion": _finite(suspicion.get(case)),
+                "flags": "; ".join(flags.get(case, ())),
+            }
+            for m, case in enumerate(self.errors.cases)
+        ]
 
     def review(self) -> dict[str, Any]:
         """How many cases are flagged, and how well suspicion ranks the tenth with the largest errors above the others
         (area under the ROC curve; None for fewer than 20 cases or without suspicions)."""
-        out: dict[str, Any] = {"flagged": sum(bool(self.flags.get(c)) for c in self.errors.cases)}
-        error = self.errors.case_error
-        known = np.array([c in self.suspicion for c in self.errors.cases], dtype=bool) & np.isfinite(error)
-        area = float("nan")
-        if known.sum() >= 20:
-            said = np.array([self.suspicion.get(c, np.nan) for c in self.errors.cases])[known]
-            area = area_under_roc(said, error[known] >= np.quantile(error[known], 0.9))
-        return {**out, "auroc_worst_decile": _finite(area)}
+        cases, error, area = self.errors.cases, self.errors.case_error, None
+        suspicion = self.predictions.values("suspicion")
+        both = [m for m, case in enumerate(cases) if case in suspicion and np.isfinite(error[m])]
+        if len(both) >= 20:
+            given = np.array([suspicion[cases[m]] for m in both])
+            area = area_under_roc(given, error[both] >= np.quantile(error[both], 0.9))
+        return {"flagged": len(self.predictions.flags.keys() & set(cases)), "auroc_worst_decile": _finite(area)}
 
     def worst(self, case: int, most: int) -> list[str]:
         """Names of at most ``most`` annotated landmarks of a case, the missed ones first, then by falling error."""
@@ -171,8 +162,7 @@ class EvaluationResult:
 
     def summary(self) -> dict[str, Any]:
         """``summary.json``: the figures, what they were measured on, and what stands beside them."""
-        rows = iter(self.comparisons().items())
-        next(rows)  # the model itself stands at the top level
+        _, *beside = self.comparisons.items()  # the model itself stands at the top level
         return {
             "schema": 1,
             "model": self.model,
@@ -181,11 +171,11 @@ class EvaluationResult:
             "truth": self.truth,
             "cases": len(self.errors.cases),
             "landmarks": len(self.errors.names),
-            **self.overall.to_json(),
-            "seconds_per_case": self.seconds_per_case,
-            "align_seconds_per_case": self.align_seconds_per_case,
-            "peak_memory_gb": self.peak_gb,
-            "comparisons": {name: s.to_json() for name, s in rows},
+            **vars(self.overall),
+            "seconds_per_case": self.median_of("seconds"),
+            "align_seconds_per_case": self.median_of("align_seconds"),
+            "peak_memory_gb": self.predictions.peak_gb,
+            "comparisons": {name: dict(vars(s)) for name, s in beside},
             "notes": list(self.notes),
             "review": self.review(),
             "tables": {title: [dict(row) for row in rows] for title, rows in self.tables.items()},
@@ -198,6 +188,5 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def _mean(values: Array) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else None
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

@@ -30,6 +30,7 @@ def add(name: str, *classes: str | type[Method]) -> None:
 
 
 def names() -> list[str]:
+    """All methods: the package's own, then those of other packages."""
     return [*TABLE, *(e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in TABLE)]
 
 

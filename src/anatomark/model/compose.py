@@ -42,15 +42,11 @@ class Plan:
     def ndim(self) -> int:
         return self.method.ndim
 
-    @property
-    def alone(self) -> bool:
-        return self.align is None and self.refine is None
-
     def to_json(self) -> dict[str, Any]:
         """``plan.json``: the shared fields, and under ``facts`` the method's own, ``align`` and ``refine``."""
         shared = self.method.model_dump(mode="json", include=set(Facts.model_fields))
         facts = self.method.own()
-        if not self.alone:
+        if self.align is not None or self.refine is not None:
             facts["align"] = None if self.align is None else self.align.model_dump(mode="json")
         if self.refine is not None:
             facts[REFINE] = self.refine.own()

@@ -164,7 +164,9 @@ def make_config(
     if any(method.get(k, v) != v for k, v in chosen.items()):
         method = {}  # the file's settings belong to another method or preset
         data = {k: v for k, v in data.items() if k != "reasons"}
-    data = {**data, "method": {**method, **chosen}}
+    data = {k: v for k, v in data.items() if k != "method"}
+    if method or chosen:
+        data["method"] = {**method, **chosen}
     wanted = {k: v for k, v in given.items() if v is not None and k not in ("method", "preset")}
     if wanted.keys() & {"steps", "minutes"}:
         data = {k: v for k, v in data.items() if k not in ("steps", "minutes", "stage_steps", "validate_every")}

@@ -72,6 +72,7 @@ class Residuals:
 
     @classmethod
     def pooled(cls, parts: Sequence[Residuals]) -> Residuals:
+        """Those of all parts, such as the folds, as one."""
         before: dict[str, Evidence] = {}
         for part in parts:
             for stage, more in part.before.items():

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 import anatomark
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
-from anatomark.model.compose import METHOD, Composed, Composition, Plan
+from anatomark.model.compose import METHOD, REFINE, Composed, Composition, Plan
 from anatomark.model.confidence.review import Review, read_review
 from anatomark.model.config import RunConfig, method_of, read_config
 
@@ -113,8 +113,8 @@ def load_run(model: str | os.PathLike[str]) -> Run:
         raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
     review, reference = read_review(folder, plan.names, calibration)
     key = _hash(data + reference, config, plan, calibration)
-    # a method alone is stored under its own names
-    weights = {f"{METHOD}.{k}": v for k, v in weights.items()} if plan.alone else weights
+    if not all(name.startswith((f"{METHOD}.", f"{REFINE}.")) for name in weights):  # earlier runs of a method alone
+        weights = {f"{METHOD}.{name}": value for name, value in weights.items()}
     return Run(folder, config, plan, weights, calibration, review, key)
 
 
@@ -159,9 +159,8 @@ def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any
 def write_weights(folder: Path, composed: Composed, *, half: bool = False) -> None:
     """Write ``weights.safetensors``: float32, or half precision. Raises InputError where the disk refuses."""
     wanted = torch.float16 if half else torch.float32
-    state = composed.method.state_dict() if composed.plan.alone else composed.state_dict()
     tensors = {}
-    for name, value in state.items():
+    for name, value in composed.state_dict().items():
         value = value.detach().cpu()
         tensors[name] = (value.to(wanted) if value.dtype == torch.float32 else value).clone().contiguous()
     write_bytes(folder / WEIGHTS, save_tensors(tensors))

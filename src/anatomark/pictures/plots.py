@@ -50,7 +50,9 @@ def benchmark_figure(title: str, dots: Sequence[Dot], split: str) -> Figure:
     styles = {d.name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, d in enumerate(dots)}
     _scatter(speed, [(d, d.seconds) for d in dots if d.seconds], styles)
     speed.set(xlabel="seconds per image", ylabel=f"mean error, mm ({split})")
-    _courses(training, dots, styles)
+    for d in dots:
+        if course := [(minutes, mm) for minutes, mm in d.course if minutes > 0 and mm > 0]:
+            training.plot(*zip(*course, strict=True), color=styles[d.name][0], lw=1, alpha=0.6, zorder=1)
     _scatter(training, [(d, d.minutes) for d in dots if d.minutes], styles)
     training.set(xlabel="training, minutes (line: error on validation cases)", ylabel="mean error, mm")
     _bars(memory, dots, styles)
@@ -87,7 +89,7 @@ def _named(ax: Axes, points: Sequence[tuple[str, float, float]], styles: dict[st
     order = sorted(points, key=lambda p: p[2])
     rest = GAP * np.arange(len(order))  # what the names below need, and from the other end those above
     heights = np.array([(np.log(p[2]) - low) / (high - low) for p in order])
-    heights = spread(np.clip(heights, rest, np.maximum(rest, 1 - rest[::-1])), GAP)
+    heights = spaced(np.clip(heights, rest, np.maximum(rest, 1 - rest[::-1])), GAP)
     for (name, x, y), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (x, y), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8,
@@ -96,7 +98,7 @@ def _named(ax: Axes, points: Sequence[tuple[str, float, float]], styles: dict[st
         )  # fmt: skip
 
 
-def spread(values: Array, gap: float) -> Array:
+def spaced(values: Array, gap: float) -> Array:
     """Rising ``values`` (N,) moved as little as it takes to lie ``gap`` apart: groups that touch share their middle."""
     groups: list[tuple[float, int]] = []  # middle, count
     for v in values:
@@ -105,13 +107,6 @@ def spread(values: Array, gap: float) -> Array:
             (b, m), (a, n) = groups.pop(), groups.pop()
             groups.append(((a * n + b * m) / (n + m), n + m))
     return np.array([middle + gap * (k - (n - 1) / 2) for middle, n in groups for k in range(n)])
-
-
-def _courses(ax: Axes, dots: Sequence[Dot], styles: dict[str, tuple[str, str]]) -> None:
-    for d in dots:
-        course = [(minutes, mm) for minutes, mm in d.course if minutes > 0 and mm > 0]
-        if course:
-            ax.plot(*zip(*course, strict=True), color=styles[d.name][0], lw=1, alpha=0.6, zorder=1)
 
 
 def _bars(ax: Axes, dots: Sequence[Dot], styles: dict[str, tuple[str, str]]) -> None:

@@ -20,6 +20,7 @@ LEGIBLE = [withStroke(linewidth=1.8, foreground=HALO, alpha=0.7)]  # light text 
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as a PNG file."""
     memory = io.BytesIO()
     figure.savefig(memory, format="png", dpi=dpi, facecolor=figure.get_facecolor())
     return memory.getvalue()

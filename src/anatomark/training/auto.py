@@ -5,7 +5,7 @@ Every rule rests on figures of ``docs/benchmarks.md``; none knows the name of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from anatomark import methods
 from anatomark.cases.division import HELD_OUT_FROM, Division
-from anatomark.cases.look.fingerprint import Fingerprint, two_observers
+from anatomark.cases.look.fingerprint import two_observers
 from anatomark.core.shape import mean_shape, rotation_angle
 from anatomark.methods.base import Task
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged
@@ -27,17 +27,22 @@ ONE_LEVEL = 0.12  # radii: a finest sub-image that reaches so far needs no coars
 WIDTHS = ((8, 16), (50, 24))  # fewer cases than the first: channels of each refiner network; else the usual number
 REFINED_AT_ONCE = 6  # cases in a step of the refiner in 3D
 HEADERS = 8  # images whose spacing is read
+Row = tuple[str, Any, str]  # dotted key of the config, value, one sentence why
 SAME_FRAME_DEG = 30.0  # beyond this an observer's habits have no fixed direction in the world
 
 
-def task_of_fingerprint(fingerprint: Fingerprint, landmarks: int | None = None) -> Task:
-    """From what ``plan`` saw; ``landmarks``: how many of them are to be learned."""
-    facts = fingerprint.facts
-    poses, voxel = facts["poses"], min(facts["images"]["spacing_mm"]["median"])
-    count = len(fingerprint.names) if landmarks is None else landmarks
-    turned, radius = poses["rotation_deg"]["max"], poses["radius_mm"]
+def task_of_fingerprint(facts: Mapping[str, Any], landmarks: int | None = None) -> Task:
+    """From the facts that ``fingerprint`` gathers; ``landmarks``: how many of them are to be learned."""
     cases = facts["cases"]["train"]
-    return Task(facts["dimension"], count, cases, turned, radius, voxel, facts["observers"]["named"] == cases)
+    return Task(
+        ndim=facts["dimension"],
+        landmarks=len(facts["names"]) if landmarks is None else landmarks,
+        cases=cases,
+        turned_deg=facts["poses"]["rotation_deg"]["max"],
+        radius_mm=facts["poses"]["radius_mm"],
+        voxel_mm=min(facts["images"]["spacing_mm"]["median"]),
+        observed=facts["observers"]["named"] == cases,
+    )
 
 
 def task_of_division(division: Division) -> Task:
@@ -58,19 +63,18 @@ def task_of_division(division: Division) -> Task:
 
 @dataclass(frozen=True)
 class Choice:
-    """``rows``: (dotted key of the config, value, one sentence why), the method first."""
+    """``rows`` of the config, the method first."""
 
-    rows: tuple[tuple[str, Any, str], ...]
+    rows: tuple[Row, ...]
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The rows as one nested mapping, as a config has them."""
         out: dict[str, Any] = {}
         for key, value, _ in self.rows:
-            *path, last = key.split(".")
-            nested: Any = {last: value}
-            for part in reversed(path):
-                nested = {part: nested}
-            out = merged(out, nested)
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            out = merged(out, value)
         return out
 
     @property
@@ -91,10 +95,10 @@ def choose(
     """Method, refiner and settings for a task and a time budget: ``minutes``, else training ``steps`` in all, else a
     usual time, which is then chosen too. ``refine``, ``align``: what the user said of refiner and alignment, if
     anything; ``models``: among how many the minutes are shared."""
-    rows: list[tuple[str, Any, str]] = []
+    usual: list[Row] = []
     if minutes is None and steps is None:
         minutes, why = usual_minutes(task.cases, task.ndim)
-        rows.append(("minutes", minutes, why))
+        usual = [("minutes", minutes, why)]
     time = minutes / models if minutes is not None else (steps or 0) / STEPS_A_MINUTE
     spent = f"{time:g} minutes" if minutes is not None else f"{steps} steps, {time:.0f} minutes on one core"
     spent += " for each model" * (models > 1)
@@ -103,9 +107,8 @@ def choose(
     name, why = methods.suitable(replace(task, time=spent, refined=refined, align=align))
     if task.landmarks <= MANY:
         why = f"{task.landmarks} landmarks in {task.ndim}D, {_cases(task.cases)}, {spent}: {why}"
-    rows.insert(0, ("method.name", name, why))
-    rows.append(("align.enabled", *_alignment(task, name)))
-    rows.append(("refine.enabled", after, whether))
+    rows: list[Row] = [("method.name", name, why), *usual]
+    rows += [("align.enabled", *_alignment(task, name)), ("refine.enabled", after, whether)]
     if refined:
         rows += _refiner(task)
     # one more than a validation case needs, so that offsets between observers can be learned from the rest
@@ -130,7 +133,7 @@ def _refined(task: Task, time: float, spent: str) -> tuple[bool, str]:
     return True, "it lowered the error in all that was measured, by up to 36 %"
 
 
-def _refiner(task: Task) -> Iterator[tuple[str, Any, str]]:
+def _refiner(task: Task) -> Iterator[Row]:
     if task.radius_mm <= 0:  # fewer landmarks than span the image
         return
     px = 64 if task.ndim == 2 else 32
@@ -161,8 +164,8 @@ def settled(config: RunConfig, division: Division, models: int = 1) -> RunConfig
     among how many the minutes are shared."""
     assert config.method.name == AUTO
     steps = config.steps or sum(config.stage_steps.values()) or None
-    said = {"refine": config.refine.enabled, "align": config.align.enabled}
-    choice = choose(task_of_division(division), config.minutes, steps, **said, models=models)
+    asked = {"refine": config.refine.enabled, "align": config.align.enabled}
+    choice = choose(task_of_division(division), config.minutes, steps, **asked, models=models)
     rows = tuple(row for row in choice.rows if row[0] == "method.name" or not _given(config, row[0]))
     return applied(config, Choice(rows))
 
@@ -201,4 +204,4 @@ def _cases(count: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else f"{value}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

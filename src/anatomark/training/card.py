@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ def card(
     choice, plan = config.method, composed.plan.method
     versions = f"anatomark {anatomark.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     count = sum(p.numel() for p in composed.parameters())
+    labels = zip(plan.names, plan.descriptions or [""] * len(plan.names), strict=True)
+    landmarks = ", ".join(f"{name} {text}".strip().replace("|", "/") for name, text in labels)
     lines = [
         f"# Model card: {choice.name} ({choice.preset})",
         "",
@@ -40,7 +43,7 @@ def card(
         "| | |",
         "|---|---|",
         f"| method | {choice.name}, preset {choice.preset}, {count / 1e6:.2f} M parameters |",
-        f"| landmarks | {len(plan.names)} in {plan.ndim}D: {', '.join(_shown(plan.names, plan.descriptions))} |",
+        f"| landmarks | {len(plan.names)} in {plan.ndim}D: {landmarks} |",
         f"| modality | {plan.modality} |",
         f"| data | {division.describe()} |",
         *([f"| truth in training | {COMBINED} |"] if config.observers == "combined" else []),
@@ -56,17 +59,9 @@ def card(
     ]
     lines += _errors(division, residuals, out_of_fold, plan.names)
     absence, *others = (f"{line[0].upper()}{line[1:]}." for line in learned)
-    lines += ["", absence]
-    for note in composed.notes():
-        lines += ["", note]
-    for line in others:
+    for line in (absence, *composed.notes(), *others):
         lines += ["", line]
     return "\n".join(lines) + "\n"
-
-
-def _shown(names: list[str], descriptions: list[str]) -> list[str]:
-    texts = descriptions or [""] * len(names)
-    return [f"{n} {t}".strip().replace("|", "/") for n, t in zip(names, texts, strict=True)]
 
 
 def _errors(
@@ -86,14 +81,13 @@ def _errors(
 
 
 def _table(residuals: Residuals, names: list[str]) -> list[str]:
-    errors = residuals.errors
     rows = ["| landmark | n | mean mm | median mm | 95th percentile mm | missed |", "|---|---|---|---|---|---|"]
     annotated = np.stack([t.defined for t in residuals.truths])
-    columns = [("all", errors, annotated)]
-    columns += [(n.replace("|", "/"), errors[:, k], annotated[:, k]) for k, n in enumerate(names)]
-    for name, values, truth in columns:
+    columns: list[tuple[str, Any]] = [("all", slice(None)), *((n.replace("|", "/"), k) for k, n in enumerate(names))]
+    for name, k in columns:
+        values = residuals.errors[:, k]
         e = values[np.isfinite(values)]
         figures = (np.mean(e), np.median(e), np.percentile(e, 95)) if len(e) else (np.nan,) * 3
         shown = " | ".join(f"{v:.2f}" for v in figures)
-        rows.append(f"| {name} | {len(e)} | {shown} | {truth.sum() - len(e)} |")
+        rows.append(f"| {name} | {len(e)} | {shown} | {annotated[:, k].sum() - len(e)} |")
     return rows

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from anatomark.training.auto import aligned_in_any_pose, settled
 from anatomark.training.finish import finish
 from anatomark.training.folds import cross_validate
 from anatomark.training.loop import train_stage
-from anatomark.training.request import REQUEST, resumed, with_machine, write_request
+from anatomark.training.request import REQUEST, begun, resumed, with_machine, write_request
 from anatomark.training.start import settled_by_init, start
 from anatomark.training.state import State, restore, save
 
@@ -75,19 +75,19 @@ def fit(
         report.say(f"{run} is finished already")
         return Fitted(run, None, False, 0.0)
     source = load_run(init) if init is not None else None
-    begun = (run / "config.yaml").exists()
-    used = (
-        with_machine(read_config(run / "config.yaml"), asked) if begun else settled_by_init(source, completed(request))
-    )
+    written = run / "config.yaml"
+    there = written.exists()
+    used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))
     division = read_division(cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed)
-    if not begun and used.method.name == AUTO:
+    if not there and used.method.name == AUTO:
         used = settled(used, division, folds + 1 if folds else 1)
-    elif not begun and source is None:
+    elif not there and source is None:
         used = aligned_in_any_pose(used, division)
     for line in used.reasons:
         report.say(line)
     with _folder(run):
-        write_request(run, request)
+        if request is asked:
+            write_request(run, asked)
         residuals = None
         if folds:
             residuals, used = cross_validate(fit_division, division, run, used, folds, init=source, report=report)
@@ -99,13 +99,14 @@ def _folder(run: Path) -> Iterator[None]:
     """A run folder, of which nothing stays where nothing was begun in it."""
     there = existing(run)
     try:
-        run.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if not any((run / part / "config.yaml").exists() for part in (".", "folds/1")):
-            shutil.rmtree(run / "cache", ignore_errors=True)
-            (run / REQUEST).unlink(missing_ok=True)
-            remove_empty(run, there)
+        if begun(run) is None:
+            for cache in (run / "cache", run / "folds" / "cache"):
+                shutil.rmtree(cache, ignore_errors=True)
+            with suppress(OSError):  # where the folder cannot be made, nothing of ours is in it
+                (run / REQUEST).unlink(missing_ok=True)
+            remove_empty(run / "folds" / "1", there)
         raise
 
 

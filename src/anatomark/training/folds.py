@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +11,12 @@ import numpy as np
 
 from anatomark.cases.division import Division, divided
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import write_json
+from anatomark.io.sheets import write_csv
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.config import RunConfig, read_config
 from anatomark.model.residuals import Residuals, residuals_in
-from anatomark.model.run_folder import Run, existing, load_run, remove_empty
+from anatomark.model.run_folder import Run, load_run
 from anatomark.progress import Reporter
 
 
@@ -55,7 +54,6 @@ def cross_validate(
     cache = Path(config.cache) if config.cache else run / "folds" / "cache"
     if config.minutes is not None:
         config = config.model_copy(update={"minutes": config.minutes / (folds + 1)})
-    there = existing(run)
     for k, part in enumerate(parts):
         report.say(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}")
         rest = [c for i, c in enumerate(cases) if i not in part]
@@ -64,13 +62,7 @@ def cross_validate(
         folder = run / "folds" / str(k + 1)
         if not (folder / "weights.safetensors").exists():
             own = config.model_copy(update={"cache": str(cache)}, deep=True)
-            try:
-                train(inner, folder, _settled(folder, own), init=init, report=report)
-            except BaseException:
-                if not (run / "folds" / "1" / "config.yaml").exists() and config.cache is None:
-                    shutil.rmtree(cache, ignore_errors=True)
-                    remove_empty(run / "folds", there)
-                raise
+            train(inner, folder, _settled(folder, own), init=init, report=report)
         if config.minutes is not None:
             steps = read_config(folder / "config.yaml")
             update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
@@ -94,25 +86,20 @@ def _settled(folder: Path, config: RunConfig) -> RunConfig:
 
 def _rows(results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> Iterator[dict[str, object]]:
     for fold, residuals in results:
-        for case, found, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
-            errors = truth.select(names).errors_to(found)
-            points = found.select(names).points
-            for name, point, error, known in zip(names, points, errors, truth.select(names).defined, strict=True):
+        for case, prediction, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
+            errors = truth.select(names).errors_to(prediction)
+            points = prediction.select(names).points
+            for name, point, error, defined in zip(names, points, errors, truth.select(names).defined, strict=True):
                 xyz = {a: f"{v:.4f}" if np.isfinite(v) else "" for a, v in zip("xyz", point, strict=False)}
-                state = "unannotated" if not known else "missed" if not np.isfinite(error) else "located"
+                state = "unannotated" if not defined else "missed" if not np.isfinite(error) else "located"
                 text = f"{error:.4f}" if np.isfinite(error) else ""
                 yield {"fold": fold, "case": case, "label": name, **xyz, "error_mm": text, "outcome": state}
 
 
 def _write(folder: Path, pooled: Residuals, results: Sequence[tuple[int, Residuals]], names: Sequence[str]) -> None:
-    rows = list(_rows(results, names))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "out_of_fold.csv", text.getvalue())
+    write_csv(folder / "out_of_fold.csv", _rows(results, names))
     e = pooled.errors[np.isfinite(pooled.errors)]
     figures = {"mean_mm": e.mean(), "sd_mm": e.std(ddof=1), "median_mm": np.median(e), "p95_mm": np.percentile(e, 95)}
-    found = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}
+    summary = {k: round(float(v), 5) for k, v in figures.items()} if len(e) > 1 else {}
     counts = {"located": len(e), "missed": pooled.missed, "folds": len(results)}
-    write_json(folder / "out_of_fold.json", {**found, **counts})
+    write_json(folder / "out_of_fold.json", {**summary, **counts})

@@ -28,12 +28,12 @@ def rate_factor(stage: Stage, step: int) -> float:
         raise ValueError(
             f"stage {stage.name}: schedule {stage.schedule!r} is neither 'constant' nor 'cosine' nor 'restarts'"
         )
-    gone = (step - warmup) / max(1, stage.steps - warmup)
+    progress = (step - warmup) / max(1, stage.steps - warmup)
     if stage.schedule == "restarts":
-        periods = gone * (2**stage.cycles - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1
+        periods = progress * (2**stage.cycles - 1)  # in first periods; period k ends at 2 ** (k + 1) - 1
         k = np.floor(np.log2(periods + 1) + 1e-9)
-        gone = (periods + 1) / 2**k - 1
-    return float(0.5 * (1 + np.cos(np.pi * gone)))
+        progress = (periods + 1) / 2**k - 1
+    return float(0.5 * (1 + np.cos(np.pi * progress)))
 
 
 def _trained(method: nn.Module, stage: Stage) -> list[nn.Module]:

@@ -10,7 +10,7 @@ import yaml
 
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_text
-from anatomark.model.config import RunConfig, checked, read_config, read_yaml
+from anatomark.model.config import AUTO, RunConfig, read_config
 
 REQUEST = "request.yaml"
 MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
@@ -23,22 +23,36 @@ def write_request(run: Path, asked: RunConfig) -> None:
     write_text(run / REQUEST, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
 
 
+def begun(run: Path) -> Path | None:
+    """The config of a training that was begun in ``run``, be it of its first fold; None where none was."""
+    return next((f for p in (".", "folds/1") if (f := run / p / "config.yaml").exists()), None)
+
+
 def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
-    """The request to train with: ``asked``, or the one that began the run. Raises InputError where ``run`` holds
-    something that would be mixed up."""
-    stored = next((f for f in (run / REQUEST, run / "config.yaml") if f.exists()), None)
-    if stored is None:
-        if run.exists() and (not run.is_dir() or any(p.name not in ("cache", "folds") for p in run.iterdir())):
+    """The request to train with: ``asked`` itself where nothing was begun, else the one that began the run (of runs of
+    earlier versions, which lack it, the config). Raises InputError where ``run`` holds something that would be mixed
+    up."""
+    config = begun(run)
+    if config is None:
+        ours = ("cache", "folds", REQUEST)
+        if run.exists() and (not run.is_dir() or any(p.name not in ours for p in run.iterdir())):
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked
     if not resume:
         raise InputError(f"{run}: already holds a run; add `resume` to go on with it, or choose another `out`")
-    before = checked(RunConfig, read_yaml(stored), str(stored))
-    settled = read_config(run / "config.yaml") if (run / "config.yaml").exists() else before
-    first, then = (c.model_dump(mode="json", exclude_unset=True) for c in (before, asked))
-    for key, value in _leaves({k: v for k, v in then.items() if k not in FREE}):
-        there = _at(first, key, _at(settled.model_dump(mode="json"), key, None))
-        if value != there:
+    stored = next((f for f in (run / REQUEST, run / "config.yaml") if f.exists()), None)
+    if stored is None:
+        raise InputError(
+            f"{run}: has no {REQUEST}, so an earlier version began its folds; finish the run with that version, or "
+            "choose another `out`"
+        )
+    before = read_config(stored)
+    first, now = (dict(_leaves(c.model_dump(mode="json", exclude_unset=True))) for c in (before, asked))
+    settled = dict(_leaves(read_config(config).model_dump(mode="json")))
+    for key, value in now.items():
+        there = first.get(key, settled.get(key))
+        unsaid = key not in first and (value is None or (key == ("method", "name") and value == AUTO))
+        if value != there and not unsaid and key[0] not in FREE:
             raise InputError(
                 f"{stored}: `resume` goes on with the settings there ({'.'.join(key)}: {_short(there)}), but "
                 f"{_short(value)} was asked for; drop the option or choose another `out`"
@@ -52,19 +66,12 @@ def with_machine(config: RunConfig, asked: RunConfig) -> RunConfig:
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value with the keys that lead to it."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, key))
         else:
             yield (*path, key), value
-
-
-def _at(tree: Any, path: tuple[str, ...], otherwise: Any) -> Any:
-    for key in path:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return otherwise
-        tree = tree[key]
-    return tree
 
 
 def _short(value: Any) -> str:

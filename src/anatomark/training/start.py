@@ -138,18 +138,19 @@ def _stores(
     copies = COPIES if division.how == "augmented copies" else 0
     with report.bar("reading images", len(division.train) + len(division.val) + copies) as bar:
         for case in division.train:
-            key = fingerprint_of(case.path, "work", cache_facts(config, plan))
+            key = fingerprint_of(case.path, "working images", cache_facts(config, plan))
             train.add(case, key, lambda c=case: composed.working_images(c.image()))  # type: ignore[misc]
             bar.update(len(train))
         for case in division.val:
-            val.add(case, fingerprint_of(case.path, IMAGE, align), lambda c=case: _as_read(composed, c.image()))  # type: ignore[misc]
+            key = fingerprint_of(case.path, "validation image", align)
+            val.add(case, key, lambda c=case: _as_read(composed, c.image()))  # type: ignore[misc]
             bar.update(len(train) + len(val))
         for number in range(copies):
             case = division.train[number % len(division.train)]
             rng = np.random.default_rng([config.seed, 21, number])
             image, landmarks = augmented_copy(case.image(), case.landmarks, rng)
             copied = replace(case, id=f"{case.id} copy {number + 1}", given=landmarks)
-            key = fingerprint_of(case.path, "copy", config.seed, number, align)
+            key = fingerprint_of(case.path, "augmented copy", config.seed, number, align)
             val.add(copied, key, lambda i=image: _as_read(composed, i))  # type: ignore[misc]
             bar.update(len(train) + len(val))
     return train, val

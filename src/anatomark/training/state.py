@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +11,8 @@ from typing import Any
 import torch
 
 from anatomark.cases.store import CaseStore
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import write_json
+from anatomark.io.sheets import write_csv
 from anatomark.methods.base import Evidence, Stage
 from anatomark.model.compose import Composed
 from anatomark.model.config import RunConfig, write_config
@@ -25,6 +24,8 @@ from anatomark.training.validate import Validation, from_plain, to_plain
 
 @dataclass
 class State:
+    """A training under way: what is trained, and how far it is."""
+
     run: Path
     config: RunConfig
     method: Composed
@@ -78,14 +79,11 @@ def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
         "parts": parts,
     }
     state.rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, row, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(state.rows)
-    write_text(state.run / "log.csv", text.getvalue())
+    write_csv(state.run / "log.csv", state.rows)
 
 
 def save(state: State) -> None:
+    """Write ``last.ckpt``, from which the training goes on."""
     data = {
         "version": CHECKPOINT_VERSION,
         "stage": state.at,

@@ -51,8 +51,8 @@ def test_identical_seeds_have_the_interval_of_one() -> None:
     annotated[0, 0], annotated[5] = True, False
     error[0, 0], error[5] = np.nan, np.nan
     one = _result(error, annotated)
-    assert one.figures.mre_ci95 == _interval(one)
-    assert _interval(one, one) == pytest.approx(one.figures.mre_ci95, abs=1e-12)
+    assert one.figures.mre_ci95_mm == _interval(one)
+    assert _interval(one, one) == pytest.approx(one.figures.mre_ci95_mm, abs=1e-12)
     assert _interval(one, one, _result(np.full_like(error, np.nan), annotated)) == _interval(one, one)
 
 

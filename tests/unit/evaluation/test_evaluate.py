@@ -71,7 +71,7 @@ def test_a_model(manifest: Path, tmp_path: Path) -> None:
     result = evaluate(Shifted(manifest), manifest, out)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["split"], summary["truth"], summary["cases"], summary["pairs"]) == ("test", "senior", 2, 4)
-    assert result.overall.mre == summary["mre_mm"] == pytest.approx(3)
+    assert result.overall.mre_mm == summary["mre_mm"] == pytest.approx(3)
     assert summary["sdr"]["2"] == 0.5
     assert summary["seconds_per_case"] > 0 and summary["peak_memory_gb"] > 0
     beside = summary["comparisons"]
@@ -98,15 +98,19 @@ def test_its_predictions_evaluated_again_give_the_same(manifest: Path, tmp_path:
             (folder / f"{case}{ending}").write_bytes((tmp_path / "one/predictions" / f"{case}{ending}").read_bytes())
         again = evaluate(folder, manifest, tmp_path / f"out{ending}")
         assert np.allclose(again.errors.error, first.errors.error, atol=1e-4)
-        assert again.peak_gb is None
-    assert len(evaluate(tmp_path / "one/predictions", manifest, tmp_path / "three").seconds) == 2
+        assert again.predictions.peak_gb is None
+    assert len(evaluate(tmp_path / "one/predictions", manifest, tmp_path / "three").predictions.values("seconds")) == 2
 
 
 def test_a_missing_file_and_the_image_stem(manifest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
     write_landmarks(Landmarks(NAMES, points("c")), folder / "image_c.mrk.json")
     result = evaluate(folder, manifest, tmp_path / "out")
-    assert (result.overall.located, result.overall.failures, result.overall.mre) == (2, 2, pytest.approx(0, abs=1e-6))
+    assert (result.overall.located, result.overall.failures, result.overall.mre_mm) == (
+        2,
+        2,
+        pytest.approx(0, abs=1e-6),
+    )
     assert "No prediction for 1 of 2 cases" in result.notes[0]
     assert result.notes[0] in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
@@ -114,10 +118,10 @@ def test_a_missing_file_and_the_image_stem(manifest: Path, tmp_path: Path) -> No
 def test_split_observer_and_thresholds(manifest: Path, tmp_path: Path) -> None:
     model = Shifted(manifest)
     result = evaluate(model, manifest, tmp_path / "o", split="train", truth="junior", thresholds=(1, 5))
-    assert result.errors.cases == ("a", "b") and result.truth == "junior" and set(result.overall.sdr) == {1, 5}
-    assert result.overall.mre == pytest.approx(np.linalg.norm(SHIFT - [0, 2], axis=1).mean())
+    assert result.errors.cases == ("a", "b") and result.truth == "junior" and set(result.overall.sdr) == {"1", "5"}
+    assert result.overall.mre_mm == pytest.approx(np.linalg.norm(SHIFT - [0, 2], axis=1).mean())
     mean = evaluate(model, manifest, tmp_path / "m", truth="mean")
-    assert mean.overall.mre == pytest.approx(np.linalg.norm(SHIFT - [0, 1], axis=1).mean())
+    assert mean.overall.mre_mm == pytest.approx(np.linalg.norm(SHIFT - [0, 1], axis=1).mean())
 
 
 def test_val_where_there_is_no_test(manifest: Path, tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_labels_that_only_one_side_knows_are_said(manifest: Path, tmp_path: Path
 
 def test_a_case_that_cannot_be_predicted_is_a_failure_with_its_reason(manifest: Path, tmp_path: Path) -> None:
     result = evaluate(Shifted(manifest, refused="d"), manifest, tmp_path / "out")
-    assert result.overall.failures == 2 and result.flags["d"] == ["image is constant"]
+    assert result.overall.failures == 2 and result.predictions.flags["d"] == ["image is constant"]
     assert table(tmp_path / "out/per_case.csv")[1]["flags"] == "image is constant"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.evaluation.metrics import (
     Outcome,
+    area_under_roc,
     between_observers,
     compare,
     mean_shape_baselines,
@@ -21,7 +24,7 @@ from anatomark.evaluation.metrics import (
 NAMES = ("a", "b", "c")
 
 
-def marks(points: list[list[float] | None], status: tuple[Status, ...] = (), **more: object) -> Landmarks:
+def landmarks(points: list[list[float] | None], status: tuple[Status, ...] = (), **more: object) -> Landmarks:
     filled = [[np.nan] * 3 if p is None else p for p in points]
     return Landmarks(NAMES[: len(points)], np.array(filled, float), status, **more)  # type: ignore[arg-type]
 
@@ -30,7 +33,7 @@ def moved(one: Landmarks, distances: list[float]) -> Landmarks:
     return one.with_points(one.points + np.array(distances)[:, None] * [[1.0, 0.0, 0.0]])
 
 
-TRUTH = marks([[0, 0, 0], [10, 0, 0], [0, 10, 0]])
+TRUTH = landmarks([[0, 0, 0], [10, 0, 0], [0, 10, 0]])
 
 
 def test_figures_by_hand() -> None:
@@ -38,68 +41,68 @@ def test_figures_by_hand() -> None:
     errors = compare(truth, {"p": moved(TRUTH, [1, 2, 3]), "q": moved(TRUTH, [2, 4, 8])}, NAMES)
     found = statistics(errors, thresholds=(2, 4))
     pool = [1, 2, 3, 2, 4, 8]
-    assert found.mre == pytest.approx(20 / 6)
-    assert found.sd == pytest.approx(np.std(pool, ddof=1))
-    assert found.median == pytest.approx(2.5)
-    assert found.p95 == pytest.approx(np.percentile(pool, 95))
-    assert found.largest == pytest.approx(8)
-    assert found.sdr == {2.0: pytest.approx(3 / 6), 4.0: pytest.approx(5 / 6)}
+    assert found.mre_mm == pytest.approx(20 / 6)
+    assert found.sd_mm == pytest.approx(np.std(pool, ddof=1))
+    assert found.median_mm == pytest.approx(2.5)
+    assert found.p95_mm == pytest.approx(np.percentile(pool, 95))
+    assert found.max_mm == pytest.approx(8)
+    assert found.sdr == {"2": pytest.approx(3 / 6), "4": pytest.approx(5 / 6)}
     assert errors.case_error.tolist() == pytest.approx([2, 14 / 3])
-    assert statistics(errors, ["b"]).mre == pytest.approx(3)
+    assert statistics(errors, ["b"]).mre_mm == pytest.approx(3)
     assert errors.ranking() == [0, 1]
 
 
 def test_an_error_on_the_threshold_is_a_success_in_spite_of_rounding() -> None:
-    truth = marks([[0.1, 0.2, 0.3]])
-    guess = marks([[0.1 + 2.0, 0.2, 0.3]])
+    truth = landmarks([[0.1, 0.2, 0.3]])
+    guess = landmarks([[0.1 + 2.0, 0.2, 0.3]])
     assert float(guess.errors_to(truth)[0]) >= 2.0
-    assert statistics(compare({"p": truth}, {"p": guess}, ["a"])).sdr[2.0] == 1
+    assert statistics(compare({"p": truth}, {"p": guess}, ["a"])).sdr["2"] == 1
 
 
 def test_states_of_truth_and_prediction() -> None:
     d, a, u = Status.DEFINED, Status.ABSENT, Status.UNANNOTATED
     point: list[float] = [1, 1, 1]
     truth = {
-        "defined": marks([point, point, point]),
-        "absent": marks([None, None, None], (a, a, a)),
-        "unknown": marks([None, None, None], (u, u, u)),
+        "defined": landmarks([point, point, point]),
+        "absent": landmarks([None, None, None], (a, a, a)),
+        "unknown": landmarks([None, None, None], (u, u, u)),
     }
-    guess = marks([point, None, None], (d, a, u))
+    guess = landmarks([point, None, None], (d, a, u))
     errors = compare(truth, dict.fromkeys(truth, guess), NAMES)
     assert errors.outcome[0].tolist() == [Outcome.LOCATED, Outcome.FALSE_ABSENCE, Outcome.FALSE_ABSENCE]
     assert errors.outcome[1].tolist() == [Outcome.FALSE_PRESENCE, Outcome.ABSENT, Outcome.ABSENT]
     assert set(errors.outcome[2].tolist()) == {Outcome.UNSCORED}
     found = statistics(errors)
     assert (found.pairs, found.located, found.failures, found.false_presences) == (3, 1, 2, 1)
-    assert found.mre == 0 and found.sdr[2.0] == pytest.approx(1 / 3)
+    assert found.mre_mm == 0 and found.sdr["2"] == pytest.approx(1 / 3)
     assert (found.absent, found.false_absences, errors.failures(0)) == (3, 2, 2)
     assert found.absence_recall == pytest.approx(2 / 3) and found.absence_precision == pytest.approx(2 / 4)
 
 
 def test_a_case_without_prediction_says_nothing_of_absence() -> None:
     truth = {
-        "p": marks([[1, 1, 1], None, None], (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED)),
-        "q": marks([None, [1, 1, 1], [2, 2, 2]], (Status.ABSENT, Status.DEFINED, Status.DEFINED)),
+        "p": landmarks([[1, 1, 1], None, None], (Status.DEFINED, Status.ABSENT, Status.UNANNOTATED)),
+        "q": landmarks([None, [1, 1, 1], [2, 2, 2]], (Status.ABSENT, Status.DEFINED, Status.DEFINED)),
     }
-    found = compare(truth, {"p": marks([[1, 1, 1], None, None]), "q": None}, NAMES)
+    found = compare(truth, {"p": landmarks([[1, 1, 1], None, None]), "q": None}, NAMES)
     assert found.outcome[1].tolist() == [Outcome.UNSCORED, Outcome.MISSED, Outcome.MISSED]
     figures = statistics(found)
     assert (figures.absent, figures.false_absences, figures.failures) == (1, 0, 2)
     assert (figures.absence_recall, figures.absence_precision) == (1, 1)
-    present = statistics(compare({"p": TRUTH}, {"p": marks([[0, 0, 0], None, None])}, NAMES))
+    present = statistics(compare({"p": TRUTH}, {"p": landmarks([[0, 0, 0], None, None])}, NAMES))
     assert (present.absence_recall, present.absence_precision, present.false_absences) == (None, None, 2)
 
 
 def test_a_case_or_name_without_prediction_is_a_failure() -> None:
     errors = compare({"p": TRUTH, "q": TRUTH}, {"p": TRUTH.select(["b"]), "q": None}, NAMES)
     found = statistics(errors)
-    assert (found.pairs, found.failures, found.mre) == (6, 5, 0)
+    assert (found.pairs, found.failures, found.mre_mm) == (6, 5, 0)
     assert np.isnan(errors.case_error[1]) and errors.ranking() == [0, 1]
 
 
 def test_nothing_located_gives_no_figures_but_failures() -> None:
     found = statistics(compare({"p": TRUTH}, {"p": None}, NAMES))
-    assert found.mre is None and found.median is None and found.mre_ci95 is None and found.sdr[2.0] == 0
+    assert found.mre_mm is None and found.median_mm is None and found.mre_ci95_mm is None and found.sdr["2"] == 0
 
 
 def test_order_of_names_does_not_matter() -> None:
@@ -116,7 +119,7 @@ def test_another_dimension_is_refused() -> None:
 @given(seed=st.integers(0, 10_000))
 def test_a_common_rigid_motion_changes_no_metric(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    truth = {c: marks(rng.normal(size=(3, 3)).tolist()) for c in "pqr"}
+    truth = {c: landmarks(rng.normal(size=(3, 3)).tolist()) for c in "pqr"}
     guess = {c: t.with_points(t.points + rng.normal(size=(3, 3))) for c, t in truth.items()}
     pose = Pose(random_rotation(rng, 3), rng.normal(0, 100, 3))
 
@@ -125,7 +128,9 @@ def test_a_common_rigid_motion_changes_no_metric(seed: int) -> None:
 
     before, after = compare(truth, guess, NAMES), compare(carried(truth), carried(guess), NAMES)
     assert np.allclose(before.error, after.error, atol=1e-9)
-    assert statistics(before, samples=50).mre_ci95 == pytest.approx(statistics(after, samples=50).mre_ci95, abs=1e-9)
+    assert statistics(before, samples=50).mre_ci95_mm == pytest.approx(
+        statistics(after, samples=50).mre_ci95_mm, abs=1e-9
+    )
 
 
 def test_bootstrap_draws_cases_not_pairs() -> None:
@@ -134,31 +139,31 @@ def test_bootstrap_draws_cases_not_pairs() -> None:
     truth = {str(i): TRUTH for i in range(8)}
     levels = rng.gamma(2, 1, 8)
     errors = compare(truth, {str(i): moved(TRUTH, [levels[i]] * 3) for i in range(8)}, NAMES)
-    low, high = statistics(errors).mre_ci95 or (0, 0)
-    again = statistics(errors).mre_ci95
+    low, high = statistics(errors).mre_ci95_mm or (0, 0)
+    again = statistics(errors).mre_ci95_mm
     direct = np.random.default_rng(5).choice(levels, (20_000, 8)).mean(1)
     assert (low, high) == again
     assert low == pytest.approx(np.percentile(direct, 2.5), rel=0.06)
     assert high == pytest.approx(np.percentile(direct, 97.5), rel=0.06)
-    assert statistics(errors, seed=1).mre_ci95 != again
+    assert statistics(errors, seed=1).mre_ci95_mm != again
 
 
 def test_one_case_has_no_interval() -> None:
     found = statistics(compare({"p": TRUTH}, {"p": moved(TRUTH, [1, 1, 1])}, NAMES))
-    assert found.mre_ci95 is None and found.sdr_ci95 == {}
+    assert found.mre_ci95_mm is None and found.sdr_ci95 == {}
 
 
 def test_share_inside_the_predicted_radius() -> None:
-    guess = marks(moved(TRUTH, [1, 2, 3]).points.tolist(), radius90=np.array([1.5, 1.5, np.nan]))
+    guess = landmarks(moved(TRUTH, [1, 2, 3]).points.tolist(), radius90=np.array([1.5, 1.5, np.nan]))
     assert statistics(compare({"p": TRUTH}, {"p": guess}, NAMES)).covered90 == 0.5
 
 
 def test_mean_shape_baselines() -> None:
     rng = np.random.default_rng(0)
     shape = rng.normal(0, 20, (3, 3))
-    train = [marks((shape + shift).tolist()) for shift in (0, 2, 4)]
+    train = [landmarks((shape + shift).tolist()) for shift in (0, 2, 4)]
     pose = Pose(random_rotation(rng, 3), np.array([100.0, 50.0, 0.0]))
-    truth = {"rigid": marks(pose.apply(shape).tolist()), "scaled": marks((1.5 * pose.apply(shape)).tolist())}
+    truth = {"rigid": landmarks(pose.apply(shape).tolist()), "scaled": landmarks((1.5 * pose.apply(shape)).tolist())}
     found = mean_shape_baselines(train, truth)
     assert np.allclose(found["mean position"]["rigid"].points, shape + 2)
     rigid = compare(truth, found["mean shape, perfect rigid pose"], NAMES).case_error
@@ -168,7 +173,7 @@ def test_mean_shape_baselines() -> None:
 
 
 def test_mean_position_leaves_out_what_is_not_annotated() -> None:
-    train = [marks([[0, 0, 0], None]), marks([[2, 0, 0], [5, 5, 5]])]
+    train = [landmarks([[0, 0, 0], None]), landmarks([[2, 0, 0], [5, 5, 5]])]
     found = mean_shape_baselines(train, {"p": TRUTH})["mean position"]["p"]
     assert found["a"].tolist() == [1, 0, 0] and found["b"].tolist() == [5, 5, 5] and found.names == ("a", "b")
 
@@ -178,4 +183,17 @@ def test_between_observers() -> None:
     pairs = between_observers({"p": {"senior": TRUTH, "junior": other}, "q": {"senior": TRUTH}}, NAMES)
     assert list(pairs) == ["senior - junior"]
     found = statistics(pairs["senior - junior"])
-    assert (found.pairs, found.failures, found.mre) == (2, 0, pytest.approx(1.5))
+    assert (found.pairs, found.failures, found.mre_mm) == (2, 0, pytest.approx(1.5))
+
+
+def test_area_under_the_curve() -> None:
+    bad = np.array([False, False, True, True])
+    assert area_under_roc(np.array([1, 2, 3, 4.0]), bad) == 1
+    assert area_under_roc(np.array([4, 3, 2, 1.0]), bad) == 0
+    assert area_under_roc(np.array([1, 1, 1, 1.0]), bad) == 0.5
+    assert area_under_roc(np.array([1, 3, 2, np.inf]), bad) == 0.75
+    assert area_under_roc(np.array([np.inf, np.inf, 1, 1]), np.array([True, False, True, False])) == 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(area_under_roc(np.arange(4.0), np.zeros(4, bool)))
+        assert np.isnan(area_under_roc(np.arange(4.0), np.ones(4, bool)))

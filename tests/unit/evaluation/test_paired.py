@@ -68,8 +68,8 @@ def test_only_what_both_located_is_compared() -> None:
     easy = _errors([[1, nan], [1, nan], [1, nan]])  # leaves out the hard landmark
     brave = _errors([[1, 9], [1, 9], [1, 9]])
     (found,) = compare_methods({"easy": [easy], "brave": [brave]})
-    assert (found.a, found.b, found.cases, found.pairs) == ("easy", "brave", 3, 3)
-    assert found.difference == 0 and found.ratio == 1 and found.p == 1
+    assert (found.method, found.against, found.cases, found.pairs) == ("easy", "brave", 3, 3)
+    assert found.difference_mm == 0 and found.ratio == 1 and found.p == 1
 
 
 def test_cases_and_landmarks_are_matched_by_name_and_seeds_averaged() -> None:
@@ -78,7 +78,7 @@ def test_cases_and_landmarks_are_matched_by_name_and_seeds_averaged() -> None:
     (found,) = compare_methods({"one": one, "other": [other]})
     assert averaged(one).error.tolist() == [[2, 2], [3, 4]]
     assert found.cases == 2 and found.pairs == 4
-    assert found.difference == pytest.approx((2 + 3.5) / 2 - (5 + 7.5) / 2)
+    assert found.difference_mm == pytest.approx((2 + 3.5) / 2 - (5 + 7.5) / 2)
     assert found.ratio == pytest.approx(5.5 / 12.5)
 
 
@@ -86,12 +86,13 @@ def test_intervals_hold_the_difference_and_p_is_corrected_for_all_pairs() -> Non
     rng = np.random.default_rng(0)
     base = rng.gamma(4, 0.5, (40, 6))
     runs = {n: [_named(base * f + rng.normal(0, 0.05, base.shape))] for n, f in (("a", 1), ("b", 1.3), ("c", 1.31))}
-    found = {(p.a, p.b): p for p in compare_methods(runs)}
+    found = {(p.method, p.against): p for p in compare_methods(runs)}
     assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
     clear, near = found["a", "b"], found["b", "c"]
-    assert clear.difference_ci95 is not None and clear.ratio_ci95 is not None
-    assert clear.difference_ci95[0] < clear.difference < clear.difference_ci95[1] < 0
-    assert clear.ratio_ci95[0] < 1 / 1.3 < clear.ratio_ci95[1]
+    assert clear.ci_low_mm is not None and clear.ci_high_mm is not None
+    assert clear.ratio_low is not None and clear.ratio_high is not None
+    assert clear.ci_low_mm < clear.difference_mm < clear.ci_high_mm < 0
+    assert clear.ratio_low < 1 / 1.3 < clear.ratio_high
     assert clear.p is not None and clear.p_holm is not None and near.p_holm is not None
     assert clear.p < 1e-6 and clear.p < clear.p_holm <= 3 * clear.p
     assert near.p_holm > clear.p_holm
@@ -104,8 +105,8 @@ def _named(error: np.ndarray) -> Errors:
 
 def test_one_case_gives_a_difference_and_no_test() -> None:
     (found,) = compare_methods({"a": [_errors([[1.0]])], "b": [_errors([[2.0]])]})
-    assert found.difference == -1
-    assert found.difference_ci95 is found.ratio_ci95 is found.p is found.p_holm is None
+    assert found.difference_mm == -1
+    assert found.ci_low_mm is found.ci_high_mm is found.ratio_low is found.ratio_high is found.p is found.p_holm is None
 
 
 def test_methods_without_a_common_case_are_not_compared() -> None:

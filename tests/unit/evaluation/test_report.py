@@ -60,8 +60,8 @@ def test_names_are_escaped_and_figures_stand_there() -> None:
     page = render(found)
     assert "left &lt;eye&gt;" in page and "<eye>" not in page and "my &amp; model" in page
     assert "look &lt;here&gt;" in page
-    assert found.overall.mre is not None
-    assert f"<b>{found.overall.mre:.2f} mm</b>" in page
+    assert found.overall.mre_mm is not None
+    assert f"<b>{found.overall.mre_mm:.2f} mm</b>" in page
 
 
 def test_nothing_found_at_all_still_gives_a_report() -> None:

@@ -169,7 +169,7 @@ def test_who_is_aligned(name: str, ndim: int, assignments: list[str], aligns: bo
 @pytest.mark.parametrize("name", ["fixed", "wanting"])
 def test_a_method_alone_gets_the_image_as_it_is(name: str) -> None:
     model = composed(name, 2)
-    assert model.plan.alone
+    assert model.plan.align is None and model.plan.refine is None
     image, _ = phantom.phantom(7, 2)
     np.testing.assert_array_equal(model.locate(image).points, facts(model).mean)
     assert model.method.seen[0] is image

@@ -159,7 +159,7 @@ def test_a_folder_with_one_run_is_that_model(home: Path, tmp_path: Path) -> None
     study = home / "data" / "cases.csv"
     inside, named = (evaluate(at, study, tmp_path / f"e{n}") for n, at in enumerate((tmp_path / "only", home / "one")))
     assert inside.model == named.model == load(tmp_path / "only").name == "one"
-    assert inside.overall.mre == named.overall.mre
+    assert inside.overall.mre_mm == named.overall.mre_mm
 
 
 def test_an_ensemble_is_a_model(home: Path) -> None:
@@ -268,7 +268,7 @@ def test_predict_and_evaluate_take_several(home: Path, tmp_path: Path, capsys: p
     assert [o.state for o in again] == ["skipped"]
     by_name = evaluate(joint, study, tmp_path / "e")
     by_files = evaluate(tmp_path / "e" / "predictions", study, tmp_path / "f")
-    assert by_name.model == "1+2+3+two" and by_name.overall.mre == pytest.approx(by_files.overall.mre)
+    assert by_name.model == "1+2+3+two" and by_name.overall.mre_mm == pytest.approx(by_files.overall.mre_mm)
     assert evaluate(home / "two" / "folds", study, tmp_path / "g").model == "1+2+3"
     with pytest.raises(InputError, match="`tta` are for a model"):
         evaluate(tmp_path / "p", study, tmp_path / "h", tta=2)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from anatomark.pictures.plots import Dot, benchmark_figure, benchmark_picture, spread
+from anatomark.pictures.plots import Dot, benchmark_figure, benchmark_picture, spaced
 
 
 @pytest.mark.parametrize("values", [[0.5] * 10, [0.1, 0.11, 0.12, 0.9, 0.91], [0.0, 0.5, 1.0], [0.3]])
 def test_spread_names_keep_order_and_distance_and_move_little(values: list[float]) -> None:
-    found = spread(np.array(values), 0.05)
+    found = spaced(np.array(values), 0.05)
     assert (np.diff(found) >= 0.05 - 1e-9).all()
     assert found.mean() == pytest.approx(np.mean(values))
     if (np.diff(values) >= 0.05).all():

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import tiny
-from anatomark.cli import app as cli
 from anatomark.cases.division import read_division
 from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.manifest import read_manifest
+from anatomark.cli import app as cli
 from anatomark.errors import InputError
+from anatomark.methods.base import Task
 from anatomark.model.config import completed, make_config, read_config
 from anatomark.progress import Reporter
 from anatomark.training import auto
-from anatomark.methods.base import Task
 from anatomark.training.auto import Choice, applied, choose, task_of_division, task_of_fingerprint, usual_minutes
 from anatomark.training.fit import fit
 from anatomark.training.plan import plan

@@ -14,14 +14,15 @@ import pytest
 import torch
 from rich.console import Console
 
+import anatomark
 import tiny
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.methods.base import Evidence, Stage
+from anatomark.model.compose import Composition
 from anatomark.model.confidence.radius import calibrated
 from anatomark.model.config import RunConfig, make_config, read_config
-from anatomark.model.compose import Composition
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter, clock
@@ -50,7 +51,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_it_learns(study: Path, tmp_path: Path) -> None:
     short = fit(study, tmp_path / "short", config(steps=2), report=QUIET)
-    long = fit(study, tmp_path / "long", config(steps=160), report=QUIET)
+    long = fit(study, tmp_path / "long", config(steps=100), report=QUIET)
     assert long.validation is not None and short.validation is not None
     assert long.validation.selection_mm() < 0.6 * short.validation.selection_mm()
     assert not (tmp_path / "long" / "cache").exists()
@@ -125,20 +126,20 @@ def test_the_best_weights_of_a_stage_are_kept(study: Path, tmp_path: Path, monke
 
 
 def test_averaged_weights_are_what_is_validated_and_kept(study: Path, tmp_path: Path) -> None:
-    plain = fit(study, tmp_path / "plain", config(steps=40), report=QUIET)
-    mean = fit(study, tmp_path / "mean", config("method.ema=0.9", steps=40), report=QUIET)
+    plain = fit(study, tmp_path / "plain", config(steps=20), report=QUIET)
+    mean = fit(study, tmp_path / "mean", config("method.ema=0.9", steps=20), report=QUIET)
     a, b = (load_run(f.run).weights["method.rough.0.weight"] for f in (plain, mean))
     assert not torch.equal(a, b)
     assert (a - b).abs().max() < 0.1
 
 
 def test_examples_may_come_from_the_current_weights(study: Path, tmp_path: Path) -> None:
-    a = fit(study, tmp_path / "a", config("method.collected=true", steps=30), report=QUIET)
-    b = fit(study, tmp_path / "b", config(steps=30), report=QUIET)
+    a = fit(study, tmp_path / "a", config("method.collected=true", steps=15), report=QUIET)
+    b = fit(study, tmp_path / "b", config(steps=15), report=QUIET)
     wa, wb = (load_run(f.run).weights for f in (a, b))
     assert torch.equal(wa["method.rough.0.weight"], wb["method.rough.0.weight"])
     assert not torch.equal(wa["method.fine.0.weight"], wb["method.fine.0.weight"])
-    assert int(wa["method.seen"]) == 30
+    assert int(wa["method.seen"]) == 15
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -285,7 +286,7 @@ def test_division_follows_the_manifest(tmp_path: Path, study: Path) -> None:
 
 def test_two_dimensions(tmp_path: Path) -> None:
     flat = tiny.write_study(tmp_path / "data", 5, ndim=2)
-    fitted = fit(flat, tmp_path / "run", config(steps=120), report=QUIET)
+    fitted = fit(flat, tmp_path / "run", config(steps=80), report=QUIET)
     assert fitted.validation is not None
     assert fitted.validation.selection_mm() < 6
     assert load_run(tmp_path / "run").plan.method.modality == "xray"
@@ -362,6 +363,62 @@ def test_evidence_survives_a_checkpoint() -> None:
     np.testing.assert_array_equal(again.truth["x"].points, truth.points)
     assert again.source == "augmented copies"
     assert from_plain(to_plain(Evidence())) == Evidence()
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("where", ["new/deep/run", "empty"])
+@pytest.mark.parametrize("what", ["image", "config", "interrupt"])
+def test_a_run_that_fails_before_it_trains_leaves_nothing(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int, where: str, what: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    asked: list[bool] = []
+
+    def fail(*_: Any) -> None:
+        asked.append((tmp_path / where / "request.yaml").exists())
+        raise KeyboardInterrupt if what == "interrupt" else InputError("this fails")
+
+    if what == "config":
+        monkeypatch.setattr("anatomark.training.state.write_config", fail)
+    else:
+        monkeypatch.setattr(tiny.Tiny, "working_images", fail)
+    with pytest.raises(KeyboardInterrupt if what == "interrupt" else InputError):
+        fit(study, tmp_path / where, config(steps=2), folds=folds, report=QUIET)
+    assert asked == [True]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_what_was_begun_stays_where_it_fails_later(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("anatomark.training.fit.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(study, tmp_path / "run", config(steps=2), report=QUIET)
+    assert {"config.yaml", "request.yaml", "last.ckpt", "cache"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    fit(study, tmp_path / "run", resume=True, report=QUIET)
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_fit_takes_settings_by_name_and_gives_the_model(study: Path, tmp_path: Path) -> None:
+    settings = {"method": "tiny", "preset": "small", "steps": 3, "seed": 5, "landmarks": ["c", "a"]}
+    fitted = anatomark.fit(
+        str(study), tmp_path / "run", **settings, set=["method.width=7", "refine.enabled=false"], report=QUIET
+    )
+    there = read_config(fitted.run / "config.yaml")
+    assert (there.method.name, there.method.preset, there.seed, there.steps) == ("tiny", "small", 5, 3)
+    assert (there.method.settings["side"], there.method.settings["width"]) == (4, 7)
+    image, _ = tiny.blobs(50)
+    prediction = fitted.model.predict(image)
+    assert isinstance(prediction, anatomark.Prediction) and prediction.landmarks.names == ("c", "a")
+    again = [fitted.predict(study.parent / "case0.nii.gz"), anatomark.load(fitted.run).predict(tiny.blobs(0)[0])]
+    np.testing.assert_array_equal(*(p.landmarks.points for p in again))
+    few = make_config(method="tiny", steps=2)
+    more = fit(study, tmp_path / "more", few, preset="small", report=QUIET)  # a config, and some by name
+    assert read_config(more.run / "config.yaml").method.settings["side"] == 4
+    for wrong, word in (({"sede": 3}, "did you mean 'seed'"), ({"set": ["method.sid=3"]}, "'side'")):
+        with pytest.raises(InputError, match=word):
+            fit(study, tmp_path / "none", method="tiny", report=QUIET, **wrong)
 
 
 def test_progress_lines_are_plain_and_spaced() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ import numpy as np
 
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
-from anatomark.cases.look.suspects import Suspect, disagreements, suspects
+from anatomark.cases.look.shape_check import distance
+from anatomark.cases.look.suspects import disagreements, suspects
 from anatomark.cases.manifest import SPLITS, Manifest
 from anatomark.core.grid import Array, Grid
 from anatomark.core.intensity import guess_modality
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.core.shape import mean_shape, rotation_angle
+from anatomark.core.shape import Pose, mean_shape, nanmean, rotation_angle
 from anatomark.errors import InputError
 from anatomark.io.landmarks import landmark_format, split_observer
 
@@ -25,68 +25,61 @@ MODALITY_CASES = 3  # images that are read in full; of all others only the heade
 OBLIQUE_DEG = 5.0
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """The training cases in numbers. ``facts`` is plain JSON (see :func:`fingerprint`), ``names`` the landmarks in the
-    first training case's order, ``suspects`` what :mod:`anatomark.cases.look.suspects` found, ``note`` why it could not
-    judge."""
+def fingerprint(manifest: Manifest) -> dict[str, Any]:
+    """The training cases of ``manifest`` in numbers, plain JSON; other splits are only counted. Of the images three are
+    read, of the rest the headers.
 
-    names: tuple[str, ...]
-    facts: dict[str, Any]
-    suspects: list[Suspect]
-    note: str
-
-    def to_json(self) -> dict[str, Any]:
-        found = [s.to_json() for s in self.suspects]
-        return {**self.facts, "names": list(self.names), "suspects": found, "suspects_note": self.note}
-
-
-def fingerprint(manifest: Manifest) -> Fingerprint:
-    """Looks at the training cases of ``manifest``; other splits are only counted. Of the images three are read, of the
-    rest the headers.
-
-    Facts: ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
+    ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
     (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as
-    float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``observers``.
-    Raises InputError for files that cannot be read or do not fit together.
+    float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names``
+    that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` (see ``suspects.py``), and
+    ``suspects_note`` where these could not be judged. Raises InputError for files that cannot be read or do not fit
+    together.
     """
     cases = manifest.split("train")
-    landmarks = [case.landmarks for case in cases]
-    ndim = landmarks[0].ndim
-    for case, one in zip(cases, landmarks, strict=True):
-        if one.ndim != ndim:
-            raise InputError(f"case {case.id!r}, row {case.row}: {one.ndim}D landmarks; the first case's are {ndim}D")
-    names = landmarks[0].names
-    grids = [case.grid(ndim) for case in cases]
-    ids = [case.id for case in cases]
-    shapes = np.stack([one.select(names).points for one in landmarks])
-    verdict = suspects(ids, [one.select(names) for one in landmarks], grids)
-    clean = _without(shapes, ids, names, verdict.suspects)
+    ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
+    for case in cases:
+        if case.landmarks.ndim != ndim:
+            raise InputError(
+                f"case {case.id!r}, row {case.row}: {case.landmarks.ndim}D landmarks; the first case's are {ndim}D"
+            )
+    grids, ids = [case.grid(ndim) for case in cases], [case.id for case in cases]
+    landmarks = [case.landmarks.select(names) for case in cases]
+    verdict = suspects(ids, landmarks, grids)
+    shapes = np.stack([one.points for one in landmarks])
+    for one in verdict.suspects:  # one slip of the hand must not turn the mean
+        if one.kind == "point":
+            shapes[ids.index(one.case), names.index(one.labels[0])] = np.nan
+    mean, poses = mean_shape(shapes)
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)
-    facts = {
+    return {
         "cases": {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS},
         "dimension": ndim,
         "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
         "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),
         "modality": guess_modality([cases[i].image() for i in spread(len(cases), MODALITY_CASES)]),
         "images": _image_facts(grids),
-        "poses": _pose_facts(ids, clean),
-        "landmarks": _landmark_rows(names, landmarks, shapes, clean, grids, verdict.residual_mm),
-        "extra_names": sorted({n for one in landmarks for n in one.names} - set(names)),
+        "poses": _pose_facts(ids, mean, poses),
+        "landmarks": _landmark_rows(
+            landmarks, grids, {**_spreads(shapes, mean, poses), "predicted_mm": verdict.residual_mm}
+        ),
+        "extra_names": sorted({n for case in cases for n in case.landmarks.names} - set(names)),
         "observers": {
             "cases": sum(len(o) > 1 for o in observed),
             "named": sum(two_observers(case) for case in cases),
             "mean_distance_mm": apart,
         },
+        "names": list(names),
+        "suspects": [one.to_json() for one in (*verdict.suspects, *disagreed)],
+        "suspects_note": verdict.note,
     }
-    return Fingerprint(names, facts, verdict.suspects + disagreed, verdict.note)
 
 
 def two_observers(case: Case) -> bool:
     """Whether a case's row names one of several observers who marked it. Raises InputError."""
-    marked = case.observers() if case.observer else {}
-    return case.observer in marked and len(marked) > 1
+    observers = case.observers() if case.observer else {}
+    return case.observer in observers and len(observers) > 1
 
 
 def orientation(grid: Grid) -> str:
@@ -129,8 +122,7 @@ def _image_facts(grids: Sequence[Grid]) -> dict[str, Any]:
     }
 
 
-def _pose_facts(ids: Sequence[str], shapes: Array) -> dict[str, Any]:
-    mean, poses = mean_shape(shapes)
+def _pose_facts(ids: Sequence[str], mean: Array, poses: Sequence[Pose]) -> dict[str, Any]:
     turned = [rotation_angle(pose.rotation) for pose in poses]
     scales = np.array([pose.scale for pose in poses])
     return {
@@ -141,48 +133,34 @@ def _pose_facts(ids: Sequence[str], shapes: Array) -> dict[str, Any]:
     }
 
 
-def _without(shapes: Array, ids: Sequence[str], names: Sequence[str], found: Iterable[Suspect]) -> Array:
-    """The shapes without single points that are suspect: one slip of the hand must not turn the mean."""
-    clean = shapes.copy()
-    for one in found:
-        if one.kind == "point":
-            clean[ids.index(one.case), names.index(one.labels[0])] = np.nan
-    return clean
+def _spreads(shapes: Array, mean: Array, poses: Sequence[Pose]) -> dict[str, Array]:
+    """(M, N) mm of each point to the landmark's mean position in world, and to the mean shape after a similarity; NaN
+    where missing, and for a single case."""
+    if len(shapes) == 1:
+        shapes = np.full_like(shapes, np.nan)
+    aligned = np.stack([pose.apply(mean) for pose in poses])
+    return {"world_mm": distance(shapes, nanmean(shapes)), "aligned_mm": distance(aligned, shapes)}
 
 
 def _landmark_rows(
-    names: Sequence[str],
-    landmarks: Sequence[Landmarks],
-    shapes: Array,
-    clean: Array,
-    grids: Sequence[Grid],
-    residual: Array,
+    landmarks: Sequence[Landmarks], grids: Sequence[Grid], spreads: Mapping[str, Array]
 ) -> list[dict[str, Any]]:
-    """Per landmark: how often defined, absent, unannotated and outside its image, and mm of spread: ``world_mm`` to the
-    mean position in world, ``aligned_mm`` to the mean shape after a similarity, ``predicted_mm`` to where the other
-    points put it. Means over cases, the first two over the points of ``clean`` only; None where unknown."""
-    mean, poses = mean_shape(clean)
-    states = [one.select(names).status for one in landmarks]
-    outside = np.stack([~g.contains(np.nan_to_num(s)) for g, s in zip(grids, shapes, strict=True)])
-    known = np.asarray(np.isfinite(shapes).all(2))
-    sound = np.isfinite(clean)
-    centre = np.where(sound, clean, 0).sum(0) / np.maximum(sound.sum(0), 1)
-    world = np.linalg.norm(clean - centre, axis=2)
-    aligned = np.stack([np.linalg.norm(p.apply(mean) - s, axis=1) for p, s in zip(poses, clean, strict=True)])
-    many = len(shapes) > 1
+    """Per landmark: how often defined, absent, unannotated and outside its image, and the mean over cases of each of
+    the ``spreads`` (M, N) mm; None where unknown."""
+    outside = np.stack(
+        [one.defined & ~g.contains(np.nan_to_num(one.points)) for one, g in zip(landmarks, grids, strict=True)]
+    )
     return [
         {
             "name": name,
-            **{state.value: sum(row[i] is state for row in states) for state in Status},
-            "outside": int((outside[:, i] & known[:, i]).sum()),
-            "world_mm": _mean(world[:, i]) if many else None,
-            "aligned_mm": _mean(aligned[:, i]) if many else None,
-            "predicted_mm": _mean(residual[:, i]),
+            **{state.value: sum(one.status[i] is state for one in landmarks) for state in Status},
+            "outside": int(outside[:, i].sum()),
+            **{key: _mean(values[:, i]) for key, values in spreads.items()},
         }
-        for i, name in enumerate(names)
+        for i, name in enumerate(landmarks[0].names)
     ]
 
 
 def _mean(values: Array) -> float | None:
-    seen = values[np.isfinite(values)]
-    return round(float(seen.mean()), 3) if seen.size else None
+    finite = values[np.isfinite(values)]
+    return round(float(finite.mean()), 3) if finite.size else None

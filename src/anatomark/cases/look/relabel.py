@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anatomark.cases.look.shape_check import BEYOND, ShapeStudy
+from anatomark.cases.look.shape_check import BEYOND, ShapeStudy, distance
 from anatomark.core.grid import Array
 from anatomark.core.shape import Pose, mean_rotation, procrustes
 
@@ -21,21 +21,19 @@ def label_cost(expected: Array, shape: Array, scale: Array) -> Array:
 
 def best_order(m: int, study: ShapeStudy, cost: Array, *, search: bool) -> tuple[Array, NDArray[np.int64]]:
     """Expected points (N, D) of case ``m`` and, for each label, the index of the point that is it (-1: none), from the
-    best assignment found. With ``search`` the pose is sought without trusting the labels."""
+    best assignment. With ``search`` the pose is sought without trusting the labels."""
     shape = study.shapes[m]
     seen = np.isfinite(shape).all(1)
     own = np.arange(len(shape))
     starts = [(study.expected[m], cost), *(_searched(m, study, seen) if search else ())]
-    best: tuple[float, Array, NDArray[np.int64], Array] | None = None
+    tries = []
     for expected, costs in starts:
         capped = np.minimum(costs, (2 * BEYOND) ** 2)
         owner = _assign(capped, seen)
         has = owner >= 0
         total = float(capped[own[has], owner[has]].sum()) + (5.0 if (owner[has] != own[has]).any() else 0.0)
-        if best is None or total < best[0]:
-            best = total, expected, owner, capped
-    assert best is not None
-    _, expected, owner, capped = best
+        tries.append((total, expected, owner, capped))
+    _, expected, owner, capped = min(tries, key=lambda one: one[0])
     given = np.where(seen, np.diag(label_cost(expected, shape, study.scale()[m])), 0.0)
     for group in moved_groups(owner):
         after = np.array([capped[i, owner[i]] for i in group if owner[i] >= 0])
@@ -48,7 +46,8 @@ def _searched(m: int, study: ShapeStudy, seen: NDArray[np.bool_]) -> list[tuple[
     """(expected points, label costs) from the three poses of the median shape that lie closest to the points."""
     shape, middle = study.shapes[m], study.middle
     scale = np.minimum(study.scale()[m], study.typical * 2)
-    loose = np.full(len(middle), float(np.sqrt(np.mean(_nearest(middle) ** 2))))
+    apart = distance(middle[:, None], middle[None]) + np.diag(np.full(len(middle), np.inf))
+    loose = np.full(len(middle), float(np.sqrt(np.mean(apart.min(1) ** 2))))
     tries = [_closest(pose, middle, shape[seen]) for pose in _start_poses(study, m)]
     out = []
     for _, pose in sorted(tries, key=lambda t: t[0])[:3]:
@@ -80,7 +79,7 @@ def _closest(pose: Pose, middle: Array, points: Array, rounds: int = 8) -> tuple
     """Iterated closest points: (mean nearest distance, pose), both ways so that no point is left alone."""
     far = np.zeros(1)
     for _ in range(rounds):
-        apart = np.linalg.norm(pose.apply(middle)[:, None] - points[None], axis=-1)
+        apart = distance(pose.apply(middle)[:, None], points[None])
         to, back = apart.argmin(0), apart.argmin(1)
         far = np.concatenate([apart.min(0), apart.min(1)])
         pose = procrustes(np.concatenate([middle[to], middle]), np.concatenate([points, points[back]]))
@@ -135,9 +134,3 @@ def moved_groups(owner: NDArray[np.int64]) -> list[list[int]]:
             group.update(dict.fromkeys(joined, joined))
     unique = {id(g): sorted(g) for g in group.values() if len(g) > 1}
     return list(unique.values())
-
-
-def _nearest(middle: Array) -> Array:
-    """Each point's distance to its nearest neighbour."""
-    apart = np.linalg.norm(middle[:, None] - middle[None], axis=-1) + np.diag(np.full(len(middle), np.inf))
-    return np.asarray(apart.min(1))

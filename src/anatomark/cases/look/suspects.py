@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from anatomark.cases.look.relabel import GAIN, best_order, label_cost, moved_gro
 from anatomark.cases.look.shape_check import FEWEST_POINTS, ShapeStudy, distance, nanmedian, robust_pose
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, common_names
-from anatomark.core.shape import mean_rotation, rotation_angle
+from anatomark.core.shape import mean_rotation, nanmean, rotation_angle
 
 FEWEST = 5  # cases below which a shape cannot be judged
 
@@ -63,23 +63,23 @@ def suspects(ids: Sequence[str], landmarks: Sequence[Landmarks], grids: Sequence
     if not names:
         return Verdict([], np.zeros((len(ids), 0)), "there are no landmarks")
     shapes = np.stack([one.select(names).points for one in landmarks])
-    found = _coincident(ids, names, shapes)
+    findings = list(_coincident(ids, names, shapes))
     judged = np.isfinite(shapes).all(2).sum(0) >= 3
-    frames = _outside_frames(ids, shapes, list(grids) or [None] * len(ids))
+    frames = list(_outside_frames(ids, shapes, list(grids) or [None] * len(ids)))
     residual = np.full(shapes.shape[:2], np.nan)
     if len(ids) < FEWEST or judged.sum() < FEWEST_POINTS:
         note = (
             f"too few to judge shapes: that takes {FEWEST} cases and {FEWEST_POINTS} landmarks marked in three of them "
             f"(found {len(ids)} and {judged.sum()})"
         )
-        return Verdict(found + frames, residual, note)
+        return Verdict(findings + frames, residual, note)
     kept = tuple(name for name, judge in zip(names, judged, strict=True) if judge)
     study = ShapeStudy(shapes[:, judged])
-    frames = frames or _turned_frames(ids, study)
+    frames = frames or list(_turned_frames(ids, study))
     for m, case in enumerate(ids):
         explained, residual[m, judged] = _explain(case, m, kept, study)
-        found += explained
-    return Verdict(found + frames + _loose_labels(kept, study), residual)
+        findings += explained
+    return Verdict([*findings, *frames, *_loose_labels(kept, study)], residual)
 
 
 def _explain(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> tuple[list[Suspect], Array]:
@@ -97,24 +97,24 @@ def _explain(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> tu
     if mirrored:
         return [mirrored], study.residual[m]
     expected, owner = best_order(m, study, cost, search=off > 0.3 * seen.sum() or study.factor[m] >= 3)
-    found, fixed = [], shape.copy()
+    findings, fixed = [], shape.copy()
     for group in moved_groups(owner):
         before = float(np.nanmax(distance(expected[group], shape[group])))
         fixed[group] = np.where((owner[group] >= 0)[:, None], shape[owner[group]], np.nan)
-        found.append(_relabelled(case, group, owner, names, before))
-    again = study.predict(m, fixed) if found else expected
+        findings.append(_relabelled(case, group, owner, names, before))
+    again = study.predict(m, fixed) if findings else expected
     residual = distance(again, fixed)
     factor = float(np.nanmedian(residual / study.typical))
     if factor > 3:
         typical = float(np.nanmedian(study.typical))
         message = f"the shape as a whole is unlike the other cases: residual {factor:.1f} times the usual"
-        found.append(Suspect(case, names, "case", message, float(np.nanmedian(residual)), typical))
+        findings.append(Suspect(case, names, "case", message, float(np.nanmedian(residual)), typical))
     limit = study.beyond * study.typical * np.clip(factor, 1, 2)
     for i in np.flatnonzero(residual > limit) if factor <= 3 else ():
         where, usual = tuple(round(float(v), 3) for v in again[i]), float(study.typical[i])
         text = f"{names[i]} lies {residual[i]:.3g} mm from where the other points put it (usual {usual:.2g} mm)"
-        found.append(Suspect(case, (names[i],), "point", text, float(residual[i]), usual, where))
-    return found, residual
+        findings.append(Suspect(case, (names[i],), "point", text, float(residual[i]), usual, where))
+    return findings, residual
 
 
 def _relabelled(case: str, group: list[int], owner: NDArray[np.int64], names: tuple[str, ...], mm: float) -> Suspect:
@@ -143,9 +143,8 @@ def _misfit(middle: Array, shape: Array) -> float:
     return float(np.nanquantile(distance(robust_pose(middle, shape).apply(middle), shape), 0.8))
 
 
-def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | None]) -> list[Suspect]:
+def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | None]) -> Iterator[Suspect]:
     """3D cases with points outside their image that lie inside once x and y change sign (RAS read as LPS)."""
-    found = []
     for case, shape, grid in zip(ids, shapes, grids, strict=True):
         points = shape[np.isfinite(shape).all(1)]
         if grid is None or shape.shape[1] != 3 or not len(points):
@@ -153,15 +152,14 @@ def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | No
         inside, flipped = grid.contains(points).mean(), grid.contains(points * [-1, -1, 1]).mean()
         if inside < 0.5 and flipped > 0.9:
             text = f"{1 - inside:.0%} of the points lie outside the image, and inside with x and y negated: LPS or RAS?"
-            found.append(Suspect(case, (), "frame", text))
-    return found
+            yield Suspect(case, (), "frame", text)
 
 
-def _turned_frames(ids: Sequence[str], study: ShapeStudy) -> list[Suspect]:
+def _turned_frames(ids: Sequence[str], study: ShapeStudy) -> Iterator[Suspect]:
     """3D cases that stand turned by half a turn about z where all others stand alike (RAS read as LPS)."""
     if study.shapes.shape[2] != 3:
-        return []
-    found, flip = [], np.diag([-1.0, -1.0, 1.0])
+        return
+    flip = np.diag([-1.0, -1.0, 1.0])
     for m, case in enumerate(ids):
         others = [p.rotation for i, p in enumerate(study.poses) if i != m]
         for_all = mean_rotation(others)
@@ -170,67 +168,49 @@ def _turned_frames(ids: Sequence[str], study: ShapeStudy) -> list[Suspect]:
         turned = rotation_angle(flip @ study.poses[m].rotation @ for_all.T)
         if usual < 30 and given > 120 and turned < 45:
             text = f"stands {given:.0f} degrees from the other cases, {turned:.0f} with x and y negated: LPS or RAS?"
-            found.append(Suspect(case, (), "frame", text))
-    return found
+            yield Suspect(case, (), "frame", text)
 
 
-def _coincident(ids: Sequence[str], names: tuple[str, ...], shapes: Array) -> list[Suspect]:
+def _coincident(ids: Sequence[str], names: tuple[str, ...], shapes: Array) -> Iterator[Suspect]:
     """Two labels of a case at one place that are apart elsewhere, and cases with the very same points."""
-    apart = np.linalg.norm(shapes[:, :, None] - shapes[:, None], axis=-1)
+    apart = distance(shapes[:, :, None], shapes[:, None])
     usual = nanmedian(apart, 0) if len(ids) > 2 else np.full(apart.shape[1:], np.inf)
-    found = []
     for m, i, j in zip(*np.nonzero(apart <= np.minimum(0.01 * usual, 1e9)), strict=True):
         exact = apart[m, i, j] <= 1e-6
         if i < j and (exact if len(ids) <= 2 else usual[i, j] > 0):
             text = f"{names[i]} and {names[j]} lie at the same place"
             mm = float(usual[i, j]) if np.isfinite(usual[i, j]) else None
-            found.append(Suspect(ids[m], (names[i], names[j]), "duplicate", text, float(apart[m, i, j]), mm))
-    for m in range(len(ids)):
-        for other in range(m):
-            if np.isfinite(shapes[m]).all(1).sum() > 1 and np.array_equal(shapes[m], shapes[other], equal_nan=True):
-                found.append(Suspect(ids[m], names, "copy", f"has the very same points as {ids[other]}"))
-                break
-    return found
+            yield Suspect(ids[m], (names[i], names[j]), "duplicate", text, float(apart[m, i, j]), mm)
+    for m, shape in enumerate(shapes):
+        same = (other for other in range(m) if np.array_equal(shape, shapes[other], equal_nan=True))
+        if np.isfinite(shape).all(1).sum() > 1 and (first := next(same, None)) is not None:
+            yield Suspect(ids[m], names, "copy", f"has the very same points as {ids[first]}")
 
 
-def _loose_labels(names: tuple[str, ...], study: ShapeStudy) -> list[Suspect]:
+def _loose_labels(names: tuple[str, ...], study: ShapeStudy) -> Iterator[Suspect]:
     """Landmarks whose residuals are much larger than those of the others in most cases."""
-    if len(names) < 8:
-        return []
     own = nanmedian(study.residual, 0)
     log = np.log(np.maximum(own, 1e-9))
     middle = float(np.nanmedian(log))
     spread = 1.4826 * float(np.nanmedian(np.abs(log - middle)))
-    found = []
-    for i in np.flatnonzero(log - middle > max(3.5 * spread, np.log(2.5))):
+    for i in np.flatnonzero(log - middle > max(3.5 * spread, np.log(2.5))) if len(names) >= 8 else ():
         text = f"{names[i]} is placed less consistently than the others: {own[i]:.3g} mm, usual {np.exp(middle):.2g} mm"
-        found.append(Suspect("", (names[i],), "landmark", text, float(own[i]), float(np.exp(middle))))
-    return found
+        yield Suspect("", (names[i],), "landmark", text, float(own[i]), float(np.exp(middle)))
 
 
 def disagreements(observed: Sequence[Sequence[Landmarks]]) -> tuple[dict[str, float], list[Suspect]]:
     """Mean distance in mm between observers per landmark, over cases that hold two or more observers' landmarks, and
     the landmarks on which they disagree far more than on the others. Empty where no case has two."""
     names = common_names(one for case in observed for one in case)
-    apart: list[Array] = []
-    for case in observed:
-        sets = [one.select(names).points for one in case]
-        apart += [distance(a, b) for i, a in enumerate(sets) for b in sets[:i]]
+    apart = [
+        one.select(names).errors_to(other) for case in observed for i, one in enumerate(case) for other in case[:i]
+    ]
     if not apart:
         return {}, []
-    seen = np.isfinite(apart)
-    mean = np.where(seen, apart, 0).sum(0) / np.maximum(seen.sum(0), 1)
-    known = seen.any(0)
-    found, usual = [], float(np.median(mean[known])) if known.any() else 0.0
-    for i in np.flatnonzero(known & (mean > 2.5 * usual)) if known.sum() >= 5 else ():
+    mean = nanmean(np.stack(apart))
+    shared = np.isfinite(mean)
+    findings, usual = [], float(np.median(mean[shared])) if shared.any() else 0.0
+    for i in np.flatnonzero(mean > 2.5 * usual) if shared.sum() >= 5 else ():
         text = f"observers place {names[i]} {mean[i]:.2g} mm apart on average (usual {usual:.2g} mm)"
-        found.append(Suspect("", (names[i],), "observers", text, float(mean[i]), usual))
-    return {names[i]: float(mean[i]) for i in np.flatnonzero(known)}, found
-
-
-def summarise(found: Iterable[Suspect]) -> dict[str, int]:
-    """How many findings of each kind."""
-    counts: dict[str, int] = {}
-    for one in found:
-        counts[one.kind] = counts.get(one.kind, 0) + 1
-    return counts
+        findings.append(Suspect("", (names[i],), "observers", text, float(mean[i]), usual))
+    return {names[i]: float(mean[i]) for i in np.flatnonzero(shared)}, findings

@@ -24,15 +24,16 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.dqn.memory import Played, drawn
-from anatomark.methods.dqn.moves import TRAIL, Flags, Numbers, Walk, directions, reward
+from anatomark.methods.base import Batch, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.dqn.moves import TRAIL, Flags, Numbers, Played, Walk, directions, drawn, reward
 from anatomark.methods.dqn.net import QNet, last_side
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
-from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
-from anatomark.methods.kit.frame import guessed_points, start_facts, start_point
-from anatomark.methods.kit.parts import Parts
+from anatomark.methods.kit.augment import PointMap, random_intensity
+from anatomark.methods.kit.frame import PosedMethod, start_facts
+from anatomark.methods.kit.layers import chunks
 from anatomark.methods.kit.posed import read_block
+from anatomark.methods.kit.targets import agreement
+from anatomark.methods.kit.working import Parts
 
 PATCH_PX, VOXELS = {2: 31, 3: 15}, {2: 120, 3: 60}  # where the settings leave them open
 AGENTS = 24  # in a played case
@@ -95,36 +96,25 @@ class DQNFacts(AnatomyFacts):
     spacing_mm: float
 
 
-class DQN(Method):
-    """Deep Q-learning agents; see the module."""
+class DQN(PosedMethod):
+    """Deep Q-learning agents, one for each landmark, on one trunk."""
 
     Config = DQNConfig
     Facts = DQNFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}, "paper": PAPER}
     aligned: ClassVar[bool] = True
+    learned: torch.Tensor
 
     def __init__(self, config: DQNConfig, facts: DQNFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
-        self.mean: Array = np.asarray(facts.mean_shape)
-        self.radius = facts.radius_mm
-        self.px = config.patch_px or PATCH_PX[self.ndim]
-        self.steps_mm: Array = facts.spacing_mm * np.asarray(config.scales, dtype=np.float64)
-        self.net, self.target = self._network(), self._network()
-        self.target.load_state_dict(self.net.state_dict())
-        self.learned: torch.Tensor
-        self.register_buffer("learned", torch.zeros((), dtype=torch.int64))  # steps, for exploration and target
-        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
-
-    def _network(self) -> QNet:
-        c = self.config
+        super().__init__(config, facts)
+        c = config
+        self.px = c.patch_px or PATCH_PX[self.ndim]
+        self.steps_mm: Array = facts.spacing_mm * np.asarray(c.scales, dtype=np.float64)
+        shape: dict[str, Any] = {"layers": c.layers, "pooled": c.pooled, "hidden": c.hidden, "narrow": c.narrow}
         heads = len(self.names) * (len(c.scales) if c.head_per_scale else 1)
-        return QNet(
-            self.ndim, self.px, TRAIL, heads=heads, layers=c.layers, pooled=c.pooled, hidden=c.hidden, narrow=c.narrow
-        )
-
-    # ------------------------------------------------------------------ what depends on the data
+        self.net, self.target = (QNet(self.ndim, self.px, TRAIL, heads=heads, **shape) for _ in range(2))
+        self.target.load_state_dict(self.net.state_dict())
+        self.register_buffer("learned", torch.zeros((), dtype=torch.int64))  # steps, for exploration and target
 
     @classmethod
     def prepare(cls, config: DQNConfig, study: Study) -> DQNFacts:
@@ -155,8 +145,6 @@ class DQN(Method):
         """``scale0`` ...: block means towards the spacing of each scale's patches, coarse to fine."""
         parts = Parts(image, self.facts.intensity)
         return {f"scale{k}": parts.whole(spacing) for k, spacing in enumerate(self.steps_mm)}
-
-    # ------------------------------------------------------------------ training
 
     def collect(self, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches from a replay memory that this call fills, case by case, with what the agents do under the current
@@ -256,12 +244,10 @@ class DQN(Method):
         if int(self.learned) % self.config.target_every == 0:
             self.target.load_state_dict(self.net.state_dict())
 
-    # ------------------------------------------------------------------ inference
-
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. The median of where several starts end. Score: how well they agree, 0.5 where they
-        spread by 0.05 radii; no probability. Covariance: their spread, and that of a place within a voxel."""
+        """The median of where several starts end. Score: how well they agree (:func:`agreement`); no probability.
+        Covariance: their spread, and that of a place within a voxel."""
         images = self.working_images(image)
         first = self._first_points(images["scale0"], start)
         n, d, s = len(self.names), self.ndim, self.config.starts
@@ -270,20 +256,19 @@ class DQN(Method):
         apart[0] = 0
         at, landmark = (first + apart).reshape(-1, d), np.tile(np.arange(n), s)
         most = int(np.clip(NUMBERS // (self.config.layers[0][0] * self.px**d), AT_LEAST, AT_ONCE))
-        parts = [slice(i, i + most) for i in range(0, len(at), most)]
-        ends = np.concatenate([self._walked(images, at[p], landmark[p]) for p in parts]).reshape(s, n, d)
+        parts = [self._walked(images, at[p], landmark[p]) for p in chunks(len(at), most)]
+        ends = np.concatenate(parts).reshape(s, n, d)
         points = np.median(ends, 0)
         spread = ends - points
         covariance = np.einsum("sni,snj->nij", spread, spread) / s + self.steps_mm[-1] ** 2 / 12 * np.eye(d)
-        sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
-        return Landmarks(self.names, points, score=1 / (1 + (sd / (0.05 * self.radius)) ** 2), covariance=covariance)
+        return Landmarks(self.names, points, score=agreement(covariance, self.radius), covariance=covariance)
 
     def _first_points(self, coarse: Image, start: Landmarks | None) -> Array:
         """(N, D) the mean shape upright where an anatomy lies; or the first guess, the mean shape for what it lacks."""
         if start is not None:
-            guess = guessed_points(self.names, start)
+            guess = self._guess(start)
             return np.where(np.isfinite(guess), guess, procrustes(self.mean, guess).apply(self.mean))
-        return self.mean + start_point(self.facts, coarse)
+        return self.mean + self._start_point(coarse)
 
     def _walked(self, images: Mapping[str, Image], at: Array, landmark: Numbers) -> Array:
         """(M, D) where agents end."""

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, plain_precision
+from anatomark.methods.kit.layers import channels_last, conv
+from anatomark.methods.kit.precision import plain_precision
 
 
 class QNet(nn.Module):
@@ -56,7 +57,7 @@ class QNet(nn.Module):
     def forward(self, frames: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Q (B, 2 D) float32 of patches (B, patches, px, ..., px), each by the head of its number (B,)."""
         if self.ndim == 2:  # max-pooling is three times as fast
-            frames = frames.contiguous(memory_format=torch.channels_last)
+            frames = channels_last(frames)
         with plain_precision(frames, torch.is_grad_enabled()):
             x = self.trunk(frames)
         x = F.relu(self.shared(x.float().flatten(1)))[:, None]

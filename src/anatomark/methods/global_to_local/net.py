@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.methods.kit.layers import conv, lattice, norm, plain_precision
+from anatomark.methods.kit.layers import conv, conv_norm, lattice
+from anatomark.methods.kit.precision import plain_precision
 
 STRIDE = 4  # voxels along a cell's side
 _DEEPEST = 16  # stride of the bottleneck
+FARTHEST = 4.0  # a logarithmic displacement is read as at most 10 ** 4 - 1
 
 
 class BlockVotes(NamedTuple):
@@ -41,7 +42,7 @@ class CoarseNet(nn.Module):
             raise ValueError(f"a block of {px} voxels a side; expected a multiple of {_DEEPEST}")
         w, n, d = width, landmarks, ndim
         self.ndim, self.landmarks, self.cells = d, n, px // STRIDE
-        self.stem = nn.Sequential(conv(d)(1, w, 3, stride=2, padding=1, bias=False), norm(d)(w), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(*conv_norm(d, 1, w, stride=2, padding=1))
         self.down = nn.ModuleList(_Down(d, a * w, b * w) for a, b in ((1, 2), (2, 4), (4, 8)))
         flat = 8 * w * (px // _DEEPEST) ** d
         self.whole = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(flat, hidden), nn.ReLU())
@@ -49,7 +50,7 @@ class CoarseNet(nn.Module):
         self.nowhere = nn.Linear(hidden, n)
         self.context = nn.Linear(hidden, 2 * w)
         self.up = nn.ModuleList([conv(d)(8 * w, 4 * w, 1), conv(d)(4 * w, 2 * w, 1)])
-        self.mix = nn.Sequential(conv(d)(2 * w, 2 * w, 3, padding=1, bias=False), norm(d)(2 * w), nn.ReLU(inplace=True))
+        self.mix = nn.Sequential(*conv_norm(d, 2 * w, 2 * w, padding=1))
         self.head = nn.Parameter(torch.randn(n, 2 * w, d + 1) * 0.01)
         self.offset = nn.Parameter(torch.zeros(n, d + 1))
         self.sharpness = nn.Parameter(torch.full((n, 1), -1.0))
@@ -83,6 +84,16 @@ class CoarseNet(nn.Module):
         return BlockVotes(points, logits, own[..., :-1])
 
 
+def log_displacement(d: torch.Tensor) -> torch.Tensor:
+    """g(d) = sign(d) log10(|d| + 1), of voxels or cells."""
+    return torch.sign(d) * torch.log10(d.abs() + 1)
+
+
+def displacement(y: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`log_displacement`, sign(y) (10 ** |y| - 1), with |y| clipped to ``FARTHEST``."""
+    return torch.sign(y) * (10 ** y.abs().clamp(max=FARTHEST) - 1)
+
+
 def block_cells(ndim: int, cells: int) -> torch.Tensor:
     """(cells^D, D) centres of all cells in array order, x, y[, z] from the block's centre, in cells."""
     return lattice([torch.arange(cells) + 0.5 - cells / 2] * ndim)
@@ -109,10 +120,8 @@ class _Down(nn.Module):
 
     def __init__(self, ndim: int, before: int, after: int):
         super().__init__()
-        self.thin = nn.Sequential(
-            conv(ndim)(before, after, 3, stride=2, padding=1, bias=False), norm(ndim)(after), nn.ReLU(inplace=True)
-        )
-        self.block = nn.Sequential(conv(ndim)(after, after, 3, padding=1, bias=False), norm(ndim)(after))
+        self.thin = nn.Sequential(*conv_norm(ndim, before, after, stride=2, padding=1))
+        self.block = nn.Sequential(*conv_norm(ndim, after, after, padding=1)[:2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.thin(x)

@@ -1,24 +1,28 @@
 """Global-to-local localisation as published (Noothout et al., IEEE TMI 2020): preset ``paper`` (2D as for their
 cephalograms, 3D as for their CCTA), and one preset for each of their applications.
 
-One network sees the whole image on an isotropic working grid; each of its cells says how likely it holds a landmark and
-how far away each landmark is, and all cells vote. Then one small network for each landmark looks at 16 voxels a side
-around that estimate, in the same way. Points are array indices of the working grid, z, y, x. What differs from the
-paper: training images come in shuffled rounds, the N local networks are trained side by side (each on its own loss),
-the warm restarts fit the number of steps (the published one gives the published periods), and convolutions run in bf16
-where the machine is fast at it (``precision: fp32`` for float32). First guesses, other dimensions and the options
-``vote`` and ``intensity`` are ours.
+One network sees the whole image on an isotropic working grid; each of its cells says how likely it holds a landmark
+and how far away each landmark is, and all cells vote. Then one small network for each landmark looks at 16 voxels a
+side around that estimate, in the same way. An image is tiled into cells of ``stride`` q voxels; cell i has its centre
+at q i + (q - 1) / 2. Points, displacements and covariances are in voxels of the working grid, components in the order
+of the array's axes (z, y, x); maps are (B, N, *cells) logits and (B, N, D, *cells) logarithmic displacements. What
+differs from the paper: training images come in shuffled rounds, the N local networks are trained side by side (each on
+its own loss), the warm restarts fit the number of steps (the published one gives the published periods), and
+convolutions run in bf16 where the machine is fast at it (``precision: fp32`` for float32). First guesses, other
+dimensions and the options ``vote`` and ``intensity`` are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
+from torch.nn import functional as F
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Array
@@ -26,11 +30,16 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.methods import base
-from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs
-from anatomark.methods.global_to_local.votes import Vote, Votes, decode, vote_loss
-from anatomark.methods.kit.working import working_grid, working_image
+from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.global_to_local.net import displacement, log_displacement
+from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs, Maps
+from anatomark.methods.kit.layers import device_of, evaluating
+from anatomark.methods.kit.targets import logged, masked
+from anatomark.methods.kit.working import VoxelMethod, cut, working_grid
 
+Vote = Literal["posterior", "positive"]
+
+LEAST_MASS = 1e-6  # below this sum of posteriors nobody votes but the most probable cell
 LEAST_CELLS = 2  # an image with fewer along an axis is surely at the wrong spacing
 
 _CCTA = {"spacing_mm": 1.5, "pools": [True, True, False, False], "crop_px": 72, "classification_weight": 8.0}
@@ -86,8 +95,8 @@ class PaperGlobalToLocalFacts(base.Facts):
     classification_weight: float
 
 
-class PaperGlobalToLocal(Method):
-    """Global FCNN, then one local FCNN for each landmark, with the published settings; see the module."""
+class PaperGlobalToLocal(VoxelMethod):
+    """A global FCNN, then one local FCNN for each landmark, with the published settings."""
 
     Config = PaperGlobalToLocalConfig
     Facts = PaperGlobalToLocalFacts
@@ -97,15 +106,11 @@ class PaperGlobalToLocal(Method):
     }
 
     def __init__(self, config: PaperGlobalToLocalConfig, facts: PaperGlobalToLocalFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
+        super().__init__(config, facts)
         n, c = len(facts.names), config
         self.global_net = GlobalFCNN(self.ndim, n, facts.pools, widths=c.widths, blocks=c.blocks)
         self.local_nets = LocalFCNNs(self.ndim, n, widths=(c.local_widths[0], c.local_widths[1]))
         self.local_trained = True
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperGlobalToLocalConfig, study: Study) -> PaperGlobalToLocalFacts:
@@ -144,13 +149,6 @@ class PaperGlobalToLocal(Method):
         """The local networks, and the last layers of the global one."""
         return dict.fromkeys(("local_nets.*", "global_net.classify.4.*", "global_net.regress.4.*"), 0)
 
-    def working_images(self, image: Image) -> dict[str, Image]:
-        """``work``: see :func:`anatomark.methods.kit.working.working_image`."""
-        rule = self.facts.intensity if self.config.intensity == "study" else None
-        return {"work": working_image(image, self.facts.spacing_mm, rule)}
-
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random crop (global: ``image`` (1, *S)), or for each landmark a sub-image with the landmark anywhere in it
         (local: ``image`` (N, *S)); ``points`` (N, D) in crop voxels; ``defined`` and ``judged`` as in ``vote_loss``."""
@@ -169,12 +167,8 @@ class PaperGlobalToLocal(Method):
             first = np.floor(middle + 0.5).astype(np.int64) - rng.integers(0, side, points.shape)
             image = cut(work.array[0], first, side)
             judged = defined  # an absent landmark has no sub-image
-        return {
-            "image": torch.from_numpy(image),
-            "points": torch.from_numpy(np.where(defined[:, None], points - first, 0)).float(),
-            "defined": torch.from_numpy(defined).float(),
-            "judged": torch.from_numpy(judged).float(),
-        }
+        truth = masked(points - first, names=("points", "defined"))
+        return {"image": torch.from_numpy(image), **truth, "judged": torch.from_numpy(judged).float()}
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Mean absolute error + lambda x binary cross entropy; of the local networks each has its own."""
@@ -184,19 +178,12 @@ class PaperGlobalToLocal(Method):
         truth = (batch["points"], batch["defined"], batch["judged"])
         return vote_loss(net(batch["image"]), *truth, stride=net.stride, weight=weight, separate=local)
 
-    # ------------------------------------------------------------------ inference
-
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. With ``start`` the global network runs only if a landmark has no first guess.
-
-        Score: the largest posterior of the last stage; covariance: of its votes; ``meta["posterior_mass"]``: the sum
-        of its posteriors.
-        """
+        """With ``start`` the global network runs only if a landmark has no first guess. Score: the largest posterior of
+        the last stage; covariance: of its votes; ``meta["posterior_mass"]``: the sum of its posteriors."""
         work = self.working_images(image)["work"]
         guess = None if start is None else work.grid.to_index(start.select(self.names).points)
-        was = self.training
-        self.eval()
-        with torch.inference_mode():
+        with evaluating(self), torch.inference_mode():
             if guess is None or not np.isfinite(guess).all():
                 votes = self._globally(work)
                 global_points = votes.points[0].cpu().numpy()
@@ -204,7 +191,6 @@ class PaperGlobalToLocal(Method):
             if self.local_trained or start is not None:
                 votes, first = self._locally(work, guess)
                 guess = votes.points[0].cpu().numpy() + first
-        self.train(was)
         axes = work.grid.axes
         return Landmarks(
             self.names,
@@ -220,7 +206,7 @@ class PaperGlobalToLocal(Method):
         stride = self.global_net.stride
         padded = np.zeros((1, *(n + -n % stride for n in work.grid.shape)), dtype=work.array.dtype)
         padded[(slice(None), *(slice(n) for n in work.grid.shape))] = work.array
-        logits, moves = self.global_net(torch.from_numpy(padded)[None].to(self._home()))
+        logits, moves = self.global_net(torch.from_numpy(padded)[None].to(device_of(self)))
         return decode(logits, moves, stride, self.config.vote)
 
     def _locally(self, work: Image, centres: Array) -> tuple[Votes, NDArray[np.int64]]:
@@ -228,21 +214,97 @@ class PaperGlobalToLocal(Method):
         side = self.config.local_px
         limit = 2.0 * np.asarray(work.grid.shape) + side  # a diverged guess must not overflow an index
         first = np.round(np.clip(np.nan_to_num(centres), -limit, limit) - (side - 1) / 2).astype(np.int64)
-        images = torch.from_numpy(cut(work.array[0], first, side)).to(self._home())
+        images = torch.from_numpy(cut(work.array[0], first, side)).to(device_of(self))
         logits, moves = self.local_nets(images[None])
         return decode(logits, moves, self.local_nets.stride, self.config.vote), first
 
-    def _home(self) -> torch.device:
-        return next(self.parameters()).device
+
+# ---------------------------------------------------------------------- what a cell is taught, and how cells vote
 
 
-def cut(array: NDArray[Any], first: NDArray[np.int64], side: int) -> NDArray[Any]:
-    """Blocks (M, side, ..., side) of an array (*S) from the voxels ``first`` (M, D) on; zeros outside."""
-    out = np.zeros((len(first), *(side,) * array.ndim), dtype=array.dtype)
-    for block, begin in zip(out, first.tolist(), strict=True):
-        ends = [min(b + side, n) for b, n in zip(begin, array.shape, strict=True)]
-        source = tuple(slice(max(b, 0), max(e, 0)) for b, e in zip(begin, ends, strict=True))
-        if all(s.start < s.stop for s in source):
-            target = tuple(slice(s.start - b, s.stop - b) for s, b in zip(source, begin, strict=True))
-            block[target] = array[source]
-    return out
+def cell_centres(cells: Sequence[int], stride: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(D, *cells) the cells' centres, voxels, float32."""
+    lines = [torch.arange(n, device=device) * stride + (stride - 1) / 2 for n in cells]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+def targets(points: torch.Tensor, cells: Sequence[int], stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Occupancy (B, N, *cells), 1 in the cell that contains the landmark (nowhere if none does), and logarithmic
+    displacements (B, N, D, *cells) of landmarks at ``points`` (B, N, D)."""
+    d = len(cells)
+    centres = cell_centres(cells, stride, points.device)
+    towards = log_displacement(points.view(*points.shape, *(1,) * d) - centres)
+    at = torch.floor((points + 0.5) / stride)
+    occupied = torch.ones((), dtype=points.dtype, device=points.device)
+    for a, n in enumerate(cells):
+        view = [1] * d
+        view[a] = n
+        line = torch.arange(n, device=points.device, dtype=points.dtype) == at[..., a, None]
+        occupied = occupied * line.view(*points.shape[:-1], *view)
+    return occupied, towards
+
+
+def vote_loss(
+    maps: Maps,
+    points: torch.Tensor,
+    defined: torch.Tensor,
+    judged: torch.Tensor,
+    *,
+    stride: int,
+    weight: float,
+    separate: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Mean absolute error of the displacements + ``weight`` x mean binary cross entropy of the posteriors.
+
+    ``maps`` logits and displacements; ``points`` (B, N, D); ``defined`` (B, N) 1 where the position is given, else no
+    displacement is learned; ``judged`` (B, N) 1 where it is known whether and where the landmark is there (an absent
+    one has a posterior of 0 everywhere), else no posterior is learned. Means are over all landmarks, cells and axes;
+    ``separate``: over each landmark's own, and added up, as N networks trained one by one would have them.
+    """
+    logits, moves = maps
+    cells = logits.shape[2:]
+    # a point that is not defined must not put NaN into the gradients
+    here = torch.where(defined[..., None] > 0, points, points.new_full((), -1e4))
+    occupied, towards = targets(here, cells, stride)
+    absolute = (moves - towards).abs().flatten(2).mean(2)
+    cross = F.binary_cross_entropy_with_logits(logits, occupied, reduction="none").flatten(2).mean(2)
+    axes = (0,) if separate else (0, 1)
+    regression = ((absolute * defined).sum(axes) / defined.sum(axes).clamp(min=1)).sum()
+    classification = ((cross * judged).sum(axes) / judged.sum(axes).clamp(min=1)).sum()
+    return logged(regression + weight * classification, regression=regression, classification=classification)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the cells say of each landmark: ``points`` (B, N, D) voxels, ``score`` (B, N) the largest posterior,
+    ``mass`` (B, N) the sum of posteriors, ``covariance`` (B, N, D, D) of the votes, voxels^2 (NaN where a single cell
+    voted). Float64."""
+
+    points: torch.Tensor
+    score: torch.Tensor
+    mass: torch.Tensor
+    covariance: torch.Tensor
+
+
+def decode(logits: torch.Tensor, moves: torch.Tensor, stride: int, vote: Vote = "posterior") -> Votes:
+    """x = sum_p pi_p (c_p + g^-1(r_p)) / sum_p pi_p over all cells p.
+
+    ``vote`` ``positive``: only cells with pi >= 0.5 vote, all alike (the predecessor of 2018). Where the votes' weight
+    is (nearly) nought, the most probable cell alone decides.
+    """
+    logits, moves = logits.cpu(), moves.cpu()  # not every device has float64
+    cells = logits.shape[2:]
+    flat = logits.flatten(2).double()
+    posterior = flat.sigmoid()
+    mass = posterior.sum(2)
+    weights = posterior if vote == "posterior" else (posterior >= 0.5).double()
+    total = weights.sum(2, keepdim=True)
+    alone = F.one_hot(flat.argmax(2), flat.shape[2]).to(weights.dtype)
+    weights = torch.where(total > LEAST_MASS, weights / total.clamp(min=LEAST_MASS), alone)
+    votes = (cell_centres(cells, stride, logits.device) + displacement(moves)).flatten(3).double()  # (B, N, D, cells)
+    points = torch.einsum("bnc,bndc->bnd", weights, votes)
+    apart = votes - points[..., None]
+    covariance = torch.einsum("bnc,bndc,bnec->bnde", weights, apart, apart)
+    single = (weights > 0).sum(2) == 1
+    covariance = covariance.masked_fill(single[..., None, None], torch.nan)
+    return Votes(points, posterior.amax(2), mass, covariance)

@@ -8,7 +8,7 @@ plain layers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.folding import Folded, affine, cast, conv_dtype, fold, folded
-from anatomark.methods.kit.layers import conv, convolve, norm, plain_precision
+from anatomark.methods.kit.layers import Folded, affine, cast, channels_last, chunks, conv, convolve, fold, folded, norm
+from anatomark.methods.kit.precision import conv_dtype, plain_precision
 
 Maps = tuple[torch.Tensor, torch.Tensor]
 
@@ -99,8 +99,7 @@ class GlobalFCNN(nn.Module):
     def plain_features(self, image: torch.Tensor) -> torch.Tensor:
         """The last group's maps (B, widths[-1], *cells), layer by layer as the paper has them; float32."""
         pool = F.avg_pool2d if self.ndim == 2 else F.avg_pool3d
-        layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        x = image.float().contiguous(memory_format=layout)  # type: ignore[call-overload]
+        x = channels_last(image.float())
         with plain_precision(x, self.training):
             x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
             for pooled, pool_norm, group in zip(self.pools, self.pool_norms, self.groups, strict=True):
@@ -183,16 +182,12 @@ class LocalFCNNs(nn.Module):
     def forward(self, images: torch.Tensor) -> Maps:
         """Logits (B, N, *cells) and displacements (B, N, D, *cells), float32, of sub-images (B, N, *S), S even, of any
         real dtype. Logarithmic displacements, D in the order of the array's axes."""
-        if self.training or torch.is_grad_enabled():
-            return self._plain(images)
-        kind = conv_dtype(images.device)
-        weights = folded(self, kind, self._fold)
-        parts = list(self._chunks(images.to(kind), weights))
-        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
-
-    def _plain(self, images: torch.Tensor) -> Maps:
-        layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        x = images.float().contiguous(memory_format=layout)  # type: ignore[call-overload]
+        if not self.training and not torch.is_grad_enabled():
+            kind = conv_dtype(images.device)
+            images, weights = images.to(kind), folded(self, kind, self._fold)
+            parts = [self._fast(images, some, *weights) for some in chunks(self.landmarks, LANDMARKS_AT_ONCE)]
+            return torch.cat([logits for logits, _ in parts], 1), torch.cat([moves for _, moves in parts], 1)
+        x = channels_last(images.float())
         pool = F.avg_pool2d if self.ndim == 2 else F.avg_pool3d
         with plain_precision(x, self.training):
             for i, (c, batch_norm) in enumerate(zip(self.convs, self.norms, strict=True)):
@@ -202,28 +197,25 @@ class LocalFCNNs(nn.Module):
         x = x.float()
         return self.classify(x), self.regress(x).unflatten(1, (self.landmarks, self.ndim))
 
-    def _chunks(self, images: torch.Tensor, weights: tuple[list[Folded], list[list[Folded]]]) -> Iterator[Maps]:
-        """Maps of a few landmarks at a time."""
-        layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        convolution = convolve(self.ndim)
-        layers, heads = weights
-        for a in range(0, self.landmarks, LANDMARKS_AT_ONCE):
-            x = images[:, a : a + LANDMARKS_AT_ONCE].contiguous(memory_format=layout)  # type: ignore[call-overload]
-            n = x.shape[1]
-            for i, layer in enumerate(layers):
-                x = convolution(x, *(_rows(t, a, n, self.landmarks) for t in layer), padding=1, groups=n).relu_()
-                if i == 3:
-                    x = _mean_pool(x)
-            # (B, n, cells, wide): one small matrix product for each landmark
-            features = x.flatten(2).unflatten(1, (n, -1)).transpose(2, 3).float()
-            out = []
-            for head in heads:
-                h = features
-                for k, (weight, bias) in enumerate(head):
-                    h = torch.matmul(h, weight[a : a + n]) + bias[a : a + n]
-                    h = h.relu_() if k < 2 else h
-                out.append(h.transpose(2, 3).unflatten(3, x.shape[2:]))
-            yield out[0][:, :, 0], out[1]
+    def _fast(self, images: torch.Tensor, some: slice, layers: list[Folded], heads: list[list[Folded]]) -> Maps:
+        """Maps of some landmarks on folded weights."""
+        x = channels_last(images[:, some])
+        n = x.shape[1]
+        for i, layer in enumerate(layers):
+            rows = (t.unflatten(0, (self.landmarks, -1))[some].flatten(0, 1) for t in layer)
+            x = convolve(self.ndim)(x, *rows, padding=1, groups=n).relu_()
+            if i == 3:  # 3D average pooling has no bf16 kernel on the CPU
+                x = F.avg_pool2d(x, 2) if self.ndim == 2 else F.avg_pool3d(x.float(), 2).to(x.dtype)
+        # (B, n, cells, wide): one small matrix product for each landmark
+        features = x.flatten(2).unflatten(1, (n, -1)).transpose(2, 3).float()
+        out = []
+        for head in heads:
+            h = features
+            for k, (weight, bias) in enumerate(head):
+                h = torch.matmul(h, weight[some]) + bias[some]
+                h = h.relu_() if k < 2 else h
+            out.append(h.transpose(2, 3).unflatten(3, x.shape[2:]))
+        return out[0][:, :, 0], out[1]
 
     def _fold(self, kind: torch.dtype) -> tuple[list[Folded], list[list[Folded]]]:
         """Convolutions, and the heads' layers as matrices (N, in, out) and biases (N, 1, out)."""
@@ -238,9 +230,6 @@ class LocalFCNNs(nn.Module):
             for head in (self.classify, self.regress)
         ]
         return layers, heads
-
-
-# ---------------------------------------------------------------------- layers
 
 
 def _head(ndim: int, before: int, outputs: int, groups: int = 1) -> nn.Sequential:
@@ -281,15 +270,3 @@ def _paired(x: torch.Tensor) -> torch.Tensor:
 def _pool(x: torch.Tensor, weights: Folded) -> torch.Tensor:
     """Average pooling by 2 with the batch norm after it, then ReLU: one depth-wise convolution."""
     return convolve(x.ndim - 2)(x, *weights, stride=2, groups=x.shape[1]).relu_()
-
-
-def _mean_pool(x: torch.Tensor) -> torch.Tensor:
-    if x.ndim == 4:
-        return F.avg_pool2d(x, 2)
-    return F.avg_pool3d(x.float(), 2).to(x.dtype)
-
-
-def _rows(t: torch.Tensor, first: int, count: int, landmarks: int) -> torch.Tensor:
-    """The rows of ``count`` landmarks from ``first`` on."""
-    each = t.shape[0] // landmarks
-    return t[first * each : (first + count) * each]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch.nn import functional as F
 
@@ -24,20 +25,23 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
-from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
-from anatomark.methods.global_to_local.consensus import Hypotheses, inside_image, middle
-from anatomark.methods.global_to_local.net import STRIDE, CoarseNet, log_votes, read_votes
-from anatomark.methods.global_to_local.votes import displacement, log_displacement
-from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy
-from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.frame import given_pose, prepare_shapes, start_point
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
+from anatomark.methods.global_to_local.net import (
+    STRIDE,
+    CoarseNet,
+    displacement,
+    log_displacement,
+    log_votes,
+    read_votes,
+)
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.methods.kit.augment import random_intensity
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
+from anatomark.methods.kit.posed import Views, turned
+from anatomark.methods.kit.targets import average, logged, masked
+from anatomark.methods.kit.working import Parts
 
 PASSES = ((15.0, 2), (10.0, 2), (6.0, 4))  # then again upright, turned by up to so many degrees, so many times
-BLOCKS_AT_ONCE = 32
 LANDMARKS_AT_ONCE = 12  # that vote in a training step
 ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy lies in any pose
 BESIDE = 0.6  # radii between the first views
@@ -64,27 +68,21 @@ class GlobalToLocalConfig(FrameConfig):
     steps: int = Field(default=2000, ge=1)
 
 
-class GlobalToLocal(Method):
-    """The recommended preset of the method ``global_to_local``; see the module."""
+class GlobalToLocal(BlockMethod):
+    """Votes of blocks in the frame of the anatomy."""
 
     Config = GlobalToLocalConfig
-    Facts = AnatomyFacts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     refined: ClassVar[bool] = True
+    at_once: ClassVar[int] = 32
 
     def __init__(self, config: GlobalToLocalConfig, facts: AnatomyFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
-        self.model = ShapeModel.from_facts(facts)
-        self.radius = facts.radius_mm
-        self.px = config.block_px or (48 if self.ndim == 2 else 32)
-        self.cover = self.radius * (config.cover or (3.2 if self.ndim == 2 else 2.8))
+        super().__init__(config, facts)
+        flat = self.ndim == 2
+        self.px = config.block_px or (48 if flat else 32)
+        self.cover = self.radius * (config.cover or (3.2 if flat else 2.8))
         self.spacing = self.cover / self.px
+        self.unit = self.spacing * STRIDE
         self.net = CoarseNet(self.ndim, self.px, len(self.names), config.width)
-        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
@@ -96,14 +94,7 @@ class GlobalToLocal(Method):
     @classmethod
     def prepare(cls, config: GlobalToLocalConfig, study: Study) -> AnatomyFacts:
         """Mean shape, shape model (with warped copies) and range of poses from the training cases."""
-        anatomy, shape = prepare_shapes(config, study)
-        ndim = anatomy.mean.shape[1]
-        return AnatomyFacts(**study.facts(ndim), **anatomy.facts(shift=config.shift), shape=shape)
-
-    @classmethod
-    def adapted(cls, facts: AnatomyFacts, old: Any) -> AnatomyFacts:
-        """``facts`` in the frame of another model's; see :func:`anatomark.methods.kit.anatomy.adapted_anatomy`."""
-        return (adapted_anatomy(facts, old) if isinstance(old, AnatomyFacts) else None) or facts
+        return AnatomyFacts(**prepare_shapes(config, study)[1])
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """All of the heads."""
@@ -113,54 +104,38 @@ class GlobalToLocal(Method):
         """One; any pose is twice as much to learn."""
         c = self.config
         steps = c.steps * (2 if self.facts.rotations_deg >= 180 else 1)
-        return [
-            Stage("global", steps, c.batch, lr=3e-3, warmup=100, weight_decay=1e-4, modules=("net",), clip_norm=1.0)
-        ]
+        usual: dict[str, Any] = {"warmup": 100, "weight_decay": 1e-4, "clip_norm": 1.0}
+        return [Stage("global", steps, c.batch, 3e-3, modules=("net",), **usual)]
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``coarse``: block means towards the block's spacing."""
         return {"coarse": Parts(image, self.facts.intensity).whole(self.spacing)}
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
-        """A random warp of the case, turned, moved and maybe cropped."""
+        """A random warp of the case, turned, moved and maybe cropped; of the views that lie anywhere in the range of
+        poses, some anywhere in the image and just beside it, as windows of a large image are."""
         c = self.config
-        image = case.images["coarse"]
-        inside = image.grid.contains(case.landmarks.points)
-        read, truth, pose = self._warps.warped(rng, self.model.mean, case.landmarks.points, c.warp_share)
-        axes, centre = self._random_view(rng, image, pose)
-        block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
+        image, grid = case.images["coarse"], case.images["coarse"].grid
+        inside = grid.contains(case.landmarks.points)
+        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
+        axes, centre, near = self._random_view(rng, pose, wide=True)
+        if not near and rng.random() < c.anywhere_share:
+            beside = self.cover / 2 / grid.spacing
+            centre = grid.to_world(rng.uniform(-beside, np.asarray(grid.shape) - 1 + beside))
+        block = self._block(image, centre, axes, read)
         if rng.random() < c.crop_share:
             for normal, limit in _random_cuts(rng, image, truth, self.radius):
                 block = block * torch.from_numpy(self._along(centre, axes, normal) < limit)
                 inside = inside & np.asarray(truth @ normal < limit)
-        target = (truth - centre) @ np.linalg.inv(axes).T / (self.spacing * STRIDE)
-        defined = np.asarray(np.isfinite(target).all(1))
+        target = self._target(truth, centre, axes)
         absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
-        cells = self.px // STRIDE
-        inside = inside & defined & (np.abs(np.where(defined[:, None], target, 0)) < cells / 2).all(1)
+        judged = np.isfinite(target).all(1) | absent  # whether it is here is known
         return {
             "block": random_intensity(block, rng, c.intensity),
-            "target": torch.from_numpy(np.where(defined[:, None], target, 0.0)).float(),
-            "defined": torch.from_numpy(defined).float(),
-            "judged": torch.from_numpy(defined | absent).float(),  # whether it is here is known
-            "here": torch.from_numpy(inside),
+            **masked(target),
+            "judged": torch.from_numpy(judged).float(),
+            "here": torch.from_numpy(inside & (np.abs(target) < self.net.cells / 2).all(1)),
         }
-
-    def _random_view(self, rng: np.random.Generator, image: Image, pose: Pose) -> tuple[Array, Array]:
-        """Axes (D, D) and centre (D,) of a block: half of them near the pose, the others up to the range of poses, of
-        these some anywhere in the image and just beside it, as windows of a large image are."""
-        c, d = self.config, self.ndim
-        near = rng.random() < 0.5
-        turn = random_rotation(rng, d, min(30.0, self.facts.rotations_deg) if near else self.facts.rotations_deg)
-        size = float(np.exp(rng.normal(0, c.scaling / (2 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * self.facts.start_shift_mm * (0.2 if near else 1.0)
-        centre = pose.translation + shift
-        if not near and rng.random() < c.anywhere_share:
-            beside = self.cover / 2 / image.grid.spacing
-            centre = image.grid.to_world(rng.uniform(-beside, np.asarray(image.grid.shape) - 1 + beside))
-        return pose.rotation @ turn * pose.scale * size, centre
 
     def _along(self, centre: Array, axes: Array, normal: Array) -> Array:
         """(px, ..., px) ``x @ normal`` mm of a block's voxels."""
@@ -181,43 +156,39 @@ class GlobalToLocal(Method):
         here = defined * batch["here"][:, chosen]
         towards = log_votes(votes._replace(points=votes.points[:, chosen]), self.net.centres)
         goal = log_displacement(target[:, :, None] - self.net.centres)
-        regression = _mean((towards - goal).abs().mean((2, 3)), defined)
+        regression = average((towards - goal).abs().mean((2, 3)), defined)
         at = (target + k / 2).floor().clamp(0, k - 1).long()
         cell = torch.stack([at[..., a] * k**a for a in range(d)]).sum(0)
         cell = torch.where(here > 0, cell, torch.full_like(cell, k**d))
         cross = F.cross_entropy(votes.logits.flatten(0, 1), cell.flatten(), reduction="none").view_as(defined)
-        classification = _mean(cross, batch["judged"][:, chosen])
+        classification = average(cross, batch["judged"][:, chosen])
         weight = votes.logits[..., :-1].softmax(-1)
         point = torch.einsum("bnk,bnkd->bnd", weight, self.net.centres + displacement(towards))
-        miss = _mean(_huber(point, target), here)
+        miss = average(_huber(point, target), here)
         near = batch["defined"] * (batch["target"].abs().amax(-1) < k)  # what is far off the block is anyone's guess
-        direct = _mean(_huber(votes.points, batch["target"]), near)
+        direct = average(_huber(votes.points, batch["target"]), near)
         loss = regression + self.config.classification * classification + 0.5 * (miss + direct)
-        parts = {"regression": regression, "classification": classification, "point": miss, "direct": direct}
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
-
-    # ------------------------------------------------------------------ inference
+        return logged(loss, regression=regression, classification=classification, point=miss, direct=direct)
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. Score: posterior that the landmark is in the image, less where its point is not;
-        what is not there lies where the shape says. Covariance: of the vote clouds and of the views."""
+        """Score: posterior that the landmark is in the image, less where its point is not; what is not there lies where
+        the shape says. Covariance: of the vote clouds and of the views."""
         self.eval()
         coarse = self.working_images(image)["coarse"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
         if start is None:
             pose, b = self._pose(*middle(self._search(coarse, rng)))
         else:
-            pose = given_pose(self.model, self.names, start)
+            pose = self._guessed_pose(start)
         for limit, count in PASSES:
             views = self._views(coarse, turned(pose, rng, count, limit))
             points, here = middle(views)
             pose, b = self._pose(points, here)
         covariance = views.covariance_about(views.points.mean(0))
         world = here[:, None] * points + (1 - here[:, None]) * pose.apply(self.model.decode(b))
-        least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
         score = np.clip(here * inside_image(image, world, EDGE * self.radius), 0, 1)
-        return Landmarks(self.names, world, score=score, covariance=covariance + least)
+        return self._landmarks(world, covariance, score)
 
     def _pose(self, points: Array, here: Array) -> tuple[Pose, Array]:
         """Pose and shape of points (N, D) that are in the image with probability ``here`` (N,)."""
@@ -228,13 +199,14 @@ class GlobalToLocal(Method):
     def _search(self, image: Image, rng: np.random.Generator) -> Views:
         """Views from many places (and rotations, where any may come), each of which makes a hypothesis, and from the
         best of these again: the views that agree with the one that has most support."""
-        first = self._hypotheses(self._views(image, self._first_poses(image, rng)))
-        best = np.argsort(-first.weight)[: self.config.hypotheses]
-        return self._hypotheses(self._views(image, [first.poses[i] for i in best])).consensus(self.radius)
+        poses, _, weight = self._hypotheses(self._views(image, self._first_windows(image, rng)))
+        best = np.argsort(-weight)[: self.config.hypotheses]
+        views = self._views(image, [poses[i] for i in best])
+        return views.some(consensus(*self._hypotheses(views)[1:], self.radius))
 
-    def _hypotheses(self, views: Views) -> Hypotheses:
-        """Pose and shape that each block sees, the more credible the more landmarks it claims and the better they
-        fit."""
+    def _hypotheses(self, views: Views) -> tuple[list[Pose], Array, Array]:
+        """Poses (M) and fitted shapes (M, N, D) world mm that M blocks see, and how credible each is (M,): the more
+        landmarks it claims and the better they fit."""
         poses, shapes, weight = [], [], []
         for points, here in zip(views.points, views.score, strict=True):
             pose, b = self._pose(points, here)
@@ -243,13 +215,13 @@ class GlobalToLocal(Method):
             poses.append(pose)
             shapes.append(shape)
             weight.append(here.mean() * np.exp(-aside / (0.1 * self.radius)) + 1e-9)
-        return Hypotheses(views, poses, np.stack(shapes), np.array(weight))
+        return poses, np.stack(shapes), np.array(weight)
 
-    def _first_poses(self, image: Image, rng: np.random.Generator) -> list[Pose]:
+    def _first_windows(self, image: Image, rng: np.random.Generator) -> list[Pose]:
         """Of the first blocks: where the search starts and around it, as in a crop the anatomy's middle lies aside;
         windows over the whole image where it is much larger than a block."""
         d = self.ndim
-        begin = start_point(self.facts, image)
+        begin = self._start_point(image)
         step = BESIDE * self.radius
         if self.facts.rotations_deg >= 180:
             turns = [random_rotation(rng, d) for _ in range(self.config.starts)]
@@ -275,21 +247,45 @@ class GlobalToLocal(Method):
                 lines.append(np.linspace(low[a] + self.cover / 2, high[a] - self.cover / 2, count))
         return [turn @ np.array(at) for at in itertools.product(*lines)]
 
-    def _views(self, image: Image, poses: list[Pose]) -> Views:
-        """What the blocks in these poses show; score: the posterior that a block holds the landmark."""
-        unit = self.spacing * STRIDE
-        return read_views(image, poses, self._read, px=self.px, spacing=self.spacing, unit=unit, at_once=BLOCKS_AT_ONCE)
-
     def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return read_votes(self.net(blocks.to(self.net.centres.device)), self.net.centres)
 
 
+def middle(views: Views) -> tuple[Array, Array]:
+    """Median point (N, D) of all blocks, each weighing as much as it is sure that it holds the landmark (its score),
+    and how sure (N,) those are."""
+    weight = views.score + 1e-6
+    points = weighted_median(views.points, weight)
+    return points, (weight * views.score).sum(0) / weight.sum(0)
+
+
+def consensus(shapes: Array, weight: Array, radius: float) -> NDArray[np.bool_]:
+    """(M,) which of shapes (M, N, D) mm with weights (M,) lie near the one that has most support."""
+    apart = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1).mean(-1) / radius
+    support = weight * (np.exp(-((apart / 0.2) ** 2)) @ weight)
+    return np.asarray(apart[int(support.argmax())] < 0.3)
+
+
+def inside_image(image: Image, world: Array, tolerance: float) -> Array:
+    """(N,) how credible it is that points (N, D) mm lie in the image: 0.5 where they lie ``tolerance`` mm outside."""
+    index = image.grid.to_index(world)
+    depth = (np.minimum(index + 0.5, np.asarray(image.grid.shape) - 0.5 - index) * image.grid.spacing).min(1)
+    return np.asarray(1 / (1 + np.exp(-np.clip(depth / tolerance + 1, -50, 50))))
+
+
+def weighted_median(values: Array, weight: Array) -> Array:
+    """(N, D) median along the first axis of values (M, N, D) with weights (M, N)."""
+    order = np.argsort(values, 0)
+    ranked = np.take_along_axis(values, order, 0)
+    mass = np.take_along_axis(np.broadcast_to(weight[..., None], values.shape), order, 0)
+    share = np.cumsum(mass, 0) / mass.sum(0)
+    upper = (share > 0.5 + 1e-9).argmax(0)[None]
+    lower = (share >= 0.5 - 1e-9).argmax(0)[None]
+    return np.asarray((np.take_along_axis(ranked, lower, 0) + np.take_along_axis(ranked, upper, 0))[0] / 2)
+
+
 def _huber(points: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.smooth_l1_loss(points, target, reduction="none", beta=0.1).mean(-1)
-
-
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _random_cuts(rng: np.random.Generator, image: Image, truth: Array, radius: float) -> list[tuple[Array, float]]:

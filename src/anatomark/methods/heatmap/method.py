@@ -21,18 +21,15 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study
+from anatomark.methods.base import Batch, PerLandmark, Stage, Study
 from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
-from anatomark.methods.kit.anatomy import AnatomyFacts, ShapeModel, adapted_anatomy
-from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.frame import any_pose, first_poses, given_pose, prepare_frame, random_view
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.methods.kit.augment import random_intensity
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
+from anatomark.methods.kit.posed import turned
+from anatomark.methods.kit.targets import average, logged, masked
 
 TURN_DEG = 6.0  # of the views after the first
-BLOCKS_AT_ONCE = 4
 
 
 class HeatmapConfig(FrameConfig):
@@ -61,44 +58,31 @@ MAPS = {2: [32, 48, 64, 96, 128], 3: [16, 32, 48, 64]}
 BATCH = {2: 4, 3: 2}
 
 
-class Heatmap(Method):
-    """The method ``heatmap``; see the module."""
+class Heatmap(BlockMethod):
+    """One heatmap for each landmark over a block in the frame of the anatomy."""
 
     Config = HeatmapConfig
-    Facts = AnatomyFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}, "scn": {"spatial": 32}}
     aligned: ClassVar[bool] = True
+    at_once: ClassVar[int] = 4
 
     def __init__(self, config: HeatmapConfig, facts: AnatomyFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
-        self.model = ShapeModel.from_facts(facts)
+        super().__init__(config, facts)
+        n, d = len(self.names), self.ndim
         self.log = config.loss == "softmax"
-        maps = config.maps or MAPS[self.ndim]
-        self.net = HeatmapNet(
-            self.ndim, len(self.names), maps=maps, stem=config.stem, spatial=config.spatial, log=self.log
-        )
-        self.px = config.px or PX[self.ndim]
+        maps = config.maps or MAPS[d]
+        self.net = HeatmapNet(d, n, maps=maps, stem=config.stem, spatial=config.spatial, log=self.log)
+        self.px = config.px or PX[d]
         if self.px % self.net.whole:
             raise InputError(f"method.px: {self.px} cannot be halved so often; take a multiple of {self.net.whole}")
-        self.spacing = config.cover * facts.radius_mm / self.px
-        self.cell = self.spacing * config.stem
+        self.spacing = config.cover * self.radius / self.px
+        self.unit = self.spacing * config.stem  # a cell
         self.cells = self.px // config.stem
-        self.log_sigma = torch.nn.Parameter(torch.full((len(self.names),), float(np.log(config.sigma))))
-        self._warps = PooledWarps(self.ndim, facts.radius_mm, facts.warp_mm)
-
-    # ------------------------------------------------------------------ what depends on the data
+        self.log_sigma = torch.nn.Parameter(torch.full((n,), float(np.log(config.sigma))))
 
     @classmethod
     def prepare(cls, config: HeatmapConfig, study: Study) -> AnatomyFacts:
-        """See :func:`anatomark.methods.kit.frame.prepare_frame`."""
         return AnatomyFacts(**prepare_frame(config, study)[1])
-
-    @classmethod
-    def adapted(cls, facts: AnatomyFacts, old: Any) -> AnatomyFacts:
-        """``facts`` in the frame of another model's; see :func:`anatomark.methods.kit.anatomy.adapted_anatomy`."""
-        return adapted_anatomy(facts, old) or facts
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """The maps, where they end and where the spatial configuration's branch reads and writes them."""
@@ -110,33 +94,19 @@ class Heatmap(Method):
     def stages(self) -> list[Stage]:
         c = self.config
         batch = c.batch or BATCH[self.ndim]
-        return [
-            Stage("heatmaps", c.steps, batch, lr=c.lr, warmup=100, weight_decay=1e-2, clip_norm=1.0, ema=0.998)
-        ]  # fmt: skip
-
-    def working_images(self, image: Image) -> dict[str, Image]:
-        """``block``: block means towards the block's spacing."""
-        return {"block": Parts(image, self.facts.intensity).whole(self.spacing)}
-
-    # ------------------------------------------------------------------ training
+        return [Stage("heatmaps", c.steps, batch, c.lr, warmup=100, weight_decay=1e-2, clip_norm=1.0, ema=0.998)]
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case in a random view; ``target`` (N, D) in cells from the middle, ``defined`` (N,): 0
         where it lies outside the block or there is none."""
         c = self.config
-        image = case.images["block"]
-        read, truth, pose = self._warps.warped(rng, self.model.mean, case.landmarks.points, c.warp_share)
-        axes, centre = random_view(rng, pose, self.facts, c.scaling)
-        block = read_block(image, centre[None], axes[None], self.px, self.spacing, read)[0].clamp_(0, 1.5)
-        target = (truth - centre) @ np.linalg.inv(axes).T / self.cell
-        defined = np.asarray(np.isfinite(target).all(1))
-        target = np.where(defined[:, None], target, 0.0)
-        defined &= (np.abs(target) < self.cells / 2).all(1)
-        return {
-            "block": random_intensity(block, rng, c.intensity),
-            "target": torch.from_numpy(target).float(),
-            "defined": torch.from_numpy(defined).float(),
-        }
+        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
+        axes, centre, _ = self._random_view(rng, pose)
+        block = self._block(case.images["block"], centre, axes, read)
+        target = self._target(truth, centre, axes)
+        batch = {"block": random_intensity(block, rng, c.intensity), **masked(target)}
+        batch["defined"] *= torch.from_numpy((np.abs(target) < self.cells / 2).all(1))
+        return batch
 
     def _sigma(self) -> torch.Tensor:
         """(N,) cells. Of a learned width the part above the least is an exponential, so none is stuck at the least."""
@@ -152,45 +122,36 @@ class Heatmap(Method):
             apart = cross_entropy(maps, batch["target"], sigma)
         else:
             apart = squared_error(maps, batch["target"], sigma, self.config.sigma)
-        loss = (apart * defined).sum() / defined.sum().clamp(min=1)
+        loss = average(apart, defined)
         if not self.config.learn_sigma:
             return {"loss": loss}
-        penalty = self.config.sigma_penalty * sigma.square().mean()
-        return {"loss": loss + penalty, "maps": loss.detach(), "sigma": sigma.mean().detach()}
-
-    # ------------------------------------------------------------------ inference
+        return logged(loss + self.config.sigma_penalty * sigma.square().mean(), maps=loss, sigma=sigma.mean())
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. Score: the share of the map that lies at its peak, 0 where that is outside the
-        image; no probability. Covariance: of the maps about their peaks, and of the views."""
+        """Score: the share of the map that lies at its peak, 0 where that is outside the image; no probability.
+        Covariance: of the maps about their peaks, and of the views."""
         self.eval()
         block = self.working_images(image)["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
+        pose = self._first_pose(block, rng) if start is None else self._guessed_pose(start)
         for _ in range(self.config.passes - 1):
             views = self._views(block, [pose])
             pose, _ = self.model.fit(views.points[0], views.score[0] + 1e-3)
         views = self._views(block, [pose, *turned(pose, rng, self.config.looks - 1, TURN_DEG)])
         points = np.median(views.points, 0)
-        least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
-        score = views.score.mean(0) * image.grid.contains(points)
-        return Landmarks(self.names, points, score=score, covariance=views.covariance_about(points) + least)
+        return self._landmarks(
+            points, views.covariance_about(points), views.score.mean(0) * image.grid.contains(points)
+        )
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
-        """See :func:`first_poses`; where any pose may come, the one of many whose peaks are the clearest."""
-        poses = first_poses(self.facts, block, rng, self.config.starts)
-        if not any_pose(self.facts):
+        """Where any pose may come, the one of many whose peaks are the clearest."""
+        poses = self._first_poses(block, rng, self.config.starts)
+        if not self._any_pose:
             return poses[0]
         views = self._views(block, poses)
         best = int(views.score.mean(1).argmax())
         return self.model.fit(views.points[best], views.score[best] + 1e-3)[0]
-
-    def _views(self, image: Image, poses: list[Pose]) -> Views:
-        """What the blocks in these poses show."""
-        return read_views(
-            image, poses, self._read, px=self.px, spacing=self.spacing, unit=self.cell, at_once=BLOCKS_AT_ONCE
-        )
 
     def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return peaks(self.net(blocks.to(self.log_sigma.device)), self._sigma(), log=self.log)

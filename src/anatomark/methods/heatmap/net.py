@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anatomark.methods.kit.layers import conv, lattice, plain_precision
+from anatomark.methods.kit.layers import channels_last, conv, lattice
+from anatomark.methods.kit.precision import plain_precision
 
 GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide
@@ -44,12 +45,11 @@ class HeatmapNet(nn.Module):
         self.ndim, self.log, self.stride = ndim, log, stem
         self.whole = stem * max(2 ** (len(maps) - 1), SHRINK if spatial else 1)  # a block is a multiple of it
         steps = list(itertools.pairwise(maps))
-        first = conv(ndim)(1, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)), bias=False)
-        self.stem = _normed(first)
-        down = [nn.Sequential(_halving(ndim, a, b), _same(ndim, b, b)) for a, b in steps]
-        self.down = nn.ModuleList([_same(ndim, maps[0], maps[0]), *down])
+        self.stem = _normed(ndim, 1, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)))
+        down = [nn.Sequential(_normed(ndim, a, b, 2, 2, 0), _normed(ndim, b, b)) for a, b in steps]
+        self.down = nn.ModuleList([_normed(ndim, maps[0], maps[0]), *down])
         self.lateral = nn.ModuleList(conv(ndim)(b, a, 1) for a, b in steps)
-        self.up = nn.ModuleList(_same(ndim, a, a) for a, _ in steps)
+        self.up = nn.ModuleList(_normed(ndim, a, a) for a, _ in steps)
         self.head = _ending(conv(ndim)(maps[0], landmarks, 1), 1e-2, 0.0)
         self.spatial = _spatial(ndim, landmarks, spatial, log=log) if spatial else None
         if ndim == 2:  # bf16 convolutions in 2D are fast in this layout alone
@@ -58,7 +58,7 @@ class HeatmapNet(nn.Module):
     def forward(self, blocks: torch.Tensor) -> torch.Tensor:
         """(B, N, *cells) float32; see the class."""
         with plain_precision(blocks, self.training):
-            x = self.stem(blocks.contiguous(memory_format=torch.channels_last) if self.ndim == 2 else blocks)
+            x = self.stem(channels_last(blocks) if self.ndim == 2 else blocks)
             seen = []
             for level in self.down:
                 x = level(x)
@@ -78,28 +78,19 @@ class HeatmapNet(nn.Module):
         return F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False)
 
 
-def _normed(layer: nn.Module) -> nn.Sequential:
-    width = int(layer.out_channels)  # type: ignore[arg-type]
-    groups = next(n for n in range(max(1, width // GROUP), 0, -1) if width % n == 0)
-    return nn.Sequential(layer, nn.GroupNorm(groups, width), nn.LeakyReLU(0.01, inplace=True))
-
-
-def _same(ndim: int, before: int, after: int) -> nn.Sequential:
-    return _normed(conv(ndim)(before, after, 3, padding=1, bias=False))
-
-
-def _halving(ndim: int, before: int, after: int) -> nn.Sequential:
-    return _normed(conv(ndim)(before, after, 2, stride=2, bias=False))
+def _normed(ndim: int, before: int, after: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
+    groups = next(n for n in range(max(1, after // GROUP), 0, -1) if after % n == 0)
+    layer = conv(ndim)(before, after, kernel, stride, padding, bias=False)
+    return nn.Sequential(layer, nn.GroupNorm(groups, after), nn.LeakyReLU(0.01, inplace=True))
 
 
 def _spatial(ndim: int, landmarks: int, width: int, *, log: bool) -> nn.Sequential:
     """Wide convolutions from all landmarks' maps to all landmarks' maps. It begins with no say: log maps of 0, factors
     of 1 (published: of about 0, which multiplied leave almost no gradient)."""
     k = SPATIAL_KERNEL[ndim]
-    widths = [landmarks, width, width, width]
     layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [conv(ndim)(a, b, k, padding=k // 2), nn.LeakyReLU(0.1, inplace=True)]
+    for before in (landmarks, width, width):
+        layers += [conv(ndim)(before, width, k, padding=k // 2), nn.LeakyReLU(0.1, inplace=True)]
     last = conv(ndim)(width, landmarks, k, padding=k // 2)
     return nn.Sequential(*layers, _ending(last, 1e-3, 0.0 if log else 1.0))
 

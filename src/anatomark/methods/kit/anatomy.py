@@ -42,8 +42,8 @@ class Anatomy:
     ``mean`` (N, D) mm, centred; ``radius`` mm, the largest distance of one of its points from the centre, in which
     every other length may be given; ``aligned`` (M, N, D) the shapes in the mean's frame, NaN = missing;
     ``rotations_deg`` the range of poses to expect, 180 = any; ``offset`` (D,) mean way from the start centre to the
-    landmarks' centre and ``stray`` mm how far cases stray from it, with margin; ``spacing`` mm, median finest spacing;
-    ``warp_mm`` largest displacement of warps that make up for few cases.
+    landmarks' centre and ``stray`` mm how far cases stray from it, with margin; ``spacing`` mm, median finest spacing
+    (these of at most 40 cases); ``warp_mm`` largest displacement of warps that make up for few cases.
     """
 
     mean: Array
@@ -80,9 +80,16 @@ class Anatomy:
             rotations_deg = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
         if warp_mm is None:
             warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
-        offset, stray, spacing = _start_statistics(cases, intensity, poses, radius, full=rotations_deg >= 180)
+        offsets, spacings = [], []
+        for i in np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int):
+            image = cases[i].image()
+            block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
+            offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), intensity)))
+            spacings.append(image.grid.spacing.min())
+        offset = np.zeros(mean.shape[1]) if rotations_deg >= 180 else np.mean(offsets, 0)
+        stray = float(1.25 * np.abs(np.stack(offsets) - offset).max() + 0.05 * radius)
         aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
-        return cls(mean, radius, aligned, rotations_deg, offset, stray, spacing, float(warp_mm))
+        return cls(mean, radius, aligned, rotations_deg, offset, stray, float(np.median(spacings)), float(warp_mm))
 
     def shape_model(self, *, variance: float, most: int, copies: int) -> PCAShape:
         """PCA of the aligned shapes and of ``copies`` smoothly warped copies of them."""
@@ -156,16 +163,23 @@ def block_for(image: Image, spacing_mm: float) -> tuple[int, ...]:
 F = TypeVar("F", bound=AnatomyFacts)
 
 
-def adapted_anatomy(facts: F, old: AnatomyFacts) -> F | None:
-    """``facts`` in the frame of another model's, so that its weights mean the same: its radius, warps and orientation,
-    and these shapes laid onto its mean shape; of a template's centre the old one, where both have one. None where the
-    two share fewer than three landmarks or have another dimension."""
-    names, old_names = facts.names, old.names
-    shared = [n for n in names if n in old_names]
+def pose_onto(facts: Any, old: Any) -> Pose | None:
+    """The pose that lays a model's mean shape onto another's. None where the two share fewer than three landmarks or
+    have another dimension."""
+    shared = [n for n in facts.names if n in old.names]
     if len(shared) < 3 or facts.ndim != old.ndim:
         return None
-    mean, goal, d = np.asarray(facts.mean_shape), np.asarray(old.mean_shape), facts.ndim
-    pose = procrustes(mean[[names.index(n) for n in shared]], goal[[old_names.index(n) for n in shared]])
+    mean, goal = ([f.mean_shape[f.names.index(n)] for n in shared] for f in (facts, old))
+    return procrustes(np.asarray(mean), np.asarray(goal))
+
+
+def adapted_anatomy(facts: F, old: AnatomyFacts) -> F | None:
+    """``facts`` in the frame of another model's, so that its weights mean the same: its radius, warps and orientation,
+    and these shapes laid onto its mean shape; of a template's centre the old one, where both have one. None where
+    :func:`pose_onto` is."""
+    pose, d = pose_onto(facts, old), facts.ndim
+    if pose is None:
+        return None
     # where the search starts is a matter of the new images: from the new centre on to the old model's
     aside = pose.invert(np.zeros(d))
     rotations = max(facts.rotations_deg, old.rotations_deg)
@@ -176,7 +190,7 @@ def adapted_anatomy(facts: F, old: AnatomyFacts) -> F | None:
         "start_shift_mm": max(stray, old.start_shift_mm),
         "radius_mm": old.radius_mm,
         "warp_mm": old.warp_mm,
-        "mean_shape": pose.apply(mean).tolist(),
+        "mean_shape": pose.apply(facts.mean_shape).tolist(),
         "rotations_deg": rotations,
     }
     if facts.centre_mm is not None:
@@ -187,20 +201,3 @@ def adapted_anatomy(facts: F, old: AnatomyFacts) -> F | None:
         laid = PCAShape(pose.apply(shape.mean.reshape(-1, d)).ravel(), modes, shape.sd * pose.scale)
         update["shape"] = laid.to_json()
     return facts.model_copy(update=update)
-
-
-def _start_statistics(
-    cases: Sequence[Case], intensity: Mapping[str, Any], poses: list[Pose], radius: float, *, full: bool
-) -> tuple[Array, float, float]:
-    """Mean offset (D,) mm from the start centre to the landmarks' centre, how far cases stray from it (mm, with
-    margin), and the median finest spacing (mm), over at most 40 cases."""
-    chosen = np.linspace(0, len(poses) - 1, min(40, len(poses))).astype(int)
-    offsets, spacings = [], []
-    for i in chosen:
-        image = cases[i].image()
-        block = tuple(int(b) for b in np.clip(radius / 12 / image.grid.spacing, 1, image.grid.shape))
-        offsets.append(poses[i].translation - start_centre(normalise(block_mean(image, block), intensity)))
-        spacings.append(image.grid.spacing.min())
-    mean = np.zeros(poses[0].ndim) if full else np.mean(offsets, 0)
-    stray = np.abs(np.stack(offsets) - mean).max()
-    return mean, float(1.25 * stray + 0.05 * radius), float(np.median(spacings))

@@ -73,12 +73,18 @@ class PooledWarps:
     def draw(self, rng: np.random.Generator, pose: Pose, most: float = 1.0) -> tuple[PointMap, PointMap]:
         """Two functions of world points (..., D) of an anatomy in ``pose``: output -> input, by which its image is
         read, and input -> output, by which its landmarks move (NaN stays NaN). ``most``: of the full size."""
-        k = int(rng.integers(self.POOL))
+        k, d = int(rng.integers(self.POOL)), self.ndim
         if k not in self._made:
-            self._made[k] = self._make(k)
+            own = np.random.default_rng([77, k])
+            box = Grid.centred((2,) * d, np.eye(d)[:, ::-1] * (1.3 * self.radius), np.zeros(d))
+            self._made[k] = random_warp(own, box, self.warp_mm, self.radius * own.uniform(0.5, 1.5), nodes=18)
         full = self._made[k]
-        warp = Warp(full.grid, _mirrored(full.field, rng) * float(rng.uniform(0, most)))
-        stretch = np.exp(rng.normal(0, 0.06 * most, self.ndim)) if rng.random() < 0.5 else np.ones(self.ndim)
+        # mirrored along random axes: one warp makes 2 ** D
+        signs = rng.choice([-1.0, 1.0], d)
+        field = full.field.flip([d - i for i, sign in enumerate(signs) if sign < 0])  # x is the last axis
+        field = field * torch.from_numpy(signs).to(field).view(-1, *(1,) * d)
+        warp = Warp(full.grid, field * float(rng.uniform(0, most)))
+        stretch = np.exp(rng.normal(0, 0.06 * most, d)) if rng.random() < 0.5 else np.ones(d)
 
         def read(world: Array) -> Array:
             return pose.apply(warp(pose.invert(world) * stretch))
@@ -99,15 +105,3 @@ class PooledWarps:
         read, move = self.draw(rng, pose)
         truth = move(truth)
         return read, truth, procrustes(mean, truth)
-
-    def _make(self, k: int) -> Warp:
-        own = np.random.default_rng([77, k])
-        box = Grid.centred((2,) * self.ndim, np.eye(self.ndim)[:, ::-1] * (2.6 * self.radius / 2), np.zeros(self.ndim))
-        return random_warp(own, box, self.warp_mm, self.radius * own.uniform(0.5, 1.5), nodes=18)
-
-
-def _mirrored(field: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A displacement field (D, *S) about the origin, mirrored along random axes: one warp makes 2 ** D."""
-    signs = rng.choice([-1.0, 1.0], len(field))
-    turned = field.flip([len(field) - i for i, sign in enumerate(signs) if sign < 0])  # x is the last axis
-    return turned * torch.from_numpy(signs).to(field).view(-1, *(1,) * len(field))

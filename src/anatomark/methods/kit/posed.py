@@ -1,18 +1,22 @@
-"""Reading images in the frame of a pose: 2.5D patches at landmarks, and one coarse block around everything."""
+"""Reading images in the frame of a pose: 2.5D patches at landmarks, blocks around everything, and where a network sees
+the landmarks in these."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
+from anatomark.core.shape import Pose, random_rotation
+from anatomark.methods.kit.augment import PointMap
 
-WarpFunction = Callable[[Array], Array]
 _WARP_NODES = 5  # a warp is smooth: it is evaluated on this many points along a patch, linear in between
 _BLOCK_NODES = 17  # along a block, which holds the whole anatomy: with 5 it would err by half of the warp
 
@@ -34,7 +38,7 @@ def plane_offsets(ndim: int, nodes: int) -> Array:
 
 
 def read_patches(
-    images: Sequence[Image], centres: Array, axes: Array, px: int, spacings: Sequence[float], warp: WarpFunction | None
+    images: Sequence[Image], centres: Array, axes: Array, px: int, spacings: Sequence[float], warp: PointMap | None
 ) -> torch.Tensor:
     """2.5D patches (M, N, S * P, px, px) float32 around ``centres`` (M, N, D) world mm.
 
@@ -44,32 +48,21 @@ def read_patches(
     """
     m, n, d = centres.shape
     nodes = 2 if warp is None else _WARP_NODES
-    unit = plane_offsets(d, nodes)
-    out = []
+    unit, out = plane_offsets(d, nodes), []
     for image, spacing in zip(images, spacings, strict=True):
-        half = (px - 1) / 2 * spacing
-        offsets = np.einsum("mij,phwj->mphwi", axes * half, unit)
+        offsets = np.einsum("mij,phwj->mphwi", axes * ((px - 1) / 2 * spacing), unit)
         world = centres[:, :, None, None, None, :] + offsets[:, None]
-        if warp is not None:
-            world = warp(world)
-        out.append(_read_nodes(image, world.reshape(m * n, -1, nodes, nodes, d), px))
+        coarse = unit_coordinates(image.grid, world if warp is None else warp(world)).view(-1, nodes, nodes, d)
+        fine = F.interpolate(coarse.permute(0, 3, 1, 2), size=(px, px), mode="bilinear", align_corners=True)
+        fine = fine.permute(0, 2, 3, 1).reshape(m * n, *((-1, px) if d == 2 else (-1, px, px)), d)
+        out.append(sampled(image, fine).view(m * n, -1, px, px))
     return torch.cat(out, 1).view(m, n, -1, px, px)
 
 
-def _read_nodes(image: Image, world: Array, px: int) -> torch.Tensor:
-    """(B, P, px, px) values on patches given by their nodes (B, P, k, k, D) in world mm."""
-    b, p, k, _, d = world.shape
-    unit = unit_coordinates(image.grid, world)
-    flat = unit.reshape(b * p, k, k, d).permute(0, 3, 1, 2)
-    fine = F.interpolate(flat, size=(px, px), mode="bilinear", align_corners=True)
-    fine = fine.permute(0, 2, 3, 1).reshape(b, p * px, px, d) if d == 2 else _to_5d(fine, b, p, px)
-    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(b, -1, *image.grid.shape)
-    values = F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return values.view(b, p, px, px)
-
-
-def _to_5d(fine: torch.Tensor, b: int, p: int, px: int) -> torch.Tensor:
-    return fine.permute(0, 2, 3, 1).reshape(b, p, px, px, 3)
+def sampled(image: Image, at: torch.Tensor) -> torch.Tensor:
+    """Values (B, 1, *S) at sampling coordinates (B, *S, D); 0 outside the image."""
+    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(len(at), -1, *image.grid.shape)
+    return F.grid_sample(array, at, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def unit_coordinates(grid: Grid, world: Array) -> torch.Tensor:
@@ -80,7 +73,7 @@ def unit_coordinates(grid: Grid, world: Array) -> torch.Tensor:
 
 
 def read_block(
-    image: Image, centres: Array, axes: Array, px: int, spacing: float, warp: WarpFunction | None = None
+    image: Image, centres: Array, axes: Array, px: int, spacing: float, warp: PointMap | None = None
 ) -> torch.Tensor:
     """(M, 1, px, ..., px) float32: one D-dimensional block per state, ``px`` voxels ``spacing`` mm apart along each
     model axis, centred at ``centres`` (M, D) world mm and turned by ``axes`` (M, D, D). Array axes follow the model's
@@ -88,14 +81,16 @@ def read_block(
     m, d = centres.shape
     half = (px - 1) / 2 * spacing
     if warp is None:
-        fine = _affine_lattice(image.grid, centres, axes * half, px)
+        ends = unit_coordinates(image.grid, centres[:, None] + np.moveaxis(axes * half, 2, 1))  # (M, model axis, D)
+        middle = unit_coordinates(image.grid, centres)
+        theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)
+        fine = F.affine_grid(theta, [m, 1, *(px,) * d], align_corners=True)
     else:
         steps = np.linspace(-half, half, _BLOCK_NODES)
         lattice = np.array(list(itertools.product(steps, repeat=d)))[:, ::-1].reshape((_BLOCK_NODES,) * d + (d,))
         world = warp(centres.reshape(m, *(1,) * d, d) + np.einsum("mij,...j->m...i", axes, lattice))
         fine = _drawn_out(unit_coordinates(image.grid, world), px)
-    array = torch.from_numpy(np.asarray(image.array, dtype=np.float32))[None].expand(m, -1, *image.grid.shape)
-    return F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled(image, fine)
 
 
 def _drawn_out(nodes: torch.Tensor, px: int) -> torch.Tensor:
@@ -109,9 +104,36 @@ def _drawn_out(nodes: torch.Tensor, px: int) -> torch.Tensor:
     return nodes.movedim(1, -1)
 
 
-def _affine_lattice(grid: Grid, centres: Array, half_axes: Array, px: int) -> torch.Tensor:
-    """Sampling coordinates (M, px, ..., px, D) of cubes with centres (M, D) and half sides (M, D, D)."""
-    ends = unit_coordinates(grid, centres[:, None] + np.moveaxis(half_axes, 2, 1))  # (M, model axis, D)
-    middle = unit_coordinates(grid, centres)
-    theta = torch.cat([(ends - middle[:, None]).transpose(1, 2), middle[:, :, None]], 2)
-    return F.affine_grid(theta, [len(centres), 1, *(px,) * centres.shape[1]], align_corners=True)
+@dataclass(frozen=True)
+class Views:
+    """Where M blocks show N landmarks: ``points`` (M, N, D) world mm, ``covariance`` (M, N, D, D) mm^2 of each within
+    its block, ``score`` (M, N) 0 ... 1."""
+
+    points: Array
+    covariance: Array
+    score: Array
+
+    def some(self, chosen: NDArray[np.bool_]) -> Views:
+        """Those of the blocks that are ``chosen`` (M,)."""
+        return Views(self.points[chosen], self.covariance[chosen], self.score[chosen])
+
+    def covariance_about(self, points: Array) -> Array:
+        """(N, D, D) mm^2: the blocks' mean, and how their points lie about ``points`` (N, D)."""
+        aside = self.points - points
+        return np.asarray(self.covariance.mean(0) + np.einsum("mni,mnj->nij", aside, aside) / len(aside))
+
+
+def turned(pose: Pose, rng: np.random.Generator, count: int, most_deg: float) -> list[Pose]:
+    """``pose`` turned at random by at most ``most_deg``, ``count`` times."""
+    turns = [random_rotation(rng, pose.ndim, most_deg) for _ in range(count)]
+    return [Pose(pose.rotation @ t, pose.translation, pose.scale) for t in turns]
+
+
+def placed(poses: Sequence[Pose]) -> tuple[Array, Array]:
+    """Origins (M, D) and axes (M, D, D), rotation times scale, of the model's frame in these poses; world mm."""
+    return np.stack([p.translation for p in poses]), np.stack([p.rotation * p.scale for p in poses])
+
+
+def in_world(poses: Sequence[Pose], points: Array) -> Array:
+    """World points (M, N, D) of model points (M, N, D) in M poses."""
+    return np.stack([p.apply(x) for p, x in zip(poses, points, strict=True)])

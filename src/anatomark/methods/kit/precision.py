@@ -34,6 +34,18 @@ def conv_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
+def plain_precision(x: torch.Tensor, training: bool) -> AbstractContextManager[object]:
+    """:func:`conv_precision` for maps (B, C, *S), but float32 where 3D convolutions are trained on a CPU: torch 2.13's
+    bf16 weight gradients of small ones are garbage there now and then (inf, NaN)."""
+    unsafe = training and x.ndim == 5 and x.device.type == "cpu"
+    return nullcontext() if unsafe else conv_precision(x.device)
+
+
+def conv_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where :func:`conv_precision` chooses it, else float32."""
+    return torch.bfloat16 if isinstance(conv_precision(device), torch.autocast) else torch.float32
+
+
 def set_precision(precision: str) -> None:
     """A run's setting: ``auto`` (what the machine is fast at), ``fp32`` or ``bf16``, for this process."""
     use_bf16({"auto": None, "fp32": False, "bf16": True}[precision])

@@ -3,7 +3,7 @@
 The working grid is isotropic, its axes the image's own, ordered and pointed as nearly along x, y[, z] as they go (for
 an oblique image they stay oblique); positions, displacements and shape parameters are in its voxels, x, y[, z], from
 the first voxel's centre. Two things differ from the paper: training images come in shuffled rounds instead of being
-drawn one by one, and convolutions run in bf16 where the machine is fast at it (``--set precision=fp32`` for float32).
+drawn one by one, and convolutions run in bf16 where the machine is fast at it (``precision: fp32`` for float32).
 The random starts follow ``method.seed``. What the config offers beyond the paper (``c-pair``, ``whiten``, ``sampling``,
 ``huber``, ``intensity``, 2D, first guesses) is ours, and off by default.
 """
@@ -11,7 +11,6 @@ The random starts follow ``method.seed``. What the config offers beyond the pape
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,14 +24,11 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import PCAShape
 from anatomark.errors import InputError, nearest
-from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, Stage, Study
-from anatomark.methods.kit.working import working_grid, working_image
-from anatomark.methods.pin.autoencoder import ShapeAutoencoder
-from anatomark.methods.pin.paper_net import PaperNet
-from anatomark.methods.pin.patches import cut_planes, plane_count
-from anatomark.methods.pin.rules import Rule, pin_loss, update
-from anatomark.methods.pin.shapes import fit_autoencoder
-from anatomark.methods.pin.spaces import AutoencoderSpace, PointSpace, ShapeSpace, Space
+from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, Stage, Study
+from anatomark.methods.kit.layers import device_of, evaluating
+from anatomark.methods.kit.working import VoxelMethod, working_grid
+from anatomark.methods.pin.paper_net import PaperNet, Rule, cut_planes, pin_loss, plane_count, update
+from anatomark.methods.pin.spaces import AutoencoderSpace, PointSpace, ShapeAutoencoder, ShapeSpace, Space
 
 LONGEST_PX = 500  # ours: 2D images above three times this are thinned to about this many pixels
 
@@ -79,47 +75,38 @@ class PaperPINFacts(Facts):
     shapes: list[list[list[float | None]]] | None = None
 
 
-class PaperPIN(Method):
-    """The patch-based iterative network with the published settings; see the module."""
+class PaperPIN(VoxelMethod):
+    """The patch-based iterative network with the published settings."""
 
     Config = PaperPINConfig
     Facts = PaperPINFacts
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "paper-single": {"mode": "single"}}
 
     def __init__(self, config: PaperPINConfig, facts: PaperPINFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names = tuple(facts.names)
-        self.ndim = facts.ndim
+        super().__init__(config, facts)
+        c, d = config, self.ndim
         self.autoencoder: ShapeAutoencoder | None = None
-        self.spaces: list[Space] = self._single() if config.mode == "single" else self._multiple()
-        self.nets = nn.ModuleList(self._net(space) for space in self.spaces)
+        self.spaces: list[Space]
+        if c.mode == "single":
+            self.spaces = [PointSpace(i, d, c.starts or 19) for i in range(len(self.names))]
+        else:
+            pca = PCAShape.from_json(facts.pca or {})
+            modes = c.modes if c.modes and c.shape_model == "autoencoder" else pca.size
+            drawn = np.random.default_rng(c.seed).uniform(-1, 1, ((c.starts or 6) - 1, modes))
+            if c.shape_model == "autoencoder":
+                self.autoencoder = ShapeAutoencoder(len(pca.mean), modes)
+                self.spaces = [AutoencoderSpace(pca, self.autoencoder, d, drawn, whiten=c.whiten)]
+            else:
+                self.spaces = [ShapeSpace(pca, d, drawn, whiten=c.whiten)]
+        self.nets = nn.ModuleList(
+            PaperNet(plane_count(d) * len(s.landmarks), s.size, c.patch_px, dropout=c.dropout) for s in self.spaces
+        )
         self._trained = len(self.spaces)
-
-    def _net(self, space: Space) -> PaperNet:
-        channels = plane_count(self.ndim) * len(space.landmarks)
-        return PaperNet(channels, space.size, self.config.patch_px, dropout=self.config.dropout)
-
-    def _single(self) -> list[Space]:
-        starts = self.config.starts or 19
-        return [PointSpace(i, self.ndim, starts) for i in range(len(self.names))]
-
-    def _multiple(self) -> list[Space]:
-        c = self.config
-        pca = PCAShape.from_json(self.facts.pca or {})
-        modes = c.modes if c.modes and c.shape_model == "autoencoder" else pca.size
-        drawn = np.random.default_rng(c.seed).uniform(-1, 1, ((c.starts or 6) - 1, modes))
-        if c.shape_model == "pca":
-            return [ShapeSpace(pca, self.ndim, drawn, whiten=c.whiten)]
-        self.autoencoder = ShapeAutoencoder(len(pca.mean), modes)
-        return [AutoencoderSpace(pca, self.autoencoder, self.ndim, drawn, whiten=c.whiten)]
 
     @property
     def iterations(self) -> int:
         """T: the config's, else 350 for rule A and 10 for the others."""
         return self.config.iterations or (350 if self.config.rule == "A" else 10)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperPINConfig, study: Study) -> PaperPINFacts:
@@ -141,7 +128,16 @@ class PaperPIN(Method):
         own: dict[str, Any] = {"names": list(names), "descriptions": list(landmarks[0].descriptions)}
         if config.mode == "multiple":
             pairs = zip(grids, landmarks, strict=True)
-            own |= _shape_model(config, [to_voxels(working_grid(g, spacing), x.points) for g, x in pairs])
+            voxels = [to_voxels(working_grid(g, spacing), x.points) for g, x in pairs]
+            pca = PCAShape.fit(np.stack(voxels).reshape(len(voxels), -1), variance=config.variance)
+            if pca.size == 0:
+                raise InputError(
+                    "the published PIN's shape model needs two or more different training shapes, found "
+                    f"{len(voxels)}; add cases, or use `preset` recommended"
+                )
+            own["pca"] = pca.to_json()
+            if config.shape_model == "autoencoder":
+                own["shapes"] = [[[None if np.isnan(x) else x for x in p] for p in v.tolist()] for v in voxels]
         return PaperPINFacts(**{**study.facts(grids[0].ndim), **own}, spacing_mm=spacing)
 
     def stages(self) -> list[Stage]:
@@ -159,18 +155,11 @@ class PaperPIN(Method):
         space = self.spaces[0]
         if isinstance(space, AutoencoderSpace) and not bool(space.net.fitted):
             shapes = np.array(self.facts.shapes, dtype=np.float64)
-            fit_autoencoder(space, shapes, self.config.autoencoder_steps, self.config.seed)
+            space.fit(shapes, self.config.autoencoder_steps, self.config.seed)
 
     def per_landmark(self) -> dict[str, int]:
         """A network each, or the first convolution's input planes."""
         return {"nets.{landmark}.*": 0} if self.config.mode == "single" else {"nets.0.convs.0.weight": 1}
-
-    def working_images(self, image: Image) -> dict[str, Image]:
-        """``work``: one channel on the working grid. A view in the file's dtype where the image lies on it."""
-        rule = self.facts.intensity if self.config.intensity == "study" else None
-        return {"work": working_image(image, self.facts.spacing_mm, rule)}
-
-    # ------------------------------------------------------------------ training
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """``patches`` (s, s, C) at a random state, ``displacement`` (n,) to the truth, ``weight`` 0 without a truth."""
@@ -184,8 +173,7 @@ class PaperPIN(Method):
 
     def _voxels(self, case: Case) -> Array:
         """(N, D) the model's landmarks, which ``config.landmarks`` may have chosen among the case's."""
-        landmarks = case.landmarks if case.landmarks.names == self.names else case.landmarks.select(self.names)
-        return to_voxels(case.images["work"].grid, landmarks.points)
+        return to_voxels(case.images["work"].grid, case.landmarks.select(self.names).points)
 
     def _draw(self, space: Space, truth: Array | None, size: Array, rng: np.random.Generator) -> Array:
         if self.config.sampling == "multiscale" and truth is not None and rng.random() < 0.5:
@@ -237,11 +225,9 @@ class PaperPIN(Method):
         c = self.config
         return pin_loss(d, logits, batch["displacement"], c.alpha, c.huber, batch["weight"])
 
-    # ------------------------------------------------------------------ inference
-
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. The mean of the starts' last positions; score: how closely they agree (1: all in
-        one place, about 1/e: a tenth of a patch apart); covariance: their spread, mm^2 (none for a single start)."""
+        """The mean of the starts' last positions. Score: how closely they agree (1: all in one place, about 1/e: a
+        tenth of a patch apart). Covariance: their spread (none for a single start)."""
         work = self.working_images(image)["work"]
         guess = None if start is None else to_voxels(work.grid, start.select(self.names).points)
         n, d = len(self.names), self.ndim
@@ -282,20 +268,6 @@ class PaperPIN(Method):
         return np.asarray(step / space.unit if self.config.rule == "A" else step)  # rule A: one voxel, not one sd
 
 
-def _shape_model(config: PaperPINConfig, voxels: list[Array]) -> dict[str, Any]:
-    """The facts ``pca`` and, where asked for, ``shapes``, of shapes (N, D) in voxels. Raises InputError."""
-    pca = PCAShape.fit(np.stack(voxels).reshape(len(voxels), -1), variance=config.variance)
-    if pca.size == 0:
-        raise InputError(
-            f"the published PIN's shape model needs two or more different training shapes, found {len(voxels)}; "
-            "add cases, or use `preset` recommended"
-        )
-    if config.shape_model == "pca":
-        return {"pca": pca.to_json()}
-    shapes = [[[None if np.isnan(x) else x for x in p] for p in v.tolist()] for v in voxels]
-    return {"pca": pca.to_json(), "shapes": shapes}
-
-
 def default_spacing(grids: Sequence[Grid]) -> float:
     """Median spacing in mm; a whole multiple of it for 2D images of more than 1500 pixels, to leave about 500."""
     spacing = float(np.median([g.spacing for g in grids]))
@@ -310,27 +282,12 @@ def to_voxels(grid: Grid, points: Array) -> Array:
     return np.asarray(grid.to_index(points)[..., ::-1])
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside, and as it was afterwards."""
-    was = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was)
-
-
 def _size(image: Image) -> Array:
     return np.asarray(image.grid.shape[::-1], dtype=np.float64)
 
 
-def _device(net: PaperNet) -> torch.device:
-    return next(net.parameters()).device
-
-
 def _channels_first(cut: torch.Tensor, net: PaperNet) -> torch.Tensor:
-    return cut.to(_device(net)).permute(0, 3, 1, 2)
+    return cut.to(device_of(net)).permute(0, 3, 1, 2)
 
 
 def _target(truth: Array | None, state: Array) -> Batch:

@@ -4,7 +4,7 @@ State = similarity pose + whitened parameters of a Procrustes-aligned PCA; patch
 so the networks always see upright anatomy. A coarse block finds the pose. Then, as in PIN, patches around all current
 points go to the network together, it says where each landmark lies from there, and the points move, a few times, from
 several starts. Where PIN classifies the direction and regresses the displacement, each plane here gives a distribution
-over the cells of its patch: classified by cross entropy, regressed through its mean (``votes.py``). ``shape`` levels
+over the cells of its patch: classified by cross entropy, regressed through its mean (``net.py``). ``shape`` levels
 move pose and shape parameters by the most probable fit to these votes; ``free`` levels let each landmark leave the
 PCA's subspace.
 """
@@ -12,87 +12,112 @@ PCA's subspace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import functional as F
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import Pose, procrustes, random_rotation, rotation_from_vector
-from anatomark.methods.base import Batch, Evidence, Method, Stage, Study, Task
-from anatomark.methods.kit.anatomy import ShapeModel, adapted_anatomy, block_for
-from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.frame import first_poses, guessed_points, prepare_shapes
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import planes, read_block, read_patches
-from anatomark.methods.kit.views import turned
-from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
-from anatomark.methods.pin.net import ContextNet, PatchNet
-from anatomark.methods.pin.votes import read_votes, vote_loss
+from anatomark.core.shape import Pose, procrustes, rotation_from_vector
+from anatomark.methods.base import Batch, Evidence, Stage, Study, Task
+from anatomark.methods.kit.anatomy import AnatomyFacts, block_for
+from anatomark.methods.kit.augment import PointMap, random_intensity
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
+from anatomark.methods.kit.layers import device_of
+from anatomark.methods.kit.posed import in_world, placed, planes, read_block, read_patches, turned
+from anatomark.methods.kit.targets import masked
+from anatomark.methods.kit.working import Parts
+from anatomark.methods.pin.net import ContextNet, PatchNet, read_votes, vote_loss
 
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
 
 
-@dataclass(frozen=True)
-class State:
-    """Poses of M starts and their points (M, N, D) in the model's frame."""
+class Level(BaseModel):
+    """One level of patches. Lengths are fractions of the model's radius (largest distance of a landmark from the
+    centroid of the mean shape), so one default serves a mouse and a man."""
 
-    poses: list[Pose]
-    points: Array
+    model_config = ConfigDict(extra="forbid")
+    px: int = Field(default=32, ge=8, multiple_of=8)
+    spacing: float  # of the finest scale
+    scales: list[float] = [1.0, 2.0]
+    update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
+    rotation_deg: float  # noise of the training states, standard deviation
+    shift: float
+    log_scale: float
+    reach: float  # free displacement of each landmark in training, uniform up to this
+    iterations: int = 3
+    width: int = 24
 
-    def world(self) -> Array:
-        """(M, N, D) world mm."""
-        return np.stack([p.apply(x) for p, x in zip(self.poses, self.points, strict=True)])
+
+class PINConfig(FrameConfig):
+    """Settings of the recommended PIN. All ours; sizes in fractions of the model's radius unless they say mm."""
+
+    context_px: int = Field(default=32, ge=16)
+    context_cover: float = Field(default=2.8, gt=0)  # side of the coarse block
+    context_starts: int = Field(default=8, ge=1)
+    shift: float = Field(default=0.25, ge=0)
+    scaling: float = Field(default=0.15, ge=0)
+    levels: list[Level] | None = None  # None: from radius and spacing
+    starts: int = Field(default=4, ge=1)
+    alpha: float = Field(default=0.5, ge=0, le=1)  # weight of cells' classification against the regression (eq. 2)
+    cell_sigma: float = Field(default=0.7, gt=0)  # blur of the classification target, cells
+    warped_copies: int = Field(default=500, ge=0)
+    free_step: bool = True  # False: stop at the shape model (for comparison)
+    batch: int | None = Field(default=None, ge=1)  # cases in a step of a level; None: about 384 landmarks
+    context_batch: int = Field(default=24, ge=1)
+    steps_context: int = Field(default=2000, ge=1)
+    steps_level: int = Field(default=2000, ge=1)
 
 
-class PIN(Method):
-    """The recommended preset of the method ``pin``; see the module."""
+class PINFacts(AnatomyFacts):
+    """What PIN knows of the training data: the anatomy, and the levels from coarse to fine."""
+
+    levels: list[Level]
+
+
+def default_levels(voxel: float) -> list[Level]:
+    """``voxel``: spacing of the training images in radii."""
+    levels = [
+        Level(spacing=1 / 36, update="shape", rotation_deg=6, shift=0.04, log_scale=0.05, reach=0.04),
+        Level(spacing=1 / 90, rotation_deg=4, shift=0.01, log_scale=0.03, reach=0.08),
+    ]
+    if voxel < 1 / 250:
+        levels.append(Level(spacing=1 / 250, rotation_deg=4, shift=0.005, log_scale=0.03, reach=0.03))
+    return levels
+
+
+class PIN(BlockMethod):
+    """Patches along the planes through each landmark, from coarse to fine, their poses found first."""
 
     Config = PINConfig
     Facts = PINFacts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
+    taken_over = ("levels",)
 
     def __init__(self, config: PINConfig, facts: PINFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names = tuple(facts.names)
-        self.ndim = facts.ndim
-        self.model = ShapeModel.from_facts(facts)
-        self.mean, self.shape = self.model.mean, self.model.shape
-        self.radius = facts.radius_mm
-        self.rotations = facts.rotations_deg
+        super().__init__(config, facts)
+        n, d, p = len(self.names), self.ndim, len(planes(self.ndim))
         self.levels: list[Level] = facts.levels
-        n, d = len(self.names), self.ndim
-        self.context = ContextNet(d, config.context_px, n)
-        p = len(planes(d))
+        self.px = config.context_px
+        self.spacing = config.context_cover * self.radius / (self.px - 1)
+        self.unit = config.context_cover * self.radius / 2
+        self.context = ContextNet(d, self.px, n)
         self.nets = torch.nn.ModuleList(PatchNet(p * len(v.scales), p, n, v.width) for v in self.levels)
-        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
         self._active = len(self.levels)  # levels that locate uses; those not trained yet would only do harm
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
         return "the quickest to learn, and it seeks the pose itself"
 
-    # ------------------------------------------------------------------ what depends on the data
-
     @classmethod
     def prepare(cls, config: PINConfig, study: Study) -> PINFacts:
         """Mean shape, shape model (with warped copies), range of poses and patch levels from the training cases."""
-        anatomy, shape = prepare_shapes(config, study)
-        levels = config.levels or default_levels(anatomy.spacing / anatomy.radius)
-        frame = {**study.facts(anatomy.mean.shape[1]), **anatomy.facts(shift=config.shift)}
-        return PINFacts(**frame, shape=shape, levels=levels)
-
-    @classmethod
-    def adapted(cls, facts: PINFacts, old: Any) -> PINFacts:
-        """With the other model's radius, levels, coarse block and orientation, and these shapes laid onto its mean
-        shape. Unchanged where the two share fewer than three landmarks or have another dimension."""
-        laid = adapted_anatomy(facts, old) if isinstance(old, PINFacts) else None
-        return facts if laid is None else laid.model_copy(update={"levels": old.levels})
+        anatomy, frame = prepare_shapes(config, study)
+        return PINFacts(**frame, levels=config.levels or default_levels(anatomy.spacing / anatomy.radius))
 
     def per_landmark(self) -> dict[str, int]:
         """Output layers, and each patch network's scales and shifts."""
@@ -103,7 +128,7 @@ class PIN(Method):
         """``context``, then ``level1``, ``level2`` ..."""
         c = self.config
         batch = c.batch or int(np.clip(384 // len(self.names), 4, 48))
-        share = 2.0 if self.rotations >= 180 else 1.0  # any pose is much to learn, and all else stands on it
+        share = 2.0 if self.facts.rotations_deg >= 180 else 1.0  # any pose is much to learn, and all else stands on it
         steps = int(c.steps_context * share)
         out = [Stage("context", steps, c.context_batch, share=share, modules=("context",), clip_norm=1.0)]
         for k, level in enumerate(self.levels):
@@ -120,65 +145,47 @@ class PIN(Method):
         spacing; equal ones are shared."""
         made: dict[tuple[int, ...], Image] = {}
         parts, out = Parts(image, self.facts.intensity), {}
-        for key, spacing in {"context": self._context_spacing, **self._spacings()}.items():
+        patches = {f"{k}.{s}": mm for k in range(len(self.levels)) for s, mm in enumerate(self._spacings(k))}
+        for key, spacing in {"context": self.spacing, **patches}.items():
             block = block_for(image, spacing)
             if block not in made:
                 made[block] = parts.whole(spacing)
             out[key] = made[block]
         return out
 
-    def _spacings(self) -> dict[str, float]:
-        """Patch spacing in mm by key."""
-        levels = enumerate(self.levels)
-        return {f"{k}.{s}": v.spacing * x * self.radius for k, v in levels for s, x in enumerate(v.scales)}
+    def _spacings(self, k: int) -> list[float]:
+        """Of level k's patches, mm, by scale."""
+        return [self.levels[k].spacing * scale * self.radius for scale in self.levels[k].scales]
 
     def _around(self, parts: Parts, k: int, world: Array) -> dict[str, Image]:
         """The working images of level k, only the part that patches near ``world`` (N, D) mm can touch."""
-        level, out = self.levels[k], {}
+        level, spacings, out = self.levels[k], self._spacings(k), {}
         # the widest first: where scales share their voxels, it serves the others
         for s, scale in sorted(enumerate(level.scales), key=lambda x: -x[1]):
             # a turned plane's corner, and room for what the points move in this level
             reach = self._half(k) * scale * np.sqrt(2) * 1.1 + (0.15 + level.reach) * self.radius
-            out[f"{k}.{s}"] = parts.around(level.spacing * scale * self.radius, world, reach)
+            out[f"{k}.{s}"] = parts.around(spacings[s], world, reach)
         return out
 
-    @property
-    def _weights_device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def _context_spacing(self) -> float:
-        return self.config.context_cover * self.radius / (self.config.context_px - 1)
-
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
-        """A random warp of the case seen from a random state near its truth."""
-        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, self.config.warp_share)
-        if stage.index == 0:
-            batch = self._context_example(case, truth, pose, read, rng)
+        """A random warp of the case: the coarse block in a random view, or patches from a random state near its
+        truth."""
+        c = self.config
+        read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
+        if stage.index:
+            patches, target = self._level_example(stage.index - 1, case, truth, pose, read, rng)
+            image = {"patches": random_intensity(patches, rng, c.intensity)}
         else:
-            batch = self._level_example(stage.index - 1, case, truth, pose, read, rng)
-        image = "block" if stage.index == 0 else "patches"
-        batch[image] = random_intensity(batch[image], rng, self.config.intensity)
-        return batch
-
-    def _context_example(self, case: Case, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator) -> Batch:
-        d, c = self.ndim, self.config
-        near = rng.random() < 0.5
-        turn = random_rotation(rng, d, min(30.0, self.rotations) if near else self.rotations)
-        size = float(np.exp(rng.normal(0, c.scaling / (2 if near else 1))))
-        shift = rng.uniform(-1, 1, d) * self.facts.start_shift_mm * (0.2 if near else 1.0)
-        axes = pose.rotation @ turn * pose.scale * size
-        centre = pose.translation + shift
-        half = c.context_cover * self.radius / 2
-        block = read_block(case.images["context"], centre[None], axes[None], c.context_px, self._context_spacing, warp)
-        target = (truth - centre) @ np.linalg.inv(axes).T / half
-        return {"block": block[0], **_masked("target", target)}
+            axes, centre, _ = self._random_view(rng, pose, wide=True)
+            block = read_block(case.images["context"], centre[None], axes[None], self.px, self.spacing, read)[0]
+            image = {"block": random_intensity(block, rng, c.intensity)}
+            target = self._target(truth, centre, axes)
+        return {**image, **masked(target, names=("target", "target_mask"))}
 
     def _level_example(
-        self, k: int, case: Case, truth: Array, pose: Pose, warp: Any, rng: np.random.Generator
-    ) -> Batch:
+        self, k: int, case: Case, truth: Array, pose: Pose, way: PointMap | None, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, Array]:
+        """Patches (N, C, px, px), and where the landmarks are in them, (N, D) in half widths."""
         level, d = self.levels[k], self.ndim
         wide = rng.uniform(0.1, 1.0)  # from narrow to wide around the truth
         noise = Pose(
@@ -189,49 +196,43 @@ class PIN(Method):
         state = noise.then(pose)
         b = self.model.encode(pose.invert(truth))
         if level.update == "shape":
-            points = self.model.decode(b + rng.normal(0, 0.7 * wide, self.shape.size))
+            points = self.model.decode(b + rng.normal(0, 0.7 * wide, self.model.shape.size))
         else:
             points = state.invert(np.where(np.isfinite(truth), truth, pose.apply(self.model.decode(b))))
         points = points + _in_ball(rng, points.shape) * level.reach * self.radius * rng.uniform(0.05, 1.0)
-        patches = self._patches(k, case.images, State([state], points[None]), warp)[0]
-        return {"patches": patches, **_masked("target", (state.invert(truth) - points) / self._half(k))}
+        patches = self._patches(k, case.images, [state], points[None], way)[0]
+        return patches, (state.invert(truth) - points) / self._half(k)
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """Regression and classification together (eq. 2): of the points, of each plane's cells and their mean."""
-        if stage.index == 0:
-            error = torch.nn.functional.smooth_l1_loss(
-                self.context(batch["block"]), batch["target"], reduction="none", beta=0.02
-            )
-            mask = batch["target_mask"][..., None]
-            return {"loss": (error * mask).sum() / (mask.sum() * self.ndim).clamp(min=1)}
-        logits = self.nets[stage.index - 1](batch["patches"])
-        c = self.config
-        return vote_loss(logits, batch["target"], batch["target_mask"], alpha=c.alpha, cell_sigma=c.cell_sigma)
-
-    # ------------------------------------------------------------------ the state
+        c, target, mask = self.config, batch["target"], batch["target_mask"]
+        if stage.index:
+            logits = self.nets[stage.index - 1](batch["patches"])
+            return vote_loss(logits, target, mask, alpha=c.alpha, cell_sigma=c.cell_sigma)
+        error = F.smooth_l1_loss(self.context(batch["block"]), target, reduction="none", beta=0.02)
+        return {"loss": (error * mask[..., None]).sum() / (mask.sum() * self.ndim).clamp(min=1)}
 
     def _half(self, k: int) -> float:
         level = self.levels[k]
         return level.spacing * self.radius * (level.px - 1) / 2
 
-    def _patches(self, k: int, images: Mapping[str, Image], state: State, warp: Any = None) -> torch.Tensor:
-        level = self.levels[k]
-        chosen = [images[f"{k}.{s}"] for s in range(len(level.scales))]
-        spacings = [level.spacing * scale * self.radius for scale in level.scales]
-        axes = np.stack([p.rotation * p.scale for p in state.poses])
-        return read_patches(chosen, state.world(), axes, level.px, spacings, warp)
-
-    # ------------------------------------------------------------------ inference
+    def _patches(
+        self, k: int, images: Mapping[str, Image], poses: Sequence[Pose], points: Array, way: PointMap | None = None
+    ) -> torch.Tensor:
+        """(M, N, C, px, px) around model-frame points (M, N, D) of M poses."""
+        spacings = self._spacings(k)
+        chosen = [images[f"{k}.{s}"] for s in range(len(spacings))]
+        return read_patches(chosen, in_world(poses, points), placed(poses)[1], self.levels[k].px, spacings, way)
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. Score: agreement of the last votes; covariance: their spread."""
+        """Score: agreement of the last votes; covariance: their spread."""
         self.eval()
         parts = Parts(image, self.facts.intensity)
         if start is None:
-            pose, b = self._find_pose(parts.whole(self._context_spacing))
+            pose, b = self._find_pose(parts.whole(self.spacing))
         else:
-            guess = guessed_points(self.names, start)
+            guess = self._guess(start)
             pose = procrustes(self.mean, guess)
             b = self.model.encode(pose.invert(guess))
         rng = np.random.default_rng(20180706)  # the same image gives the same answer
@@ -250,7 +251,12 @@ class PIN(Method):
                 pose, b = self.model.fit(world, weight)
                 if level.update == "shape":
                     world = pose.apply(self.model.decode(b))
-        return self._landmarks(world, votes)
+        if votes is None or len(votes) < 2:
+            return Landmarks(self.names, world)
+        centred = votes - votes.mean(0)
+        covariance = np.einsum("mni,mnj->nij", centred, centred) / (len(votes) - 1)
+        score = np.exp(-np.sqrt(np.trace(covariance, axis1=1, axis2=2)) / (0.05 * self.radius))
+        return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(self.ndim))
 
     def _starts(self, *, last: bool) -> int:
         """The way there needs fewer starts than the answer."""
@@ -259,7 +265,7 @@ class PIN(Method):
     def _find_pose(self, image: Image) -> tuple[Pose, Array]:
         """Pose and shape from the coarse block: many rotations, their median, then again upright."""
         rng = np.random.default_rng(7)
-        pose, b = self._context_pose(image, first_poses(self.facts, image, rng, self.config.context_starts))
+        pose, b = self._context_pose(image, self._first_poses(image, rng, self.config.context_starts))
         for i, limit in enumerate(PASSES_DEG):
             count = self._starts(last=i == len(PASSES_DEG) - 1)
             pose, b = self._context_pose(image, turned(pose, rng, count, limit))
@@ -267,10 +273,9 @@ class PIN(Method):
 
     def _context_pose(self, image: Image, poses: Sequence[Pose]) -> tuple[Pose, Array]:
         """Pose and shape that the coarse block shows, seen from these poses."""
-        half = self.config.context_cover * self.radius / 2
-        axes, centres = np.stack([p.rotation * p.scale for p in poses]), np.stack([p.translation for p in poses])
-        block = read_block(image, centres, axes, self.config.context_px, self._context_spacing)
-        local = self.context(block.to(self._weights_device)).cpu().double().numpy() * half
+        centres, axes = placed(poses)
+        block = read_block(image, centres, axes, self.px, self.spacing)
+        local = self.context(block.to(device_of(self))).cpu().double().numpy() * self.unit
         return self.model.fit(np.median(centres[:, None] + np.einsum("mij,mnj->mni", axes, local), 0))
 
     def _votes(
@@ -281,31 +286,10 @@ class PIN(Method):
         level = self.levels[k]
         poses = turned(pose, rng, count, level.rotation_deg / 2)
         jitter = _in_ball(rng, (count, *world.shape)) * level.reach * self.radius * 0.2
-        state = State(poses, np.stack([p.invert(world) for p in poses]) + jitter)
-        mean, variance = self._read(k, images, state)
-        half = self._half(k)
-        moved = State(poses, state.points + mean * half)
-        return moved.world(), 1 / np.median(variance.sum(-1), 0)
-
-    def _read(self, k: int, images: Mapping[str, Image], state: State) -> tuple[Array, Array]:
-        logits = self.nets[k](self._patches(k, images, state).to(self._weights_device))
-        return read_votes(logits.cpu(), self.ndim)
-
-    def _landmarks(self, world: Array, votes: Array | None) -> Landmarks:
-        d = world.shape[1]
-        if votes is None or len(votes) < 2:
-            return Landmarks(self.names, world)
-        centred = votes - votes.mean(0)
-        covariance = np.einsum("mni,mnj->nij", centred, centred) / (len(votes) - 1)
-        spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
-        score = np.exp(-spread / (0.05 * self.radius))
-        return Landmarks(self.names, world, score=score, covariance=covariance + 1e-6 * np.eye(d))
-
-
-def _masked(name: str, target: Array) -> Batch:
-    annotated = np.asarray(np.isfinite(target).all(-1))
-    filled = np.where(annotated[:, None], target, 0.0)
-    return {name: torch.from_numpy(filled).float(), f"{name}_mask": torch.from_numpy(annotated).float()}
+        points = np.stack([p.invert(world) for p in poses]) + jitter
+        logits = self.nets[k](self._patches(k, images, poses, points).to(device_of(self)))
+        mean, variance = read_votes(logits.cpu(), self.ndim)
+        return in_world(poses, points + mean * self._half(k)), 1 / np.median(variance.sum(-1), 0)
 
 
 def _in_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -10,7 +10,7 @@ vote's weight falls with its length, the rank of the joint layers, and the share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,11 +25,15 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import procrustes
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Evidence, Method, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
-from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
+from anatomark.methods.kit.augment import PointMap, random_intensity
+from anatomark.methods.kit.frame import PosedMethod
+from anatomark.methods.kit.layers import chunks, device_of
 from anatomark.methods.kit.posed import read_block
-from anatomark.methods.t2dl.paper_net import (
+from anatomark.methods.kit.targets import average
+from anatomark.methods.kit.working import cut
+from anatomark.methods.t2dl.net import (
     STRIDE,
     ExtraLayers,
     JointLayers,
@@ -41,7 +45,6 @@ from anatomark.methods.t2dl.working import (
     along,
     bright_points,
     clipped_image,
-    cut,
     default_lengths,
     default_spacing,
     first_voxels,
@@ -98,8 +101,8 @@ class PaperT2DLFacts(AnatomyFacts):
     spread_mm: list[float]
 
 
-class PaperT2DL(Method):
-    """Patch regressor, then the whole image with joint layers, with the published settings; see the module."""
+class PaperT2DL(PosedMethod):
+    """A patch regressor, then the whole image with joint layers, with the published settings."""
 
     Config = PaperT2DLConfig
     Facts = PaperT2DLFacts
@@ -108,24 +111,17 @@ class PaperT2DL(Method):
     axis_bound: ClassVar[bool] = True
 
     def __init__(self, config: PaperT2DLConfig, facts: PaperT2DLFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
+        super().__init__(config, facts)
         c = config
         self.spacing, self.unit = facts.spacing_mm, facts.displacement_mm
         self.alpha = facts.alpha_mm / self.unit
-        self.mean: Array = np.asarray(facts.mean_world)
-        self.origin: Array = self.mean.mean(0)  # what the joint layers see is counted from here
-        self.net = PatchRegressor(
-            self.ndim, len(facts.names), maps=c.maps, hidden=c.hidden, per_block=c.per_block, dropout=c.dropout
-        )
-        mean = torch.from_numpy((self.mean - self.origin) / self.unit)
+        self.mean_world: Array = np.asarray(facts.mean_world)
+        self.origin: Array = self.mean_world.mean(0)  # what the joint layers see is counted from here
+        shape: dict[str, Any] = {"maps": c.maps, "hidden": c.hidden, "per_block": c.per_block, "dropout": c.dropout}
+        self.net = PatchRegressor(self.ndim, len(facts.names), **shape)
+        mean = torch.from_numpy((self.mean_world - self.origin) / self.unit)
         self.extra = ExtraLayers(mean, self.alpha * c.vote_share, c.rank)
         self.joint_trained = True
-        self._shape: Array = np.asarray(facts.mean_shape)
-        self._warps = PooledWarps(self.ndim, facts.radius_mm, facts.warp_mm)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def prepare(cls, config: PaperT2DLConfig, study: Study) -> PaperT2DLFacts:
@@ -151,11 +147,10 @@ class PaperT2DL(Method):
         return PaperT2DLFacts(**study.facts(shapes.shape[2]), **anatomy.facts(shift=0.0), **own)
 
     @classmethod
-    def adapted(cls, facts: PaperT2DLFacts, old: Any) -> PaperT2DLFacts:
+    def adapted(cls, facts: PaperT2DLFacts, old: PaperT2DLFacts) -> PaperT2DLFacts:
         """``facts`` with another model's spacing and units."""
-        if not isinstance(old, PaperT2DLFacts) or facts.ndim != old.ndim:
-            return facts
-        return facts.model_copy(update={k: getattr(old, k) for k in ("spacing_mm", "displacement_mm", "alpha_mm")})
+        kept = {k: getattr(old, k) for k in ("spacing_mm", "displacement_mm", "alpha_mm")}
+        return facts if facts.ndim != old.ndim else facts.model_copy(update=kept)
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """The last layer, the vote's alpha, and where the joint layers read and write each."""
@@ -182,8 +177,6 @@ class PaperT2DL(Method):
         """``work``: see :func:`clipped_image`; at least a patch in size."""
         return {"work": clipped_image(image, self.spacing, self.facts.intensity, self.net.patch)}
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Patches (M, 1, *P) with ``goal`` (M, N, D) in units; or the whole ``image`` (1, *S) with ``points`` (N, D)
         from the mean shape's centre, in units, and ``axes`` (D, D) and ``corner`` (D,) of the image in that frame.
@@ -191,7 +184,7 @@ class PaperT2DL(Method):
         work, truth = case.images["work"], case.landmarks.points
         read: PointMap | None = None
         if rng.random() < self.config.augment and np.isfinite(truth).all(1).sum() >= self.ndim:
-            read, move = self._warps.draw(rng, procrustes(self._shape, truth))
+            read, move = self._warps.draw(rng, procrustes(self.mean, truth))
             truth = move(truth)
         defined = np.asarray(np.isfinite(truth).all(1))
         axes = along(work.grid)
@@ -210,9 +203,10 @@ class PaperT2DL(Method):
             first = first_voxels(work.grid, np.concatenate([wanted, near + aside]), side)
             centres = work.grid.to_world(first + (side - 1) / 2)
             turned = np.repeat(axes[None], count, 0)
-            values = (
-                cut(work, first, side) if read is None else read_block(work, centres, turned, side, self.spacing, read)
-            )
+            if read is None:
+                values = torch.from_numpy(cut(work.array[0], first, side))[:, None]
+            else:
+                values = read_block(work, centres, turned, side, self.spacing, read)
             numbers = {"goal": (truth - centres[:, None]) @ axes / self.unit}
         if read is not None:
             values = random_intensity(values, rng, INTENSITY)
@@ -242,10 +236,11 @@ class PaperT2DL(Method):
 
     def _miss(self, points: torch.Tensor, truth: torch.Tensor, defined: torch.Tensor) -> torch.Tensor:
         far = self.config.huber_mm
-        error = (points - truth).square()
-        if far is not None:
+        if far is None:
+            error = (points - truth).square()
+        else:
             error = F.huber_loss(points, truth, reduction="none", delta=far / self.unit)
-        return (error.sum(-1) * defined).sum() / defined.sum().clamp(min=1)
+        return average(error.sum(-1), defined)
 
     def _vote(
         self, features: torch.Tensor, shape: torch.Size, sharpness: torch.Tensor
@@ -257,32 +252,24 @@ class PaperT2DL(Method):
         def some(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             return weighted_vote(self.net.votes(features, rows), centres, sharpness[rows])
 
-        keep = torch.is_grad_enabled()
-        parts = [checkpoint(some, r, use_reentrant=False) if keep else some(r) for r in self._chunks()]
-        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
-
-    def _chunks(self) -> Iterator[slice]:
-        step = self.config.chunk
-        return (slice(a, a + step) for a in range(0, len(self.names), step))
-
-    # ------------------------------------------------------------------ inference
+        keep, parts = torch.is_grad_enabled(), chunks(len(self.names), self.config.chunk)
+        votes = [checkpoint(some, r, use_reentrant=False) if keep else some(r) for r in parts]
+        return torch.cat([p for p, _ in votes], 1), torch.cat([c for _, c in votes], 1)
 
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`; a first guess is not used: every cell of the image votes.
-
-        Covariance: of the votes. Score: exp(-s / c), s the votes' standard deviation along an axis and c the distance
-        of two cells; 0 where the point lies outside the image. How well the votes agree; no probability.
-        """
+        """A first guess is not used: every cell of the image votes. Covariance: of the votes. Score: exp(-s / c), s the
+        votes' standard deviation along an axis and c the distance of two cells; 0 where the point lies outside the
+        image. How well the votes agree; no probability."""
         self.eval()
         decode = self.config.decode
         if decode == "mean":
             covariance = np.square(self.facts.spread_mm)[:, None, None] * np.eye(self.ndim)
-            return self._landmarks(image, self.mean, covariance)
+            return self._landmarks(image, self.mean_world, covariance)
         if not self.joint_trained:
             decode = "stage1"
         work = self.working_images(image)["work"]
-        x = z_score(torch.from_numpy(work.array), work)[None].to(self.extra.log_alpha.device)
+        x = z_score(torch.from_numpy(work.array), work)[None].to(device_of(self))
         features = self.net.features(x)
         plain = torch.full_like(self.extra.log_alpha, 1 / (self.alpha * self.config.vote_share))
         voted, cloud = self._vote(features, x.shape[2:], plain if decode == "stage1" else self.extra.sharpness())

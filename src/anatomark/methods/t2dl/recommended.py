@@ -10,7 +10,7 @@ pose, about the model's radius; the block is read anew in the pose that the poin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,21 +23,19 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes
 from anatomark.core.warp import Warp
-from anatomark.methods.base import Batch, Method, PerLandmark, Stage, Study, Task
-from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, ShapeModel, adapted_anatomy
-from anatomark.methods.kit.augment import PointMap, PooledWarps, random_intensity
-from anatomark.methods.kit.frame import any_pose, first_poses, given_pose, prepare_frame, random_view
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import read_block
-from anatomark.methods.kit.settings import FrameConfig
-from anatomark.methods.kit.views import Views, read_views, turned
-from anatomark.methods.t2dl.net import BlockRegressor
-from anatomark.methods.t2dl.paper_net import JointLayers, weighted_vote
+from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
+from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.methods.kit.augment import PointMap, random_intensity
+from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
+from anatomark.methods.kit.layers import chunks
+from anatomark.methods.kit.posed import turned
+from anatomark.methods.kit.targets import agreement, average, logged, masked
+from anatomark.methods.kit.working import Parts
+from anatomark.methods.t2dl.net import BlockRegressor, JointLayers, weighted_vote
 from anatomark.methods.t2dl.picture import Picture, PictureFacts, in_pose
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
 UNIT = 0.1  # radii: the length in which displacements are learned
-BLOCKS_AT_ONCE = 8
 TURN_DEG = 6.0  # of the views after the first
 AT_ONCE = 96  # of many landmarks, that a step learns
 PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels and radii along the mean picture's side
@@ -75,45 +73,38 @@ class T2DLFacts(AnatomyFacts):
     picture: PictureFacts | None = None
 
 
-class T2DL(Method):
-    """The recommended preset of the method ``t2dl``; see the module."""
+class T2DL(BlockMethod):
+    """A fully convolutional patch regressor and joint layers in the frame of the anatomy."""
 
     Config = T2DLConfig
     Facts = T2DLFacts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}}
     aligned: ClassVar[bool] = True
+    taken_over: ClassVar[tuple[str, ...]] = ("picture",)
+    places: torch.Tensor
 
     def __init__(self, config: T2DLConfig, facts: T2DLFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
-        flat = self.ndim == 2
-        self.model = ShapeModel.from_facts(facts)
-        self.radius = facts.radius_mm
+        super().__init__(config, facts)
+        n, d, flat = len(self.names), self.ndim, self.ndim == 2
         self.unit = UNIT * self.radius
         self.net = BlockRegressor(
-            self.ndim,
-            len(self.names),
+            d,
+            n,
             config.cells or (8 if flat else 3),
             maps=config.maps or ([32, 64, 128] if flat else [16, 32, 64]),
             narrow=config.narrow or (64 if flat else 96),
             hidden=config.hidden,
             dropout=config.dropout,
-            field=len(self.names) > AT_ONCE if config.field is None else config.field,
+            field=n > AT_ONCE if config.field is None else config.field,
         )
         torch.nn.init.constant_(self.net.sharpness, float(np.log(UNIT / config.alpha)))
-        self.joint = JointLayers(torch.from_numpy(self.model.mean / self.unit).float(), config.rank)
+        self.joint = JointLayers(torch.from_numpy(self.mean / self.unit).float(), config.rank)
         self.px = self.net.px
         self.spacing = config.cover * self.radius / self.px
-        self.places: torch.Tensor
         self.register_buffer("places", (self.net.centres * (self.spacing / self.unit)).float(), persistent=False)
         self.picture: Picture | None = None
         if facts.picture is not None and config.decode == "full":
             self.picture = Picture.from_facts(facts.picture)
         self._forms: dict[str, Warp] = {}  # of the training cases, on the mean picture
-        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
-
-    # ------------------------------------------------------------------ what depends on the data
 
     @classmethod
     def suits(cls, task: Task) -> str | None:
@@ -127,30 +118,18 @@ class T2DL(Method):
 
     @classmethod
     def prepare(cls, config: T2DLConfig, study: Study) -> T2DLFacts:
-        """See :func:`anatomark.methods.kit.frame.prepare_frame`; in 3D also the mean picture."""
-        anatomy, shared = prepare_frame(config, study)
-        settle = shared["ndim"] == 3 if config.settle is None else config.settle
-        picture = cls._picture(study, anatomy).facts() if settle and config.decode == "full" else None
-        return T2DLFacts(**shared, picture=picture)
-
-    @classmethod
-    def _picture(cls, study: Study, anatomy: Anatomy) -> Picture:
-        px = PICTURE_PX[anatomy.mean.shape[1]]
+        """In 3D also the mean picture, of at most ``PICTURED`` cases."""
+        anatomy, frame = prepare_frame(config, study)
+        settle = frame["ndim"] == 3 if config.settle is None else config.settle
+        if not settle or config.decode != "full":
+            return T2DLFacts(**frame, picture=None)
+        px = PICTURE_PX[frame["ndim"]]
         spacing = PICTURE_COVER * anatomy.radius / px
         annotated = [(c, c.landmarks.select(study.names)) for c in study.cases]
         annotated = [(c, landmarks) for c, landmarks in annotated if landmarks.defined.any()]
         some = annotated[:: -(-len(annotated) // PICTURED)]
         drawn = ((Parts(c.image(), study.intensity).whole(spacing), landmarks.points) for c, landmarks in some)
-        return Picture.of(drawn, anatomy.mean, px, spacing, anatomy.radius)
-
-    @classmethod
-    def adapted(cls, facts: T2DLFacts, old: Any) -> T2DLFacts:
-        """``facts`` in the frame of another model's (:func:`anatomark.methods.kit.anatomy.adapted_anatomy`), with its
-        picture."""
-        laid = adapted_anatomy(facts, old) if isinstance(old, AnatomyFacts) else None
-        if laid is None:
-            return facts
-        return laid.model_copy(update={"picture": old.picture if isinstance(old, T2DLFacts) else None})
+        return T2DLFacts(**frame, picture=Picture.of(drawn, anatomy.mean, px, spacing, anatomy.radius).facts())
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """What the cells say of each, and where the joint layers read and write it: they do not move a new one, nor
@@ -171,19 +150,15 @@ class T2DL(Method):
 
     def working_images(self, image: Image) -> dict[str, Image]:
         """``block``: block means towards the block's spacing; ``picture``: towards the mean picture's, if there is."""
-        spacings = {"block": self.spacing}
-        if self.picture is not None:
-            spacings["picture"] = self.picture.spacing
         parts = Parts(image, self.facts.intensity)
-        return {name: parts.whole(spacing) for name, spacing in spacings.items()}
-
-    # ------------------------------------------------------------------ training
+        images = {"block": parts.whole(self.spacing)}
+        return images if self.picture is None else {**images, "picture": parts.whole(self.picture.spacing)}
 
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """A random warp of the case in a random view; some drawn onto the mean picture first, as in the end."""
         c = self.config
-        image, truth = case.images["block"], case.landmarks.points
-        pose = procrustes(self.model.mean, truth)
+        truth = case.landmarks.points
+        pose = procrustes(self.mean, truth)
         ways: list[PointMap] = []  # from what is shown to the image
         if settled := self.picture is not None and rng.random() < c.settled_share:
             form = self._form(case, pose)
@@ -192,16 +167,10 @@ class T2DL(Method):
         if rng.random() < c.warp_share:
             read, move = self._warps.draw(rng, pose, LEFT_WARP if settled else 1.0)
             truth, ways = move(truth), [read, *ways]
-        pose = procrustes(self.model.mean, truth)
-        axes, centre = random_view(rng, pose, self.facts, c.scaling)
-        block = read_block(image, centre[None], axes[None], self.px, self.spacing, _chain(ways))[0].clamp_(0, 1.5)
-        target = (truth - centre) @ np.linalg.inv(axes).T / self.unit
-        defined = np.asarray(np.isfinite(target).all(1))
-        return {
-            "block": random_intensity(block, rng, c.intensity),
-            "target": torch.from_numpy(np.where(defined[:, None], target, 0.0)).float(),
-            "defined": torch.from_numpy(defined).float(),
-        }
+        pose = procrustes(self.mean, truth)
+        axes, centre, _ = self._random_view(rng, pose)
+        block = self._block(case.images["block"], centre, axes, _chain(ways))
+        return {"block": random_intensity(block, rng, c.intensity), **masked(self._target(truth, centre, axes))}
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """First stage: every cell's error, weighted by its true distance from the landmark. Second: the error of the
@@ -222,11 +191,9 @@ class T2DL(Method):
         sharpness, sure = self.net.sharpness[rows].exp(), self.net.confidence(features, rows)
         points, _ = weighted_vote(votes - places, self.places, sharpness, sure)
         voted = _miss(points, target, defined)
-        full = (
-            voted if many else _miss(self.joint(points), target, defined)
-        )  # of a part there is nothing joint to learn
-        parts = {"cells": cells, "votes": voted, "full": full}
-        return {"loss": 0.2 * cells + voted + full, **{name: value.detach() for name, value in parts.items()}}
+        # of a part there is nothing joint to learn
+        full = voted if many else _miss(self.joint(points), target, defined)
+        return logged(0.2 * cells + voted + full, cells=cells, votes=voted, full=full)
 
     def _absolute_votes(self, features: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
         """(B, K, n, D) where the cells say that the landmarks ``rows`` lie."""
@@ -240,54 +207,43 @@ class T2DL(Method):
             self._forms[case.id] = self.picture.draw(case.images["picture"], pose)
         return self._forms[case.id]
 
-    # ------------------------------------------------------------------ inference
-
     @torch.inference_mode()
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
-        """See :meth:`Method.locate`. Score: how well the votes agree, 0.5 where they spread by 0.05 radii; no
-        probability. Covariance: of the votes and of the views."""
+        """Score: how well the votes agree (:func:`agreement`); no probability. Covariance: of the votes and of the
+        views."""
         self.eval()
         images = self.working_images(image)
         block = images["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
-        pose = self._first_pose(block, rng) if start is None else given_pose(self.model, self.names, start)
+        pose = self._first_pose(block, rng) if start is None else self._guessed_pose(start)
         for _ in range(self.config.passes - 1):
             pose, _ = self.model.fit(self._views(block, [pose]).points[0])
         way, drawn, weight = None, np.zeros(self.ndim), 0.0
         if self.picture is not None:
-            pose, form = self.picture.settle(images["picture"], pose, self.model.mean)
+            pose, form = self.picture.settle(images["picture"], pose, self.mean)
             way = in_pose(form, pose)
-            drawn, weight = way(pose.apply(self.model.mean)), self.picture.weight
+            drawn, weight = way(pose.apply(self.mean)), self.picture.weight
         views = self._views(block, [pose, *turned(pose, rng, self.config.looks - 1, TURN_DEG)], way)
         points = (1 - weight) * np.median(views.points, 0) + weight * drawn
         covariance = views.covariance_about(points)
-        sd = np.sqrt(np.trace(covariance, axis1=1, axis2=2))
-        score = 1 / (1 + (sd / (0.05 * self.radius)) ** 2)
-        least = (0.02 * self.spacing) ** 2 * np.eye(self.ndim)
-        return Landmarks(self.names, points, score=score, covariance=covariance + least)
+        return self._landmarks(points, covariance, agreement(covariance, self.radius))
 
     def _first_pose(self, block: Image, rng: np.random.Generator) -> Pose:
-        """See :func:`first_poses`; where any pose may come, the one of many whose votes agree best."""
-        poses = first_poses(self.facts, block, rng, self.config.starts)
-        if not any_pose(self.facts):
+        """Where any pose may come, the one of many whose votes agree best."""
+        poses = self._first_poses(block, rng, self.config.starts)
+        if not self._any_pose:
             return poses[0]
         for _ in range(2):
             poses = [self.model.fit(p)[0] for p in self._views(block, poses).points]
         views = self._views(block, poses)
         return poses[int(np.trace(views.covariance, axis1=2, axis2=3).mean(1).argmin())]
 
-    def _views(self, image: Image, poses: list[Pose], way: PointMap | None = None) -> Views:
-        """What the blocks in these poses show; ``way``: from where a block lies to where it is read."""
-        return read_views(
-            image, poses, self._read, px=self.px, spacing=self.spacing, unit=self.unit, at_once=BLOCKS_AT_ONCE, way=way
-        )
-
     def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Points (B, N, D) and covariance (B, N, D, D) in units from the blocks' middle; a view has no score (1)."""
+        """A view has no score (1)."""
         decode, mean, learned = self.config.decode, self.joint.mean.view(-1, self.ndim), self.net.sharpness.exp()
         features = self.net.features(blocks.to(self.places.device))
         points, clouds = [], []
-        for rows in self._chunks():
+        for rows in chunks(len(self.names), self.config.chunk):
             votes = self._absolute_votes(features, rows) - self.places[:, None]
             plain = decode == "stage1"
             sharpness = torch.full_like(learned, UNIT / self.config.alpha) if plain else learned
@@ -300,10 +256,6 @@ class T2DL(Method):
             out = mean.expand_as(out)
         return (self.joint(out) if decode == "full" else out), cloud, out.new_ones(out.shape[:2])
 
-    def _chunks(self) -> Iterator[slice]:
-        n, step = len(self.names), self.config.chunk
-        return (slice(i, min(i + step, n)) for i in range(0, n, step))
-
 
 def _chain(ways: list[PointMap]) -> PointMap | None:
     return (lambda world: functools.reduce(lambda at, way: way(at), ways, world)) if ways else None
@@ -311,5 +263,4 @@ def _chain(ways: list[PointMap]) -> PointMap | None:
 
 def _miss(points: torch.Tensor, target: torch.Tensor, defined: torch.Tensor) -> torch.Tensor:
     """Mean distance of points from the truth, squared near zero."""
-    error = F.smooth_l1_loss(points, target, reduction="none", beta=0.1).sum(-1)
-    return (error * defined).sum() / defined.sum().clamp(min=1)
+    return average(F.smooth_l1_loss(points, target, reduction="none", beta=0.1).sum(-1), defined)

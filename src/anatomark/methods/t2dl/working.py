@@ -15,7 +15,7 @@ from anatomark.core.image import Image
 from anatomark.core.intensity import normalise, otsu
 from anatomark.core.resample import resample
 from anatomark.methods.kit.augment import PointMap
-from anatomark.methods.kit.posed import unit_coordinates
+from anatomark.methods.kit.posed import sampled, unit_coordinates
 from anatomark.methods.kit.working import working_grid
 
 LONGEST_PX = 220  # of the working image, about: a brain at 1 mm
@@ -89,12 +89,6 @@ def first_voxels(grid: Grid, centres: Array, side: int) -> NDArray[np.int64]:
     return np.asarray(np.clip(first, 0, np.asarray(grid.shape) - side))
 
 
-def cut(work: Image, first: NDArray[np.int64], side: int) -> torch.Tensor:
-    """Patches (M, 1, side, ..., side) that begin at the voxels ``first`` (M, D)."""
-    boxes = [(slice(None), *(slice(a, a + side) for a in at)) for at in first.tolist()]
-    return torch.from_numpy(np.stack([work.array[box] for box in boxes]))
-
-
 def read_warped(work: Image, read: PointMap) -> torch.Tensor:
     """(1, *S) the whole image read through a map of world points from output to input; 0 outside."""
     shape = work.grid.shape
@@ -102,6 +96,4 @@ def read_warped(work: Image, read: PointMap) -> torch.Tensor:
     world = read(work.grid.to_world(np.stack(np.meshgrid(*nodes, indexing="ij"), -1)))
     coarse = unit_coordinates(work.grid, world).movedim(-1, 0)[None]
     mode = "bilinear" if work.ndim == 2 else "trilinear"
-    fine = F.interpolate(coarse, size=shape, mode=mode, align_corners=True).movedim(1, -1)
-    array = torch.from_numpy(np.asarray(work.array))[None]
-    return F.grid_sample(array, fine, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    return sampled(work, F.interpolate(coarse, size=shape, mode=mode, align_corners=True).movedim(1, -1))[0]

@@ -123,6 +123,7 @@ def frozen_threshold(trials: Trials | None) -> dict[str, Any] | None:
 
 
 def described_presence(entry: Mapping[str, Any] | None) -> str:
+    """What was learned of absence, in words."""
     if entry is None:
         return "absence: no independent case to learn it from; only points outside the image are absent"
     precision = "-" if entry["precision"] is None else f"{entry['precision']:.1%}"

@@ -1,5 +1,5 @@
 """Radii that hold what they say: conformal calibration of predicted uncertainty (Vovk et al. 2005; normalised
-residuals: Papadopoulos et al. 2002), and how well a ranking finds what it is to find."""
+residuals: Papadopoulos et al. 2002)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
@@ -84,15 +83,6 @@ def radii(landmarks: Landmarks, calibration: dict[str, Any]) -> Array | None:
                 break
     out[~landmarks.defined] = np.nan
     return out if np.isfinite(out).any() else None
-
-
-def area_under_roc(suspicion: Array, bad: NDArray[np.bool_]) -> float:
-    """Probability that a bad case (M,) is more suspicious than a good one, ties counting half; NaN without both."""
-    x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad)
-    if wrong.all() or not wrong.any():
-        return float("nan")
-    of_bad, of_good = x[wrong][:, None], x[~wrong][None]
-    return float(((of_bad > of_good) + 0.5 * (of_bad == of_good)).mean())
 
 
 def _summary(errors: Array) -> dict[str, Any]:

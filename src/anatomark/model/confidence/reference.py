@@ -77,8 +77,7 @@ class Reference:
         aligned = np.stack([p.invert(s) for p, s in zip(poses, shapes, strict=True)])
         others = [_variation(_without_missing(np.delete(aligned, m, 0), mean)) for m in range(len(aligned))]
         left = [_unexplained(o, shape, 0.02 * radius) for o, shape in zip(others, aligned, strict=True)]
-        noise = np.sqrt(np.nanmedian(np.stack(left) ** 2, 0) / 0.6)
-        noise = np.maximum(np.nan_to_num(noise, nan=0.0), 0.004 * radius)
+        noise = np.maximum(np.sqrt(np.nanmedian(np.stack(left) ** 2, 0) / 0.6), 0.004 * radius)
         size = float(np.median([p.scale for p in poses]))
         rotation = mean_rotation([p.rotation for p in poses])
         whole = cls(tuple(names), mean, rotation, size, _variation(aligned), noise, turns_deg)
@@ -96,6 +95,7 @@ class Reference:
         )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
+        """What ``reference.safetensors`` holds; ``from_tensors`` reads it."""
         arrays = {
             "mean": self.mean,
             "rotation": self.rotation,

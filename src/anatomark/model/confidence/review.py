@@ -152,6 +152,7 @@ class Review:
 
 
 def described_review(review: Review | None) -> str:
+    """What was learned of the usual, in words."""
     if review is None:
         return "review flag: too few training cases or landmarks to say what is usual"
     usual = review.usual

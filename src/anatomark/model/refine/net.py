@@ -1,4 +1,11 @@
-"""Local networks of the refiner: sub-images around all landmarks to where each landmark lies in its own."""
+"""Local networks of the refiner: sub-images around all landmarks to where each landmark lies in its own.
+
+Their cells vote by joint classification and regression, as in Noothout et al. 2020, in each plane. Positions are in
+cells from the sub-image's centre, (column, row). Each cell says how probable it is that the landmark lies in it, and
+where from its own centre the landmark lies; the landmark is the posterior-weighted mean of these votes. Ours: one
+softmax over the cells and "not in here" instead of a sigmoid for each cell; the error of the mean itself is part of the
+loss.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +16,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from anatomark.core.grid import Array
+from anatomark.methods.kit.layers import channels_last, filmed
+from anatomark.methods.kit.posed import planes
 from anatomark.methods.kit.precision import conv_precision
+from anatomark.methods.kit.targets import across_planes, average, logged, on_planes
 
 Trunk = Literal["shared", "grouped"]
+NEAR = 2.0  # cells: a cell's own vote counts by a Gaussian of this width around the landmark
+BLUR = 0.7  # cells: width of the classification target
+LEAST_VARIANCE = 0.02  # cells^2: no plane is surer than this
 FLAT = 0.05  # standard deviation below which a sub-image counts as flat
 
 
@@ -62,41 +76,34 @@ class LocalNet(nn.Module):
         shape = (b, -1) if self.grouped else (b * n, -1)
         # exposure and contrast say nothing of the place
         patches = (patches - patches.mean((-1, -2), keepdim=True)) / (patches.std((-1, -2), keepdim=True) + FLAT)
-        x = patches.reshape(*shape, *patches.shape[3:]).contiguous(memory_format=torch.channels_last)
+        x = channels_last(patches.reshape(*shape, *patches.shape[3:]))
         with conv_precision(patches.device):
-            x = self._run((0, 1, 2), x, b, some)
-            quarter = self._run((3, 4), F.max_pool2d(x, 2), b, some)
-            eighth = self._run((5,), F.max_pool2d(quarter, 2), b, some)
-            deepest = self._run((6,), F.max_pool2d(eighth, 2), b, some)
+            x = self._run((0, 1, 2), x, some)
+            quarter = self._run((3, 4), F.max_pool2d(x, 2), some)
+            eighth = self._run((5,), F.max_pool2d(quarter, 2), some)
+            deepest = self._run((6,), F.max_pool2d(eighth, 2), some)
             deepest = F.dropout2d(deepest, self.dropout, self.training)
-            x = self._run((7,), eighth + F.interpolate(deepest, scale_factor=2, mode="nearest"), b, some)
-            x = self._run((8, 9), quarter + F.interpolate(x, scale_factor=2, mode="nearest"), b, some)
+            x = self._run((7,), eighth + F.interpolate(deepest, scale_factor=2, mode="nearest"), some)
+            x = self._run((8, 9), quarter + F.interpolate(x, scale_factor=2, mode="nearest"), some)
         x = F.dropout2d(x, self.dropout, self.training)
-        return self._heads(x, deepest, b, some)
-
-    def _run(self, layers: Iterable[int], x: torch.Tensor, b: int, some: slice) -> torch.Tensor:
-        """Convolution, batch norm, FiLM where shared, ReLU; of the landmarks ``some``."""
-        for i in layers:
-            conv, norm = self.convs[i], self.norms[i]
-            if not self.grouped:
-                x = norm(conv(x))
-                gain, shift = self.films[i][some].to(x.dtype).repeat(b, 1)[:, :, None, None].chunk(2, 1)
-                x = torch.addcmul(x + shift, x, gain)
-            elif (some.stop - some.start) == self.landmarks:
-                x = norm(conv(x))
-            else:
-                x = _part_of(conv, norm, x, some, self.landmarks)
-            x = torch.relu(x)
-        return x
-
-    def _heads(self, x: torch.Tensor, deepest: torch.Tensor, b: int, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        p, k, n = self.planes, x.shape[-1], some.stop - some.start
+        p, k = self.planes, x.shape[-1]
         features = x.float().reshape(b, n, -1, k * k)
         maps = torch.einsum("bnfc,nfp->bnpc", features, self.weight[some]) + self.bias[some][..., None]
         pooled = deepest.float().mean((2, 3)).view(b, n, -1)
         none = torch.einsum("bnf,nfp->bnp", pooled, self.elsewhere[some]) + self.elsewhere_bias[some]
         logits = torch.cat([maps[:, :, :p], none[..., None]], -1)
         return logits, maps[:, :, p:].reshape(b, n, p, 2, k * k)
+
+    def _run(self, layers: Iterable[int], x: torch.Tensor, some: slice) -> torch.Tensor:
+        """Convolution, batch norm, FiLM where shared, ReLU; of the landmarks ``some``."""
+        for i in layers:
+            conv, norm = self.convs[i], self.norms[i]
+            if self.grouped and some.stop - some.start < self.landmarks:
+                x = _part_of(conv, norm, x, some, self.landmarks)
+            else:
+                x = norm(conv(x))
+            x = torch.relu(x if self.grouped else filmed(x, self.films[i][some]))
+        return x
 
 
 def _part_of(conv: Any, norm: Any, x: torch.Tensor, some: slice, landmarks: int) -> torch.Tensor:
@@ -107,3 +114,70 @@ def _part_of(conv: Any, norm: Any, x: torch.Tensor, some: slice, landmarks: int)
     return F.batch_norm(
         x, norm.running_mean[rows], norm.running_var[rows], norm.weight[rows], norm.bias[rows], eps=norm.eps
     )
+
+
+def cell_centres(k: int) -> torch.Tensor:
+    """(2, k * k) column and row of the centres of k x k cells, row by row, from the middle."""
+    steps = torch.arange(k) - (k - 1) / 2
+    return torch.stack([steps.repeat(k), steps.repeat_interleave(k)])
+
+
+def vote_loss(
+    logits: torch.Tensor, votes: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, *, alpha: float
+) -> dict[str, torch.Tensor]:
+    """Cross entropy of the cells, distance of the votes near the landmark, distance of their weighted mean.
+
+    ``logits`` (B, N, P, k * k + 1), ``votes`` (B, N, P, 2, k * k), ``target`` (B, N, D) in cells along the model's
+    axes, ``mask`` (B, N) 0 = not annotated. A landmark beyond a plane's border belongs to the class "not in here".
+    """
+    k = round((logits.shape[-1] - 1) ** 0.5)
+    seen = on_planes(target)  # (B, N, P, 2)
+    inside = (seen.abs() < k / 2).all(-1)
+    centres = cell_centres(k).to(logits.device)
+    square = (centres - seen[..., None]).pow(2).sum(-2)  # (B, N, P, k * k)
+    goal = torch.exp(-0.5 * square / BLUR**2)
+    goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-9) * inside[..., None]
+    goal = torch.cat([goal, (~inside)[..., None].float()], -1)
+    learned = mask[..., None].expand(inside.shape)
+    cross = -(goal * logits.log_softmax(-1)).sum(-1)
+    absolute = centres + votes
+    near = torch.exp(-0.5 * square / NEAR**2)
+    own = (_length(absolute - seen[..., None], -2) * near).sum(-1) / near.sum(-1).clamp(min=1e-6)
+    p = logits[..., :-1].softmax(-1)
+    mean = _length((p[..., None, :] * absolute).sum(-1) - seen, -1)
+    classification, regression = average(cross, learned), average(own + mean, learned * inside)
+    loss = alpha * classification + (1 - alpha) * regression
+    return logged(loss, classification=classification, regression=regression)
+
+
+def _length(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Euclidean length, smooth at zero."""
+    return torch.sqrt(x.pow(2).sum(axis) + 1e-4)
+
+
+def read_votes(logits: torch.Tensor, votes: torch.Tensor, ndim: int) -> tuple[Array, Array, Array]:
+    """Posterior-weighted mean (M, N, D) and covariance (M, N, D, D) in cells of the vote clouds, and the posterior mass
+    (M, N) that lies in the sub-image."""
+    k = round((logits.shape[-1] - 1) ** 0.5)
+    p = logits.softmax(-1)
+    mass = p[..., :-1].sum(-1).mean(-1)
+    p = F.normalize(p[..., :-1].clamp(min=1e-12), p=1, dim=-1)
+    absolute = cell_centres(k).to(logits.device) + votes
+    mean = (p[..., None, :] * absolute).sum(-1)  # (M, N, P, 2)
+    off = absolute - mean[..., None]
+    cloud = torch.einsum("mnpc,mnpic,mnpjc->mnpij", p, off, off)
+    cloud = cloud + LEAST_VARIANCE * torch.eye(2, device=p.device)
+    if ndim == 2:
+        out = mean[:, :, 0], cloud[:, :, 0], mass
+    else:
+        sd = torch.diagonal(cloud, dim1=-2, dim2=-1).sqrt()
+        place, total = across_planes(mean, sd**2, ndim)
+        correlation = cloud.new_zeros(*place.shape, ndim)
+        for i, (u, v) in enumerate(planes(ndim)):
+            correlation[..., u, v] = correlation[..., v, u] = cloud[:, :, i, 0, 1] / (sd[:, :, i, 0] * sd[:, :, i, 1])
+        # the two looks at an axis are not independent: their mean variance, not half of it
+        spread = (2 / total).sqrt()
+        correlation = 0.5 * correlation + torch.eye(ndim, device=p.device)  # halved: stays positive definite
+        out = place, spread[..., :, None] * correlation * spread[..., None, :], mass
+    points, covariance, within = (x.cpu().double().numpy() for x in out)
+    return points, covariance, within

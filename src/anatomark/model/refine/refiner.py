@@ -24,15 +24,16 @@ from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
-from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
-from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for
-from anatomark.methods.kit.augment import PooledWarps, random_intensity
-from anatomark.methods.kit.parts import Parts
-from anatomark.methods.kit.posed import planes, read_patches
-from anatomark.methods.kit.views import turned
-from anatomark.model.refine.cellvotes import read_votes, vote_loss
+from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for, pose_onto
+from anatomark.methods.kit.augment import random_intensity
+from anatomark.methods.kit.frame import PosedMethod
+from anatomark.methods.kit.layers import chunks, device_of
+from anatomark.methods.kit.posed import in_world, placed, planes, read_patches, turned
+from anatomark.methods.kit.targets import masked
+from anatomark.methods.kit.working import Parts
 from anatomark.model.refine.levels import LevelFacts, sized
-from anatomark.model.refine.net import LocalNet
+from anatomark.model.refine.net import LocalNet, read_votes, vote_loss
 
 STRIDE = 4  # pixels in a cell
 JITTER = 0.1  # of the reach: how far the looks' places lie apart
@@ -85,29 +86,20 @@ class RefinerFacts(Facts):
     levels: list[LevelFacts] = []
 
 
-class Refiner(Method):
-    """See the module."""
+class Refiner(PosedMethod):
+    """Patches around what a method finds, read once more and finer, from level to level."""
 
     Config = RefineConfig
     Facts = RefinerFacts
 
     def __init__(self, config: RefineConfig, facts: RefinerFacts):
-        super().__init__()
-        self.config, self.facts = config, facts
-        self.names, self.ndim = tuple(facts.names), facts.ndim
-        self.mean: Array = np.asarray(facts.mean_shape)
-        self.radius = facts.radius_mm
-        self.px = config.px or (64 if self.ndim == 2 else 32)
-        p = len(planes(self.ndim))
-        channels = p * len(config.scales)
+        super().__init__(config, facts)
+        c, p = config, len(planes(self.ndim))
+        self.px = c.px or (64 if self.ndim == 2 else 32)
         self.nets = torch.nn.ModuleList(
-            LocalNet(channels, p, len(self.names), config.width, config.trunk, config.dropout)
-            for _ in range(config.levels)
+            LocalNet(p * len(c.scales), p, len(self.names), c.width, c.trunk, c.dropout) for _ in range(c.levels)
         )
-        self._warps = PooledWarps(self.ndim, self.radius, facts.warp_mm)
-        self._active = config.levels  # levels that locate uses
-
-    # ------------------------------------------------------------------ what depends on the data
+        self._active = c.levels  # levels that locate uses
 
     @classmethod
     def prepare(cls, config: RefineConfig, study: Study) -> RefinerFacts:
@@ -122,16 +114,14 @@ class Refiner(Method):
         return RefinerFacts(**{**study.facts(), "names": list(names)}, **own, voxel_mm=spacing)
 
     @classmethod
-    def adapted(cls, facts: RefinerFacts, old: Any) -> RefinerFacts:
-        """With the other refiner's radius and warps, and this mean shape laid onto its own. Unchanged where the two
-        share fewer than three landmarks or have another dimension."""
-        shared = [n for n in facts.names if n in old.names]
-        if not isinstance(old, RefinerFacts) or len(shared) < 3 or old.ndim != facts.ndim:
+    def adapted(cls, facts: RefinerFacts, old: RefinerFacts) -> RefinerFacts:
+        """With the other refiner's radius and warps, and this mean shape laid onto its own, where :func:`pose_onto`
+        can."""
+        pose = pose_onto(facts, old)
+        if pose is None:
             return facts
-        mean, goal = np.asarray(facts.mean_shape), np.asarray(old.mean_shape)
-        pose = procrustes(mean[[facts.names.index(n) for n in shared]], goal[[old.names.index(n) for n in shared]])
-        update = {"mean_shape": pose.apply(mean).tolist(), "radius_mm": old.radius_mm, "warp_mm": old.warp_mm}
-        return facts.model_copy(update=update)
+        mean = pose.apply(facts.mean_shape).tolist()
+        return facts.model_copy(update={"mean_shape": mean, "radius_mm": old.radius_mm, "warp_mm": old.warp_mm})
 
     def per_landmark(self) -> dict[str, PerLandmark]:
         """A new landmark keeps its own network; with a shared trunk it gets the mean of the others' outputs."""
@@ -171,8 +161,6 @@ class Refiner(Method):
             now = block_mean(now, block_for(now, 2.0 * float(now.grid.spacing.min())))
         return out
 
-    # ------------------------------------------------------------------ training
-
     def examples(self, case: Case, stage: Stage, rng: np.random.Generator) -> Batch:
         """Sub-images around places near the landmarks of a random warp of the case."""
         k, c = stage.index, self.config
@@ -191,13 +179,8 @@ class Refiner(Method):
         absent = np.array([s is Status.ABSENT for s in case.landmarks.status])
         local = np.where(absent[:, None], points + 1e3 * self.radius, local)  # "not in here", wherever it looks
         target = (local - points) / (level.spacing_mm * STRIDE)
-        learned = defined | absent
-        filled = np.where(learned[:, None], target, 0.0)
-        return {
-            "patches": random_intensity(patches, rng, c.intensity),
-            "target": torch.from_numpy(filled).float(),
-            "mask": torch.from_numpy(learned).float(),
-        }
+        patches = random_intensity(patches, rng, c.intensity)
+        return {"patches": patches, **masked(target, defined | absent, ("target", "mask"))}
 
     def _strayed(self, rng: np.random.Generator, level: LevelFacts, count: int) -> Array:
         """Displacements (N, D) mm like the errors to cover; a few lie beyond the sub-image."""
@@ -225,7 +208,6 @@ class Refiner(Method):
         return patches * torch.stack(kept, 1), (truth[:, axis] - at) * side > 0
 
     def loss(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
-        """See ``cellvotes.py``."""
         logits, votes = self.nets[stage.index](batch["patches"])
         return vote_loss(logits, votes, batch["target"], batch["mask"], alpha=self.config.alpha)
 
@@ -247,12 +229,8 @@ class Refiner(Method):
         self, k: int, images: Sequence[Image], poses: Sequence[Pose], points: Array, warp: Any = None
     ) -> torch.Tensor:
         """(M, N, C, px, px) around model-frame points (M, N, D) of M poses."""
-        spacing = self.facts.levels[k].spacing_mm
-        world = np.stack([p.apply(x) for p, x in zip(poses, points, strict=True)])
-        axes = np.stack([p.rotation * p.scale for p in poses])
-        return read_patches(images, world, axes, self.px, [spacing * s for s in self.config.scales], warp)
-
-    # ------------------------------------------------------------------ inference
+        spacings = [self.facts.levels[k].spacing_mm * s for s in self.config.scales]
+        return read_patches(images, in_world(poses, points), placed(poses)[1], self.px, spacings, warp)
 
     def locate(self, image: Image, start: Landmarks | None = None) -> Landmarks:
         """``start`` refined; a landmark that it lacks starts from the mean shape in the others' pose. Score: posterior
@@ -286,7 +264,7 @@ class Refiner(Method):
 
     def _look(self, k: int, parts: Parts, world: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Points (N, D), covariances (N, D, D) mm^2 and posterior mass (N,) that one level sees around ``world``."""
-        d, looks, level = self.ndim, self.config.looks, self.facts.levels[k]
+        looks, level = self.config.looks, self.facts.levels[k]
         pose = procrustes(self.mean, world)
         poses = turned(pose, rng, looks, self.config.rotation_deg if looks > 1 else 0.0)
         guess = np.stack([p.invert(world) for p in poses])
@@ -297,18 +275,15 @@ class Refiner(Method):
             for s in sorted(self.config.scales, reverse=True)  # the widest first: it serves the others of its block
         }
         images = [near[s] for s in self.config.scales]
-        device = next(self.parameters()).device
         votes_of = []
-        for first in range(0, len(self.names), self.config.chunk):
-            some = slice(first, first + self.config.chunk)
-            patches = self._patches(k, images, poses, points[:, some])
-            logits, votes = self.nets[k](patches.to(device), first)
-            votes_of.append(read_votes(logits, votes, d))
+        for some in chunks(len(self.names), self.config.chunk):
+            patches = self._patches(k, images, poses, points[:, some]).to(device_of(self))
+            logits, votes = self.nets[k](patches, some.start)
+            votes_of.append(read_votes(logits, votes, self.ndim))
         mean, cloud, mass = (np.concatenate(x, 1) for x in zip(*votes_of, strict=True))
         cell = level.spacing_mm * STRIDE
         seen = np.where(mass[..., None] > 0.5, points + mean * cell, guess)  # nothing to see there: the guess stands
-        places = np.stack([p.apply(x) for p, x in zip(poses, seen, strict=True)])
-        axes = np.stack([p.rotation * p.scale * cell for p in poses])
+        places, axes = in_world(poses, seen), placed(poses)[1] * cell
         cloud = np.einsum("mij,mnjk,mlk->mnil", axes, cloud, axes)
         middle = np.median(places, 0)
         off = places - middle

@@ -16,12 +16,12 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Agreement:
-    """One measurement of two sides, over the cases. Differences are found minus truth, in ``unit``.
+    """One measurement of two sides, over the cases. Differences are predicted minus truth, in ``unit``.
 
-    ``n`` cases measured on both sides; ``missing``: the truth's value is there and the found one is not.
+    ``n`` cases measured on both sides; ``missing``: the truth's value is there and the predicted one is not.
     ``mean_absolute``, ``bias`` (mean), ``sd`` of the differences; ``loa_low``, ``loa_high``: limits of agreement, bias
     +- 1.96 sd (Bland and Altman 1986). ``coverage90``: the share of the ``with_interval`` cases whose 90 % interval
-    holds the true value. ``confusion``: cases by (class of the truth, class found).
+    holds the true value. ``confusion``: cases by (class of the truth, class predicted).
     ``success``: the share of classified cases that get the truth's class; ``success_by_class``: the mean over the
     truth's classes of their own share (the averaged diagonal of the confusion). A missing measurement is a failure.
     None where nothing supports a figure.
@@ -48,18 +48,18 @@ class Agreement:
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "confusion"}
 
 
-def compare(found: Measured, truth: Measured) -> list[Agreement]:
-    """By measurement, how ``found`` agrees with the ``truth``: what was measured of the same cases in the same order.
+def compare(predicted: Measured, truth: Measured) -> list[Agreement]:
+    """By measurement, how two agree, measured of the same cases in the same order.
     Raises ValueError for other cases or measurements."""
-    if found.cases != truth.cases or found.names != truth.names:
+    if predicted.cases != truth.cases or predicted.names != truth.names:
         raise ValueError("the two sides hold other cases or measurements")
-    low, high = found.interval90
-    classes = found.classes(), truth.classes()
+    low, high = predicted.interval90
+    classes = predicted.classes(), truth.classes()
     out = []
     for k, name in enumerate(truth.names):
         here = np.isfinite(truth.values[:, k])
-        both = here & np.isfinite(found.values[:, k])
-        known = both & np.isfinite(found.sd[:, k])
+        both = here & np.isfinite(predicted.values[:, k])
+        with_sd = both & np.isfinite(predicted.sd[:, k])
         inside = (low[:, k] <= truth.values[:, k]) & (truth.values[:, k] <= high[:, k])
         pairs = [(t[k], f[k]) for f, t in zip(*classes, strict=True)]
         out.append(
@@ -68,9 +68,9 @@ def compare(found: Measured, truth: Measured) -> list[Agreement]:
                 unit=truth.definition.unit(name),
                 n=int(both.sum()),
                 missing=int((here & ~both).sum()),
-                **_differences((found.values - truth.values)[both, k]),
-                with_interval=int(known.sum()),
-                coverage90=number(inside[known].mean()) if known.any() else None,
+                **_differences((predicted.values - truth.values)[both, k]),
+                with_interval=int(with_sd.sum()),
+                coverage90=number(inside[with_sd].mean()) if with_sd.any() else None,
                 **_classified(pairs),
             )
         )
@@ -86,7 +86,7 @@ def _differences(d: Array) -> dict[str, Any]:
 
 
 def _classified(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Success of (truth, found) classes; a truth without a class counts nowhere."""
+    """Success of (truth, predicted) classes; a truth without a class counts nowhere."""
     counts: dict[tuple[str, str], int] = {}
     for of, got in pairs:
         if of:

@@ -37,6 +37,7 @@ class MeasureResult:
         return facts | files | ({"agreement": compared} if compared else {})
 
     def lines(self) -> list[str]:
+        """Mean and spread of each measurement, and what is blank and why, in words."""
         width = max(12, *(len(n) for n in self.measured.names))
         out = [f"{'':<{width}}     n      mean        sd  unit"]
         for name, one in self.measured.summary().items():

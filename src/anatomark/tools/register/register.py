@@ -68,6 +68,7 @@ class RegisterResult(CaseResults):
         return {"schema": 1, "fixed": self.fixed, "direction": DIRECTION, "cases": cases}
 
     def case_lines(self, row: Row) -> list[str]:
+        """What became of one case, in words."""
         each = row["landmarks"]
         text = f"{row['case']}: {row['kind']} from {len(each) - len(row['rejected'])} landmarks"
         text += f", residual {row['fre_mm']['rms']:.3g} mm (root mean square)"

@@ -46,10 +46,9 @@ def _volumes(folder: Path, count: int = 8) -> Path:
 
 
 def test_facts_of_volumes(tmp_path: Path) -> None:
-    found = fingerprint(read_manifest(_volumes(tmp_path)))
-    facts = found.facts
+    facts = fingerprint(read_manifest(_volumes(tmp_path)))
     assert facts["cases"] == {"train": 6, "val": 1, "test": 1, "unused": 0}
-    assert (facts["dimension"], facts["modality"]) == (3, "mr") and found.names == NAMES
+    assert (facts["dimension"], facts["modality"]) == (3, "mr") and facts["names"] == list(NAMES)
     assert facts["image_formats"] == {".nii.gz": 6} and facts["landmark_formats"] == {".mrk.json": 6}
     images = facts["images"]
     assert images["spacing_mm"] == {"min": [1.5] * 3, "median": [1.5, 1.5, 1.75], "max": [1.5, 1.5, 2.0]}
@@ -62,16 +61,16 @@ def test_facts_of_volumes(tmp_path: Path) -> None:
     assert (rows["j"]["defined"], rows["j"]["unannotated"]) == (5, 1)
     assert rows["d"]["outside"] == 1 and rows["b"]["outside"] == 0
     assert rows["b"]["world_mm"] > rows["b"]["predicted_mm"]
-    assert [(s.case, s.kind, s.labels) for s in found.suspects] == [("c2", "point", ("d",))]
-    json.dumps(found.to_json(), allow_nan=False)
+    assert [(s["case"], s["kind"], s["labels"]) for s in facts["suspects"]] == [("c2", "point", ["d"])]
+    json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.parametrize("count", [3, 4, 6])
 def test_few_cases_say_so(tmp_path: Path, count: int) -> None:
-    found = fingerprint(read_manifest(_volumes(tmp_path, count)))
-    assert "too few to judge" in found.note and found.suspects == []
-    assert all(row["predicted_mm"] is None for row in found.facts["landmarks"])
-    json.dumps(found.to_json(), allow_nan=False)
+    facts = fingerprint(read_manifest(_volumes(tmp_path, count)))
+    assert "too few to judge" in facts["suspects_note"] and facts["suspects"] == []
+    assert all(row["predicted_mm"] is None for row in facts["landmarks"])
+    json.dumps(facts, allow_nan=False)
 
 
 def test_radiographs_with_two_observers(tmp_path: Path) -> None:
@@ -87,12 +86,14 @@ def test_radiographs_with_two_observers(tmp_path: Path) -> None:
             table += [f"k{k},m{i},{x:.4f},{y:.4f},{observer}" for i, (x, y) in enumerate(points)]
     (tmp_path / "cases.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "marks.csv").write_text("\n".join(table) + "\n")
-    found = fingerprint(read_manifest(tmp_path / "cases.csv"))
-    assert (found.facts["dimension"], found.facts["modality"]) == (2, "xray")
-    images = found.facts["images"]
+    facts = fingerprint(read_manifest(tmp_path / "cases.csv"))
+    assert (facts["dimension"], facts["modality"]) == (2, "xray")
+    images = facts["images"]
     assert images["extent_mm"]["median"] == [22.5, 20] and images["spacing_mm"]["max"] == [0.25, 0.25]
-    assert images["orientations"] == {"right, down": 6} and found.facts["observers"]["cases"] == 6
-    assert ("observers", ("m5",)) in [(s.kind, s.labels) for s in found.suspects] and len(found.suspects) <= 2
+    assert images["orientations"] == {"right, down": 6} and facts["observers"]["cases"] == 6
+    assert ("observers", ["m5"]) in [(s["kind"], s["labels"]) for s in facts["suspects"]] and len(
+        facts["suspects"]
+    ) <= 2
 
 
 def test_a_manifest_without_training_cases_is_refused(tmp_path: Path) -> None:

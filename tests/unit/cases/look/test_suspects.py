@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anatomark.cases.look.relabel import hungarian
-from anatomark.cases.look.suspects import Suspect, Verdict, disagreements, summarise, suspects
+from anatomark.cases.look.suspects import Suspect, Verdict, disagreements, suspects
 from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import random_rotation
@@ -132,7 +132,7 @@ def test_one_place_under_two_labels_and_one_file_for_two_cases() -> None:
     (one,) = _of(verdict, "c1", "duplicate")
     assert one.labels == ("p3", "p10")
     assert "as c4" in _of(verdict, "c8", "copy")[0].message
-    assert summarise(verdict.suspects)["duplicate"] == 1
+    assert [s.kind for s in verdict.suspects].count("duplicate") == 1
 
 
 def test_labels_that_always_coincide_are_no_error() -> None:

@@ -17,10 +17,14 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Evidence, Stage, Study
-from anatomark.methods.global_to_local.paper import PaperGlobalToLocal, PaperGlobalToLocalConfig, cut
-from anatomark.methods.global_to_local.votes import cell_centres, decode
+from anatomark.methods.global_to_local.paper import (
+    PaperGlobalToLocal,
+    PaperGlobalToLocalConfig,
+    cell_centres,
+    cut,
+    decode,
+)
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.model.start import moved_weights
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {
@@ -247,16 +251,6 @@ def test_settings_that_cannot_work_are_refused() -> None:
         make(cases, spacing_mm=5.0)
     with pytest.raises(ValueError, match="1 or more"):
         PaperGlobalToLocalConfig(blocks=[0, 1, 1, 1])
-
-
-def test_weights_move_to_landmarks_of_their_name() -> None:
-    old = make([phantom(0)])
-    facts = old.facts.model_copy(update={"names": ["c", "new", "a"]})
-    new = PaperGlobalToLocal(old.config, facts).eval()
-    new.load_state_dict(moved_weights(old.state_dict(), new.per_landmark(), facts.names, old.names, new.state_dict()))
-    image = phantom(3)[0]
-    a, b = old.locate(image), new.locate(image)
-    assert np.allclose(a["a"], b["a"], atol=1e-4) and np.allclose(a["c"], b["c"], atol=1e-4)
 
 
 def test_positive_votes_are_an_option() -> None:

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from anatomark.core.grid import Grid
 from anatomark.core.shape import random_rotation
-from anatomark.methods.global_to_local.votes import (
-    FARTHEST,
-    cell_centres,
-    decode,
-    displacement,
-    log_displacement,
-    targets,
-    vote_loss,
-)
+from anatomark.methods.global_to_local.net import FARTHEST, displacement, log_displacement
+from anatomark.methods.global_to_local.paper import cell_centres, decode, targets, vote_loss
 
 
 @given(st.floats(-9000, 9000))

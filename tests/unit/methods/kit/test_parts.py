@@ -13,7 +13,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import random_rotation
 from anatomark.methods.kit.anatomy import block_for
-from anatomark.methods.kit.parts import Parts
+from anatomark.methods.kit.working import Parts
 
 RULE = {"kind": "percentiles", "low": 1.0, "high": 99.0}
 STEPS = np.array([0.5, 1.1, 0.7])

@@ -17,7 +17,7 @@ from anatomark.errors import InputError
 from anatomark.methods.base import Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
 from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig, PaperPINFacts, default_spacing
-from anatomark.methods.pin.rules import update
+from anatomark.methods.pin.paper_net import update
 from anatomark.methods.pin.spaces import start_pattern
 from anatomark.model.start import moved_weights
 
@@ -166,14 +166,11 @@ def test_states_are_voxels_of_the_image(six: list[tuple[Image, Landmarks]]) -> N
     np.testing.assert_allclose(image.grid.to_world(back[:, ::-1]), marks.points, atol=1.0)
 
 
-def test_locate_repeats_itself_and_leaves_the_mode_alone(six: list[tuple[Image, Landmarks]]) -> None:
+def test_locate_leaves_the_mode_alone(six: list[tuple[Image, Landmarks]]) -> None:
     method = make(six, dropout=0.5).train()
-    first, second = method.locate(six[0][0]), method.locate(six[0][0])
+    method.locate(six[0][0])
     assert method.training
     assert all(net.training for net in method.nets)
-    np.testing.assert_array_equal(first.points, second.points)
-    np.testing.assert_array_equal(first.covariance, second.covariance)
-    assert ((first.score >= 0) & (first.score <= 1)).all()
 
 
 def tamed(method: PaperPIN, voxels: float = 0.5) -> PaperPIN:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anatomark.methods.pin.patches import cut_planes
+from anatomark.methods.pin.paper_net import cut_planes
 
 
 def literal_pixel(volume: np.ndarray, *index: int) -> float:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import phantom
@@ -58,20 +57,6 @@ def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Tra
     assert found.covariance is not None
     assert ((found.score > 0.3) & (found.score <= 1)).all()
     assert (np.linalg.eigvalsh(found.covariance) > 0).all()
-
-
-def test_twice_is_the_same(trained: Trained) -> None:
-    image = trained.cases[0][0]
-    first = trained.method.locate(image)
-    torch.manual_seed(5)
-    np.random.seed(5)
-    again = trained.method.locate(image)
-    np.testing.assert_array_equal(first.points, again.points)
-    np.testing.assert_array_equal(first.score, again.score)
-
-
-def test_a_shift_in_the_header_shifts_the_answer(trained: Trained) -> None:
-    phantom.check_shift(trained.method, trained.cases[1][0])
 
 
 def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained) -> None:
@@ -127,7 +112,7 @@ def test_any_pose_is_found_after_training_on_all_rotations() -> None:
     coarse = phantom.LEVELS[0].model_copy(update={"rotation_deg": 15.0, "reach": 0.15, "iterations": 4})
     settings = {"steps_context": 150, "context_batch": 32, "steps_level": 60, "context_starts": 24}
     method = phantom.untrained(3, cases, levels=[coarse], warp_share=0.0, rotations_deg=None, **settings)
-    assert method.rotations == 180
+    assert method.facts.rotations_deg == 180
     phantom.train(method, cases, pool=600)
     upright = [truth.errors_to(truth.with_points(method.mean + truth.points.mean(0))).mean() for _, truth in cases]
     assert np.mean(upright) > 15

@@ -15,12 +15,11 @@ import phantom
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
-from anatomark.methods.kit.parts import Parts
 from anatomark.methods.kit.posed import planes
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.pin.levels import Level, PINConfig, PINFacts, default_levels
-from anatomark.methods.pin.recommended import PIN, State
-from anatomark.methods.pin.votes import read_votes
+from anatomark.methods.kit.working import Parts
+from anatomark.methods.pin.net import read_votes
+from anatomark.methods.pin.recommended import PIN, Level, PINConfig, PINFacts, default_levels
 from anatomark.model.start import moved_weights
 
 
@@ -69,16 +68,6 @@ def test_the_coarse_block_shows_the_brightest_landmark_where_the_target_says(ndi
     assert np.median(misses) < 0.8
 
 
-def test_an_example_depends_on_its_generator_alone() -> None:
-    method = phantom.untrained(3)
-    case = phantom.training_cases(method, [phantom.phantom(0, 3)])[0]
-    for stage in method.stages():
-        first, again, other = (method.examples(case, stage, np.random.default_rng(s)) for s in (4, 4, 5))
-        for key, value in first.items():
-            assert torch.equal(value, again[key])
-        assert not torch.equal(first["target"], other["target"])
-
-
 def test_working_images_are_thinned_towards_their_spacing_and_shared() -> None:
     method = phantom.untrained(3)
     image, _ = phantom.phantom(0, 3)
@@ -89,7 +78,7 @@ def test_working_images_are_thinned_towards_their_spacing_and_shared() -> None:
         wanted = (
             phantom.LEVELS[k].spacing * phantom.LEVELS[k].scales[s] * method.radius
             if key != "context"
-            else method._context_spacing
+            else method.spacing
         )
         assert (made.grid.spacing <= np.maximum(wanted * 1.15, image.grid.spacing) + 1e-9).all(), key
         assert made.array.dtype == np.float32
@@ -103,15 +92,14 @@ def test_the_part_of_an_image_around_the_points_gives_the_same_patches(ndim: int
     image = Image(np.random.default_rng(0).integers(0, 500, (1, *shape), dtype=np.int16), grid)
     method = phantom.untrained(ndim)
     corner = grid.to_world(np.array(shape) * 0.85)
-    state = State([Pose(random_rotation(np.random.default_rng(1), ndim), corner)], method.mean[None])
-    part, whole = (
-        method._around(Parts(image, method.facts.intensity), 0, state.world()[0]),
-        method.working_images(image),
-    )
+    pose, points = Pose(random_rotation(np.random.default_rng(1), ndim), corner), method.mean[None]
+    part = method._around(Parts(image, method.facts.intensity), 0, pose.apply(method.mean))
+    whole = method.working_images(image)
     for key, made in part.items():
         assert max(whole[key].grid.spacing / grid.spacing) > 1.5
         assert made.array.size < 0.8 * whole[key].array.size
-    torch.testing.assert_close(method._patches(0, part, state), method._patches(0, whole, state), rtol=0, atol=1e-3)
+    near, all_of_it = (method._patches(0, images, [pose], points) for images in (part, whole))
+    torch.testing.assert_close(near, all_of_it, rtol=0, atol=1e-3)
 
 
 # ---------------------------------------------------------------------- votes and loss
@@ -209,19 +197,6 @@ def test_an_unannotated_landmark_carries_no_loss(ndim: int) -> None:
         assert torch.equal(method.loss(batch, stage)["loss"], loss)
 
 
-def test_film_rows_of_an_unannotated_landmark_are_left_alone() -> None:
-    """With fixed statistics; in training a landmark's patches take part in the batch's statistics, annotated or not."""
-    image, marks = phantom.phantom(0, 3)
-    method = phantom.untrained(3).eval()
-    case = phantom.training_cases(method, [(image, phantom.without(marks, "c"))])[0]
-    stage = method.stages()[1]
-    batch = {k: v[None] for k, v in method.examples(case, stage, np.random.default_rng(0)).items()}
-    method.loss(batch, stage)["loss"].backward()
-    for film in method.nets[0].films:
-        assert not film.grad[2].any()
-        assert film.grad[0].any()
-
-
 def test_the_loss_is_made_where_the_batch_is() -> None:
     """Nothing of it is made on the CPU when the batch lies elsewhere."""
     method = phantom.untrained(3)
@@ -239,12 +214,12 @@ def test_the_loss_is_made_where_the_batch_is() -> None:
 def test_one_training_case_is_enough_to_begin() -> None:
     method = phantom.untrained(3, warped_copies=30)
     _, truth = phantom.phantom(0, 3)
-    assert method.shape.size >= 3  # from warped copies
+    assert method.model.shape.size >= 3  # from warped copies
     pose = procrustes(method.mean, truth.points)
     np.testing.assert_allclose(pose.apply(method.mean), truth.points, atol=1e-6)
-    assert method.rotations == 30
+    assert method.facts.rotations_deg == 30
     rigid = phantom.untrained(2, warped_copies=0)
-    assert rigid.shape.size == 0
+    assert rigid.model.shape.size == 0
     image = phantom.phantom(0, 2)[0]
     assert np.isfinite(rigid.locate(image).points).all()
 
@@ -252,8 +227,8 @@ def test_one_training_case_is_enough_to_begin() -> None:
 def test_rotations_and_levels_come_from_the_cases() -> None:
     upright = phantom.untrained(3, [phantom.phantom(i, 3) for i in range(3)], rotations_deg=None)
     turned = phantom.untrained(3, [phantom.phantom(i, 3, 180) for i in range(5)], rotations_deg=None)
-    assert upright.rotations == 30
-    assert turned.rotations == 180
+    assert upright.facts.rotations_deg == 30
+    assert turned.facts.rotations_deg == 180
     np.testing.assert_array_equal(turned.facts.start_offset_mm, 0)
     assert [v.update for v in default_levels(1 / 100)] == ["shape", "free"]
     assert len(default_levels(1 / 300)) == 3

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from anatomark.methods.pin.rules import pin_loss, targets, update
+from anatomark.methods.pin.paper_net import pin_loss, targets, update
 
 D = torch.tensor([[1.0, -4.0, 2.0], [3.0, 0.5, -1.0]])
 # probabilities of 1+, 1-, 2+, 2-, 3+, 3-

@@ -18,12 +18,12 @@ from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
+from anatomark.methods.kit.working import cut
 from anatomark.methods.t2dl.paper import PaperT2DL, PaperT2DLConfig
 from anatomark.methods.t2dl.working import (
     along,
     bright_points,
     clipped_image,
-    cut,
     default_lengths,
     default_spacing,
     first_voxels,
@@ -158,8 +158,9 @@ def test_the_map_is_the_patches_and_votes_as_specified(ndim: int) -> None:
     image = phantom(9, ndim, turn, 45)[0]
     work, side = method.working_images(image)["work"], method.net.patch
     first = np.array(list(np.ndindex(*[(n - side) // 8 + 1 for n in work.grid.shape]))) * 8
+    patches = torch.from_numpy(cut(work.array[0], first, side))[:, None]
     with torch.no_grad():
-        votes = method.net.votes(method.net.features(z_score(cut(work, first, side), work)))[:, 0].double().numpy()
+        votes = method.net.votes(method.net.features(z_score(patches, work)))[:, 0].double().numpy()
     votes = votes * method.unit
     alpha = method.extra.log_alpha.detach().exp().double().numpy() * method.unit
     weight = np.exp(-np.linalg.norm(votes, axis=2) / alpha)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from anatomark.methods.kit.precision import use_bf16
-from anatomark.methods.t2dl import paper_net as nets
-from anatomark.methods.t2dl.paper_net import (
+from anatomark.methods.t2dl import net as nets
+from anatomark.methods.t2dl.net import (
     STRIDE,
     ExtraLayers,
     JointLayers,

@@ -226,6 +226,21 @@ def test_the_share_that_a_crop_removes() -> None:
         random_crop(image, away, np.random.default_rng(0), remove=(0.3, 0.3))  # neither one nor two of five
 
 
+def test_every_side_is_cut_at_times_and_an_unknown_landmark_does_not_stop_it() -> None:
+    image, truth = scene(14, 2, 20)
+    cut: set[tuple[int, str]] = set()
+    for seed in range(40):
+        grid = random_crop(image, truth, np.random.default_rng(seed))[0].grid
+        first = np.rint(image.grid.to_index(grid.origin)).astype(int)
+        end = first + grid.shape
+        cut |= {(a, "low") for a in np.flatnonzero(first)} | {
+            (a, "high") for a in np.flatnonzero(end < image.grid.shape)
+        }
+    assert cut == {(0, "low"), (0, "high"), (1, "low"), (1, "high")}
+    partly = replace(truth, status=(UNKNOWN, *[DEFINED] * 19))
+    assert crop_trials(lambda part: truth, image, partly, np.random.default_rng(0)).crops == 1
+
+
 def test_the_crop_of_a_case_follows_from_its_name_and_the_seed() -> None:
     image, truth = scene(12, 2, 20)
     for case, seed in [(c, 0) for c in "abcdef"] + [("a", k) for k in range(1, 6)]:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from anatomark.core.landmarks import Landmarks
 from anatomark.model.confidence.radius import (
-    area_under_roc,
     calibrated,
     conformal_quantile,
     radii,
@@ -208,19 +207,3 @@ def test_a_radius_comes_from_the_best_figure_there_is() -> None:
     assert radii(bare, {}) is None
     nothing = Landmarks(("own",), np.full((1, 2), np.nan))
     assert radii(nothing, calibration) is None
-
-
-# ---------------------------------------------------------------------- a ranking
-
-
-def test_area_under_the_curve() -> None:
-    bad = np.array([False, False, True, True])
-    assert area_under_roc(np.array([1, 2, 3, 4.0]), bad) == 1
-    assert area_under_roc(np.array([4, 3, 2, 1.0]), bad) == 0
-    assert area_under_roc(np.array([1, 1, 1, 1.0]), bad) == 0.5
-    assert area_under_roc(np.array([1, 3, 2, np.inf]), bad) == 0.75
-    assert area_under_roc(np.array([np.inf, np.inf, 1, 1]), np.array([True, False, True, False])) == 0.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(area_under_roc(np.arange(4.0), np.zeros(4, bool)))
-        assert np.isnan(area_under_roc(np.arange(4.0), np.ones(4, bool)))

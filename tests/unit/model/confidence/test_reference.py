@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import PCAShape, Pose, mean_rotation, mean_shape, random_rotation, rotation_from_vector
+from anatomark.core.shape import (
+    PCAShape,
+    Pose,
+    mean_rotation,
+    mean_shape,
+    procrustes,
+    random_rotation,
+    rotation_from_vector,
+)
 from anatomark.model.confidence.likeness import pictures, roughness
 from anatomark.model.confidence.reference import Measured, Reference
 
@@ -70,6 +78,19 @@ def test_few_points_that_are_far_off_do_not_move_the_pose() -> None:
     assert case.values["turn"] == pytest.approx(np.degrees(0.3), abs=0.25)
     assert np.median(case.residual) < 0.2
     np.testing.assert_allclose(case.residual[[3, 7]], [np.hypot(40, 10), 50], atol=0.4)
+
+
+def test_the_pose_is_a_fit_with_cauchy_weights() -> None:
+    rng = np.random.default_rng(12)
+    for spread, least in ((4.0, 0.0), (0.05, 0.01 * RADIUS)):
+        points = RING + rng.normal(0, spread, RING.shape) * rng.choice([1, 4], (12, 1))
+        pose = procrustes(RING, points)
+        for _ in range(10):
+            away = np.linalg.norm(pose.apply(RING) - points, axis=1)
+            width = 2 * max(np.median(away), least)
+            pose = procrustes(RING, points, 1 / (1 + (away / width) ** 2))
+        case = measured(rigid(), points)
+        np.testing.assert_allclose(case.residual, np.linalg.norm(pose.apply(RING) - points, axis=1), rtol=1e-6)
 
 
 def test_one_point_of_many_far_off_leaves_no_trace() -> None:
@@ -132,13 +153,15 @@ def test_what_is_cut_off_and_what_is_absent() -> None:
 
 
 def test_spread_and_score_are_means_over_what_is_given() -> None:
-    sigma = np.array([0.5, 2.0, 0, np.nan, *[1.0] * 8])
+    sigma = np.array([0.5, 9.0, 0, np.nan, *[1.0] * 8])
     covariance = np.eye(2) * sigma[:, None, None] ** 2
     score = np.array([0.2, np.nan, *[0.9] * 10])
     values = measured(rigid(), RING, covariance=covariance, score=score).values
-    expected = np.mean(np.log(np.array([0.5, 2.0, *[1.0] * 8]) / RADIUS))
+    expected = np.mean(np.log(np.array([0.5, 9.0, *[1.0] * 8]) / RADIUS))
     assert values["spread"] == pytest.approx(expected)
     assert values["score"] == pytest.approx(1 - (0.2 + 9.0) / 11)
+    low = measured(rigid(), RING, covariance=np.stack([np.eye(2) * 0.4**2] * 12), score=np.zeros(12)).values
+    assert low["spread"] == pytest.approx(np.log(0.4 / RADIUS)) and low["score"] == 1
     for nothing in ({}, {"covariance": np.zeros((12, 2, 2)), "score": np.full(12, np.nan)}):
         assert not {"spread", "score"} & set(measured(rigid(), RING, **nothing).values)
 

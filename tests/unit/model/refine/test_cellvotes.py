@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anatomark.methods.kit.posed import planes
-from anatomark.model.refine.cellvotes import LEAST_VARIANCE, cell_centres, read_votes, vote_loss
+from anatomark.model.refine.net import LEAST_VARIANCE, cell_centres, read_votes, vote_loss
 
 K = 6
 

@@ -59,7 +59,7 @@ class Said(nn.Module):
         self.spread = torch.zeros(2) if spread is None else torch.tensor(spread).float()
 
     def forward(self, patches: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        from anatomark.model.refine.cellvotes import cell_centres
+        from anatomark.model.refine.net import cell_centres
 
         b, n, c = *patches.shape[:2], self.k**2
         logits = torch.zeros(b, n, 1, c + 1)
