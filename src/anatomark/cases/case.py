@@ -15,7 +15,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.images import image_grid, read_image, squeeze_grid, squeeze_to_2d
-from anatomark.io.landmarks import in_mm, landmark_format, load_landmarks, named_by, split_observer
+from anatomark.io.landmarks import in_mm, landmark_format, load_landmarks, split_observer
 from anatomark.io.tables import read_table
 
 
@@ -113,8 +113,9 @@ class Case:
         if landmark_format(file) not in (".csv", ".tsv"):
             by_observer = {"": self.landmarks}
         else:
-            table = read_table(file, self.reading.frame, self.reading.unit).observers(self.id)
-            by_observer = {o: self._fitted(named_by(m, self.reading.label_from, file)) for o, m in table.items()}
+            r = self.reading
+            table = read_table(file, r.frame, r.unit, r.label_from).observers(self.id)
+            by_observer = {o: self._fitted(m) for o, m in table.items()}
         return by_observer if names is None else {o: m.select(names) for o, m in by_observer.items()}
 
     @property

@@ -26,6 +26,7 @@ class Division:
     names: tuple[str, ...]
     how: str
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # of the manifest
 
     @property
     def independent(self) -> bool:
@@ -69,7 +70,9 @@ def read_division(
     if len(empty) == len(train):
         raise InputError(f"{manifest_path}: no training case has a defined landmark; there is nothing to learn from")
     kept = [c for c in train if c.id not in empty]
-    return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty)
+    return replace(
+        divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=manifest.notes
+    )
 
 
 def divided(

@@ -15,6 +15,7 @@ from anatomark.io.atomic import read_json
 from anatomark.io.images import find_images, image_grid
 from anatomark.io.landmarks import in_mm, load_landmarks, read_landmarks
 from anatomark.io.sheets import read_sheet
+from anatomark.io.slicer import is_markups
 from anatomark.io.tables import read_table
 
 PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
@@ -177,7 +178,7 @@ def _holds_landmarks(path: Path) -> bool:
         document = read_json(path)
     except InputError:
         return False
-    return isinstance(document, dict) and "landmarks" in document
+    return isinstance(document, dict) and ("landmarks" in document or is_markups(document))
 
 
 def _is_manifest(path: Path) -> bool:

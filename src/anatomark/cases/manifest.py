@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from anatomark.cases.case import Case, Reading, in_plane
-from anatomark.core.landmarks import Status
-from anatomark.errors import InputError, ManyInputErrors, listed, nearest
+from anatomark.cases.names import other_names
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.errors import InputError, ManyInputErrors, nearest
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import image_grid, squeeze_grid
 from anatomark.io.landmarks import split_observer
@@ -17,14 +18,16 @@ from anatomark.io.sheets import misspelt, read_sheet
 
 COLUMNS = ("case", "image", "landmarks", "split", "spacing")
 SPLITS = ("train", "val", "test", "")
+NOTES_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The cases of a manifest in the order of its rows."""
+    """The cases of a manifest in the order of its rows; ``notes``: remarks on how their landmark files were read."""
 
     path: Path
     cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of ``train``, ``val`` or ``test``. Raises InputError where there is none."""
@@ -51,7 +54,8 @@ def read_manifest(
     ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. Files of rows with a blank
     split are not looked at. Raises ManyInputErrors with every problem found, each with its row: missing columns and
     files, duplicate cases, bad splits and spacings, images without a spacing, landmark files that cannot be read,
-    name another set of landmarks than the first training case, or do not fit the image's dimension.
+    name another set of landmarks than the first training case (:mod:`anatomark.cases.names`), or do not fit the image's
+    dimension.
     """
     path = Path(path)
     sheet = read_sheet(path)
@@ -65,24 +69,28 @@ def read_manifest(
     reading = Reading(frame, unit, label_from)
     cases: list[Case] = []
     names: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, None] = {}
     for row, cells in sheet.rows:
-        case, wrong = _case(path, row, cells, reading)
+        case, wrong = _case(path, row, cells, reading, sheet.delimiter != ",")
         twin = next((c for c in cases if c.id == case.id and case.id), None)
         if twin:
             wrong.append(f"case {case.id!r} is already in row {twin.row}; every case needs its own name")
         cases.append(case)
         if case.split and not wrong:
-            wrong, named = _problems(case, need_landmarks)
-            names |= {case.id: named} if named else {}
+            wrong, landmarks = _problems(case, need_landmarks)
+            if landmarks is not None and landmarks.names:
+                names[case.id] = landmarks.names
+                notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
         problems += [f"{path}: row {row}: {line}" for line in wrong]
-    problems += [f"{path}: {line}" for line in _other_names([c for c in cases if c.id in names], names)]
+    problems += [f"{path}: {line}" for line in other_names([c for c in cases if c.id in names], names)]
     if problems:
         raise ManyInputErrors(problems)
-    return Manifest(path, tuple(cases))
+    more = [f"{path}: {len(notes) - NOTES_SHOWN} more remarks on landmark files"] if len(notes) > NOTES_SHOWN else []
+    return Manifest(path, tuple(cases), (*list(notes)[:NOTES_SHOWN], *more))
 
 
-def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], tuple[str, ...]]:
-    """What is wrong with the files of a case, one line each, and the landmark names; pixels are not read."""
+def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | None]:
+    """What is wrong with the files of a case, one line each, and the landmarks; pixels are not read."""
     problems, grid = [], None
     assert case.path is not None
     try:
@@ -92,9 +100,9 @@ def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], tuple[str, .
     except InputError as error:
         problems = [str(error)]
     if not need_landmarks:
-        return problems, ()
+        return problems, None
     if case.source is None:
-        return [*problems, "the landmarks cell is blank; blank the split too to leave the case out"], ()
+        return [*problems, "the landmarks cell is blank; blank the split too to leave the case out"], None
     try:
         landmarks = case.load_landmarks()
         if all(s is Status.UNANNOTATED for s in landmarks.status):
@@ -106,11 +114,11 @@ def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], tuple[str, .
     except InputError as error:
         text = str(error)
         problems.append(text if str(split_observer(case.source)[0]) in text else f"{case.source}: {text}")
-        return problems, ()
-    return problems, landmarks.names
+        return problems, None
+    return problems, landmarks
 
 
-def _case(path: Path, row: int, cells: dict[str, str], reading: Reading) -> tuple[Case, list[str]]:
+def _case(path: Path, row: int, cells: dict[str, str], reading: Reading, decimal_comma: bool) -> tuple[Case, list[str]]:
     """One row as a Case, and what is wrong with its cells."""
     wrong = []
     name, split = cells["case"], cells.get("split", "train").lower()
@@ -122,26 +130,25 @@ def _case(path: Path, row: int, cells: dict[str, str], reading: Reading) -> tupl
         )
     spacing = None
     try:
-        spacing = parse_spacing(cells.get("spacing", ""), "column spacing")
+        given = cells.get("spacing", "")
+        spacing = parse_spacing(given.replace(",", ".") if decimal_comma else given, "column spacing")
     except InputError as error:
         wrong.append(str(error))
     if not cells["image"]:
         wrong.append("the image cell is blank")
+    wrong += [
+        f"{cells[c]!r} is a path of Windows; write it relative to the manifest"
+        for c in ("image", "landmarks")
+        if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", cells.get(c, ""))
+    ]
     marks = cells.get("landmarks", "")
-    landmarks = os.path.abspath(path.parent / marks) if marks else None
-    image = Path(os.path.abspath(path.parent / cells["image"]))
+    landmarks = _located(path.parent, marks) if marks else None
+    image = Path(_located(path.parent, cells["image"]))
     return Case(name, image, landmarks, split, spacing, row, reading), wrong
 
 
-def _other_names(cases: Sequence[Case], names: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """A line for each case that shares no landmark name with the first training case, from which the names come."""
-    if not cases:
-        return []
-    first = next((c for c in cases if c.split == "train"), cases[0])
-    return [
-        f"row {case.row}: {case.source}: names {listed(names[case.id], 3, quote=True)}, none of which case "
-        f"{first.id!r} (row {first.row}) has: {listed(names[first.id], 3, quote=True)}; convert `label_from` "
-        "description, or rename"
-        for case in cases
-        if not set(names[case.id]) & set(names[first.id])
-    ]
+def _located(folder: Path, cell: str) -> str:
+    """The path in a cell, from ``folder`` on; ``~`` is the home, and back-slashes part folders, unless a file is called
+    so."""
+    path = os.path.abspath(folder / cell)
+    return path if os.path.exists(path) else os.path.abspath(folder / os.path.expanduser(cell.replace("\\", "/")))

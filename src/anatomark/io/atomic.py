@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +18,10 @@ from anatomark.errors import InputError
 
 Where = str | os.PathLike[str]  # of a file or folder
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
+MOST_BYTES = 256 * 2**20  # of a text file that is read as a whole
+MOST_DIGITS = 300  # of a whole number: more do not fit into a float
+MOST_NESTED = 100
+LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def remove_temporary(folder: Path) -> None:
@@ -62,24 +70,83 @@ def write_json(path: Where, obj: Any) -> None:
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text(path: Where) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped). Raises InputError where it is missing or no text."""
+def read_bytes(path: Where, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most ``most`` bytes. Raises InputError where it is missing, something else
+    (a folder, a pipe, a device), or larger."""
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        facts = path.stat()
+        if stat.S_ISDIR(facts.st_mode):
+            raise InputError(f"{path}: is a folder, a file is needed")
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(f"{path}: is no regular file (a pipe or a device)")
+        if facts.st_size > most:
+            raise InputError(f"{path}: has {facts.st_size / 1e6:.0f} MB; such a file has at most {most / 1e6:.0f} MB")
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder, a file is needed") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_text(path: Where, most: int = MOST_BYTES, *, newlines: bool = True) -> str:
+    """The text of a UTF-8 file, or a UTF-16 file that begins with a byte order mark (which is dropped). ``newlines``:
+    each end of a line becomes ``\\n``. Raises InputError as :func:`read_bytes`, and where it is no text."""
+    data = read_bytes(path, most)
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not a UTF-8 text file; save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if newlines else text
 
 
 def read_json(path: Where) -> Any:
-    """The object in a JSON file. Raises InputError, naming the line, where it is no JSON."""
+    """The object in a JSON file. Raises InputError, naming the line, where it is no strict JSON (NaN and Infinity are
+    none), nested deeper than ``MOST_NESTED``, or holds numbers or text that cannot be written again."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        document = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: is not valid JSON: {error.msg} in line {error.lineno}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{path}: is not valid JSON: {reason}") from None
+    if _nested_deeper(document, MOST_NESTED):
+        raise InputError(f"{path}: is not valid JSON: is nested more than {MOST_NESTED} levels deep")
+    if LONE_SURROGATE.search(text) and _has_surrogate(document):
+        raise InputError(f"{path}: is not valid JSON: holds half of a character (a lone surrogate)")
+    return document
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"holds a number that is too large, {text[:20]}")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"holds {text}, which is no number in JSON; write null")
+
+
+def _nested_deeper(document: Any, most: int) -> bool:
+    level = [document]
+    for _ in range(most + 1):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+    return bool(level)
+
+
+def _has_surrogate(document: Any) -> bool:
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -13,6 +13,10 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, nearest
 
 FRAMES = {"LPS": "LPS", "RAS": "RAS", "IMAGE": "image"}
+MM_PER = {"mm": 1.0, "um": 1e-3, "cm": 10.0, "m": 1000.0}
+UNITS = {"pixel": "px", "pixels": "px", "µm": "um", "μm": "um", "micron": "um", "microns": "um"}
+UNITS |= {f"{long}{end}{s}": short for long, short in (("milli", "mm"), ("micro", "um"), ("centi", "cm"), ("", "m"))
+          for end in ("meter", "metre") for s in ("", "s")}  # fmt: skip
 Spacing = Sequence[float] | float | None
 
 
@@ -22,6 +26,12 @@ def parse_frame(text: str, where: str) -> str:
         return FRAMES[text.strip().upper()]
     except KeyError:
         raise InputError(f"{where}: frame {text!r} is not known; it is LPS, RAS or image (2D)") from None
+
+
+def parse_unit(text: str) -> str:
+    """``mm``, ``px``, ``um``, ``cm``, ``m`` in capitals or in full; another text as it is, in small letters."""
+    small = text.strip().lower()
+    return UNITS.get(small, small)
 
 
 def agree(stated: str | None, given: str | None, what: str, where: str) -> str:
@@ -48,11 +58,13 @@ def swap_lps_ras(points: Array) -> Array:
 
 
 def parse_spacing(text: str, where: str) -> tuple[float, ...] | None:
-    """``0.1`` or ``0.1;0.1`` (mm along x, y[, z]) as numbers; None for a blank. Raises InputError for anything else."""
+    """``0.1`` or ``0.1;0.1`` (mm along x, y[, z]) as numbers, also ``0,1;0,1``; None for a blank. Raises InputError for
+    anything else."""
     if not text.strip():
         return None
+    parts = text.split(";")
     try:
-        return check_spacing([float(part) for part in text.split(";")], where)
+        return check_spacing([float(p.replace(",", ".") if len(parts) > 1 else p) for p in parts], where)
     except ValueError:
         raise InputError(f"{where}: spacing {text!r} is not a number such as 0.1, or 0.1;0.1 for x;y (mm)") from None
 
@@ -121,8 +133,8 @@ def check_position(position: Any, ndim: int, where: str) -> Array:
     """``ndim`` finite numbers of a JSON list. Raises InputError otherwise."""
     try:
         values = np.array(position, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = np.empty(0)
     if values.shape != (ndim,) or not np.isfinite(values).all():
-        raise InputError(f"{where}: position {position} is not {ndim} numbers")
+        raise InputError(f"{where}: position {str(position)[:80]} is not {ndim} numbers")
     return values

@@ -11,7 +11,8 @@ from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, read_json, write_json
-from anatomark.io.frames import agree, agreed_frame, check_kind, check_position, check_status, swap_lps_ras
+from anatomark.io.frames import agree, agreed_frame, check_kind, check_position, check_status, parse_unit, swap_lps_ras
+from anatomark.io.names import clean_name
 
 
 def landmarks_to_dict(landmarks: Landmarks) -> dict[str, Any]:
@@ -49,20 +50,22 @@ def read_json_landmarks(path: Where, frame: str | None = None, unit: str | None 
     entries = document.get("landmarks") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "label" in e for e in entries):
         raise InputError(f'{path}: has no list "landmarks" of {{"label": ..., "position": [...]}} entries')
-    frame = agreed_frame(str(document["frame"]) if "frame" in document else None, frame, str(path))
-    unit = agree(document.get("unit"), unit, "unit", str(path))
+    labels = [_label(e["label"], i, path) for i, e in enumerate(entries)]
+    frame = agreed_frame(str(document["frame"])[:40] if "frame" in document else None, frame, str(path))
+    stated = document.get("unit")
+    unit = agree(parse_unit(str(stated)) if stated else None, parse_unit(unit) if unit else None, "unit", str(path))
     ndim = 2 if frame == "image" else 3
     check_kind(frame, unit, ndim, str(path))
     points, status = np.full((len(entries), ndim), np.nan), []
     for i, entry in enumerate(entries):
-        where, position = f"{path}: landmark {entry['label']!r}", entry.get("position")
+        where, position = f"{path}: landmark {labels[i]!r}", entry.get("position")
         if position is not None:
             points[i] = check_position(position, ndim, where)
         status.append(check_status(str(entry.get("status") or ""), position is not None, where))
     signs = swap_lps_ras(np.ones(3)) if frame == "RAS" else np.ones(ndim)
     covariance = _stacked(entries, "covariance", (ndim, ndim), path)
     return Landmarks(
-        tuple(str(e["label"]) for e in entries),
+        tuple(labels),
         points * signs,
         tuple(status),
         score=_stacked(entries, "score", (), path),
@@ -76,11 +79,18 @@ def read_json_landmarks(path: Where, frame: str | None = None, unit: str | None 
     )  # fmt: skip
 
 
+def _label(label: Any, i: int, path: Any) -> str:
+    name = clean_name(str(label)) if isinstance(label, str | int) and not isinstance(label, bool) else ""
+    if not name:
+        raise InputError(f"{path}: landmark {i + 1} has no label")
+    return name
+
+
 def _stacked(entries: Sequence[Mapping[str, Any]], key: str, shape: tuple[int, ...], path: Any) -> Array | None:
     if not any(e.get(key) is not None for e in entries):
         return None
     try:
         values = [np.broadcast_to(np.array(e.get(key, np.nan), dtype=np.float64), shape) for e in entries]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{path}: some {key} is not {' x '.join(map(str, shape)) or '1'} numbers") from None
     return np.array(values)

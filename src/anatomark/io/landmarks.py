@@ -9,22 +9,25 @@ from pathlib import Path
 from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.io.atomic import Where
+from anatomark.io.atomic import Where, read_json
+from anatomark.io.fcsv import read_fcsv, write_fcsv
 from anatomark.io.frames import Spacing, pixel_grid, pixels_to_mm
 from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
-from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
+from anatomark.io.other_points import ENDINGS
+from anatomark.io.slicer import is_markups, read_mrk, write_mrk
 from anatomark.io.tables import read_table, write_table
 
 FORMATS = (".mrk.json", ".fcsv", ".csv", ".tsv", ".json")
+READ_ONLY = ENDINGS
 
 
 def landmark_format(path: Where) -> str:
     """The ending of ``path`` that names its format. Raises InputError for an unknown one."""
     name = Path(path).name.lower()
-    for ending in FORMATS:
+    for ending in (*FORMATS, *READ_ONLY):
         if name.endswith(ending):
             return ending
-    raise InputError(f"{path}: is no landmark file; known endings: {', '.join(FORMATS)}")
+    raise InputError(f"{path}: is no landmark file; known endings: {', '.join((*FORMATS, *READ_ONLY))}")
 
 
 def split_observer(path: Where) -> tuple[Path, str | None]:
@@ -50,17 +53,15 @@ def load_landmarks(
     file, observer = split_observer(path)
     ending = landmark_format(file)
     try:
-        if ending == ".mrk.json":
-            landmarks = read_mrk(file, frame, unit)
-        elif ending == ".fcsv":
-            landmarks = read_fcsv(file, frame)
-        elif ending == ".json":
-            landmarks = read_json_landmarks(file, frame, unit)
-        else:
-            landmarks = read_table(file, frame, unit).pick(case, observer)
+        if ending == ".mrk.json" or (ending == ".json" and is_markups(read_json(file))):
+            return read_mrk(file, frame, unit, label_from)
+        if ending == ".fcsv":
+            return read_fcsv(file, frame, unit, label_from)
+        if ending != ".json":
+            return read_table(file, frame, unit, label_from).pick(case, observer)
+        return named_by(read_json_landmarks(file, frame, unit), label_from, file)
     except InputError as error:  # Landmarks itself does not know the file
         raise error if str(file) in str(error) else InputError(f"{file}: {error}") from None
-    return named_by(landmarks, label_from, file)
 
 
 def read_landmarks(
@@ -74,10 +75,11 @@ def read_landmarks(
 ) -> Landmarks:
     """Read a landmark file into world mm (3D: LPS).
 
-    ``path``: .mrk.json, .fcsv, .csv, .tsv or .json; ``table.csv#senior`` chooses an observer, ``#mean`` the mean of
-    all. ``case``: which case of a table with several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px): for files
-    that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``: ``label``,
-    or ``description`` to make the descriptions the names (the labels become the descriptions). Raises InputError.
+    ``path``: a file with an ending of ``FORMATS`` or ``READ_ONLY``; ``table.csv#senior`` chooses an observer, ``#mean``
+    the mean of all. ``case``: which case of a table with several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px):
+    for files that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``:
+    ``label``, or ``description`` to make the descriptions the names (the labels become the descriptions).
+    ``meta["notes"]`` are remarks on what was read otherwise than a reader of the file might think. Raises InputError.
     """
     landmarks = load_landmarks(path, case=case, frame=frame, unit=unit, label_from=label_from)
     return in_mm(landmarks, spacing, os.fspath(path))
@@ -104,9 +106,7 @@ def named_by(landmarks: Landmarks, label_from: str, path: Path) -> Landmarks:
             raise InputError(f"{path}: landmark {label!r} has no description to take the name from")
         if landmarks.descriptions.count(description) > 1:
             raise InputError(f"{path}: description {description!r} appears more than once; names must differ")
-    # the documents kept for a round trip know the points by their labels, so they end here
-    meta = {k: v for k, v in landmarks.meta.items() if k not in ("mrk.json", "fcsv")}
-    return replace(landmarks, names=landmarks.descriptions, descriptions=landmarks.names, meta=meta)
+    return replace(landmarks, names=landmarks.descriptions, descriptions=landmarks.names)
 
 
 def write_landmarks(
@@ -124,6 +124,8 @@ def write_landmarks(
     x_px, y_px``, or px alone with ``unit="px"``. Raises InputError for an unknown ending or a disk that refuses.
     """
     ending = landmark_format(path)
+    if ending in READ_ONLY:
+        raise InputError(f"{path}: {ending} is read, not written; known endings: {', '.join(FORMATS)}")
     if unit != "mm" and ending not in (".csv", ".tsv"):
         raise InputError(f"{path}: only CSV and TSV hold positions in {unit}; write mm")
     if ending == ".mrk.json":

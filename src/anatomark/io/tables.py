@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,20 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import Where
-from anatomark.io.frames import agree, agreed_frame, check_kind, check_status, mm_to_pixels, swap_lps_ras
-from anatomark.io.sheets import Sheet, misspelt, read_sheet, write_csv
+from anatomark.io.frames import (
+    MM_PER,
+    agree,
+    agreed_frame,
+    check_kind,
+    check_status,
+    mm_to_pixels,
+    parse_unit,
+    swap_lps_ras,
+)
+from anatomark.io.names import clean_name, remarks
+from anatomark.io.other_points import ENDINGS, read_points
+from anatomark.io.other_tables import deeplabcut, is_deeplabcut, slicers_frame, slicers_points
+from anatomark.io.sheets import COLUMNS, Sheet, misspelt, read_sheet, write_csv
 
 MEAN = "mean"
 TIDY = ("case", "label", "observer", "status", "description", "score", "radius90")
@@ -82,38 +95,100 @@ def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
     )  # fmt: skip
 
 
-def read_table(path: Where, frame: str | None = None, unit: str | None = None) -> Table:
+def read_table(path: Where, frame: str | None = None, unit: str | None = None, label_from: str = "label") -> Table:
     """Read a CSV/TSV of landmarks: tidy ``case,label,x,y[,z][,observer][,status][,description]`` or wide
-    ``case,<label>_x,<label>_y[,<label>_z][,observer]``; ``case`` may be missing where the file holds one case.
+    ``case,<label>_x,<label>_y[,<label>_z][,observer]``; ``case`` may be missing where the file holds one case. So are
+    read the tables and lists of :mod:`anatomark.io.other_tables` and :mod:`anatomark.io.other_points`.
 
-    Frame (LPS, RAS, image) and unit (mm, px) come from the first line ``# frame=LPS unit=mm`` or from the arguments.
-    A blank position means unannotated, unless its status (wide: the x cell) says ``absent``.
-    Raises InputError, naming file and row.
+    Frame (LPS, RAS, image) and unit (mm, px; in 3D also um, cm, m) come from the first line ``# frame=LPS unit=mm`` or
+    from the arguments. A blank position means unannotated, unless its status (wide: the x cell) says ``absent``.
+    ``label_from``: ``description`` exchanges the columns label and description. Raises InputError, naming file and row.
     """
     path = Path(path)
     try:
         stamp = path.stat().st_mtime_ns, path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         stamp = (0, 0)  # read_text has the words for it
-    return _read_table(path, frame, unit, stamp)
+    return _read_table(path, frame, unit, label_from, stamp)
 
 
 @lru_cache(maxsize=16)  # a manifest names one table in every row; the stamp notices a change of the file
-def _read_table(path: Path, frame: str | None, unit: str | None, stamp: tuple[int, int]) -> Table:
-    sheet = read_sheet(path)
-    records, axes, own_unit = _tidy(sheet) if "label" in sheet.columns else _wide(sheet)
+def _read_table(path: Path, frame: str | None, unit: str | None, label_from: str, stamp: tuple[int, int]) -> Table:
+    unit = parse_unit(unit) if unit else None
+    sheet = _sheet(path, unit)
+    if "label" in sheet.columns:
+        records, axes, own_unit = _tidy(sheet, label_from)
+    elif label_from == "label":
+        records, axes, own_unit = _wide(sheet)
+    else:
+        raise InputError(f"{path}: has no descriptions to take the names from")
     frame = agreed_frame(sheet.facts.get("frame"), frame, str(path))
-    unit = agree(own_unit or sheet.facts.get("unit"), unit, "unit", str(path))
+    stated = own_unit or (parse_unit(sheet.facts["unit"]) if "unit" in sheet.facts else None)
+    unit = agree(stated, unit, "unit", str(path))
+    scale = MM_PER.get(unit, 1.0) if len(axes) == 3 else 1.0
+    unit = "mm" if scale != 1.0 else unit
     check_kind(frame, unit, len(axes), str(path))
     groups: dict[str, dict[str, list[_Record]]] = {}
     for record in records:
         groups.setdefault(record.case, {}).setdefault(record.observer, []).append(record)
-    meta = {"path": str(path), "frame": frame, "unit": unit}
-    cases = {
-        case: {o: _landmarks(rows, frame, path, {**meta, "case": case, "observer": o}) for o, rows in one.items()}
-        for case, one in groups.items()
-    }
-    return Table(path, frame, unit, cases)
+    meta = {"path": str(path), "frame": frame, "unit": unit, "notes": sheet.notes}
+    signs = (swap_lps_ras(np.ones(3)) if frame == "RAS" else np.ones(len(axes))) * scale
+    return Table(path, frame, unit, _Cases(groups, signs, path, meta))
+
+
+@dataclass(frozen=True)
+class _Cases(Mapping[str, Mapping[str, Landmarks]]):
+    """Landmarks by case and observer, made when they are asked for; what is wrong with a case is said then."""
+
+    groups: Mapping[str, Mapping[str, Sequence[_Record]]]
+    signs: Array
+    path: Path
+    meta: Mapping[str, Any]
+    made: dict[str, Mapping[str, Landmarks]] = field(default_factory=dict)
+
+    def __getitem__(self, case: str) -> Mapping[str, Landmarks]:
+        if case not in self.made:
+            self.made[case] = {
+                o: _landmarks(rows, self.signs, self.path, {**self.meta, "case": case, "observer": o})
+                for o, rows in self.groups[case].items()
+            }
+        return self.made[case]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+def _sheet(path: Path, unit: str | None) -> Sheet:
+    """The table in a file, or what says the same in another program's; numbers with a decimal point."""
+    if path.suffix.lower() in ENDINGS:
+        return read_points(path, unit)
+    if is_deeplabcut(path):
+        return deeplabcut(path)
+    sheet = read_sheet(path)
+    if frame := slicers_frame(sheet):
+        stated = agreed_frame(sheet.facts.get("frame"), frame, str(path))
+        sheet = replace(slicers_points(sheet, frame), facts={"unit": "mm", **sheet.facts, "frame": stated})
+    return _with_points(sheet)
+
+
+def _with_points(sheet: Sheet) -> Sheet:
+    """The same with decimal points where the coordinates have decimal commas, as Excel writes them in many countries;
+    not where the comma is the delimiter. Raises InputError where both occur, for a comma may then be of thousands."""
+    if sheet.delimiter == ",":
+        return sheet
+    columns = [c for c in sheet.columns if (c[:1] in "xyz" and c in COLUMNS) or c[-2:].lower() in ("_x", "_y", "_z")]
+    columns += [c for c in ("score", "radius90") if c in sheet.columns]
+    comma = next((row for row, cells in sheet.rows if any("," in cells[c] for c in columns)), None)
+    point = next((row for row, cells in sheet.rows if any("." in cells[c] for c in columns)), None)
+    if comma is None:
+        return sheet
+    if point is not None:
+        raise InputError(f"{sheet.path}: row {comma} has decimal commas, row {point} decimal points; write one of them")
+    rows = [(row, cells | {c: cells[c].replace(",", ".") for c in columns}) for row, cells in sheet.rows]
+    return replace(sheet, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -127,7 +202,7 @@ class _Record:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
-def _tidy(sheet: Sheet) -> tuple[list[_Record], str, str | None]:
+def _tidy(sheet: Sheet, label_from: str) -> tuple[list[_Record], str, str | None]:
     unit, suffix = next(((u, f"_{u}") for u in ("mm", "px") if {f"x_{u}", f"y_{u}"} <= set(sheet.columns)), (None, ""))
     axes = "xyz" if f"z{suffix}" in sheet.columns else "xy"
     for axis in axes:
@@ -136,20 +211,30 @@ def _tidy(sheet: Sheet) -> tuple[list[_Record], str, str | None]:
     coordinates = {f"{a}{s}" for a in "xyz" for s in ("", "_mm", "_px")}
     if wrong := misspelt([c for c in sheet.columns if c not in coordinates], TIDY):
         raise InputError(f"{sheet.path}: {wrong[0]}")
+    if label_from not in ("label", "description"):
+        raise InputError(f"labels come from 'label' or 'description', not {label_from!r}")
     records = []
     for row, cells in sheet.rows:
         where = f"{sheet.path}: row {row}"
-        if not cells["label"]:
-            raise InputError(f"{where}: the label is blank")
+        label = clean_name(cells.get(label_from, ""))
+        if label_from != "label":
+            cells = {**cells, "description": cells["label"]}
+        if not label:
+            remedy = "; the descriptions may be names: give `label_from` description" * bool(cells.get("description"))
+            raise InputError(f"{where}: the {label_from} is blank{remedy if label_from == 'label' else ''}")
         point = _point([cells[a + suffix] for a in axes], where)
         case, observer = cells.get("case", ""), cells.get("observer", "")
         if "case" in cells and not case:
             raise InputError(f"{where}: the case is blank")
-        records.append(_Record(row, case, observer, cells["label"], point, cells.get("status", ""), cells))
+        records.append(_Record(row, case, observer, label, point, cells.get("status", ""), cells))
     return records, axes, unit
 
 
 def _wide(sheet: Sheet) -> tuple[list[_Record], str, None]:
+    small = {c: c[:-2] + c[-2:].lower() for c in sheet.columns if c[-2:] in ("_X", "_Y", "_Z")}
+    if small and not set(small.values()) & set(sheet.columns):
+        rows = [(row, {small.get(c, c): text for c, text in cells.items()}) for row, cells in sheet.rows]
+        sheet = replace(sheet, columns=[small.get(c, c) for c in sheet.columns], rows=rows)
     columns = set(sheet.columns)
     labels = [c[:-2] for c in sheet.columns if c.endswith("_x") and f"{c[:-2]}_y" in columns]
     if not labels:
@@ -163,12 +248,13 @@ def _wide(sheet: Sheet) -> tuple[list[_Record], str, None]:
     if odd:
         raise InputError(f"{sheet.path}: column {odd[0]!r} does not go with the others (<label>_{', _'.join(axes)})")
     records = []
+    names = {label: clean_name(label) for label in labels}
     for row, cells in sheet.rows:
         for label in labels:
             values = [cells[f"{label}_{a}"] for a in axes]
             status = "absent" if values[0].lower() == "absent" else ""
             point = _point([""] * len(axes) if status else values, f"{sheet.path}: row {row}, {label}")
-            records.append(_Record(row, cells.get("case", ""), cells.get("observer", ""), label, point, status))
+            records.append(_Record(row, cells.get("case", ""), cells.get("observer", ""), names[label], point, status))
     return records, axes, None
 
 
@@ -177,15 +263,17 @@ def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
     if all(c.lower() in BLANK for c in cells):
         return (float("nan"),) * len(cells)
     try:
-        values = tuple(float(c) for c in cells)
+        values = tuple(float(c) if c.isascii() and "_" not in c else float("nan") for c in cells)
     except ValueError:
         values = (float("nan"),)
-    if not np.isfinite(values).all():
-        raise InputError(f"{where}: position {', '.join(cells)!r} is not {len(cells)} numbers (all blank: unannotated)")
+    if not all(map(math.isfinite, values)):
+        raise InputError(
+            f"{where}: position {', '.join(cells)[:80]!r} is not {len(cells)} numbers (all blank: unannotated)"
+        )
     return values
 
 
-def _landmarks(group: Sequence[_Record], frame: str, path: Path, meta: dict[str, Any]) -> Landmarks:
+def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[str, Any]) -> Landmarks:
     seen: dict[str, int] = {}
     status = []
     for record in group:
@@ -197,6 +285,7 @@ def _landmarks(group: Sequence[_Record], frame: str, path: Path, meta: dict[str,
         seen[record.label] = record.row
         status.append(check_status(record.status, bool(np.isfinite(record.point).all()), f"{path}: row {record.row}"))
     points = np.array([record.point for record in group])
+    texts = tuple(record.extra.get("description", "") for record in group)
 
     def optional(key: str) -> Array | None:
         texts = [record.extra.get(key, "") for record in group]
@@ -207,12 +296,12 @@ def _landmarks(group: Sequence[_Record], frame: str, path: Path, meta: dict[str,
 
     return Landmarks(
         tuple(seen),
-        swap_lps_ras(points) if frame == "RAS" else points,
+        points * signs,
         tuple(status),
         score=optional("score"),
         radius90=optional("radius90"),
-        descriptions=tuple(record.extra.get("description", "") for record in group),
-        meta=meta,
+        descriptions=texts,
+        meta={**meta, "notes": (*meta["notes"], *remarks(tuple(seen), texts, path))},
     )
 
 

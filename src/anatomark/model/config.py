@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anatomark import methods
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_text, write_text
+from anatomark.io.plainyaml import MOST_YAML_BYTES, parse_yaml
 from anatomark.methods.base import Method, MethodConfig
 from anatomark.model.align.aligner import AlignConfig
 from anatomark.model.refine.refiner import RefineConfig
@@ -132,13 +133,8 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The content of a YAML file, by the safe loader; an empty file is ``{}``. Raises InputError."""
-    try:
-        return yaml.safe_load(read_text(path)) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}: is not plain YAML{line}: {getattr(error, 'problem', None) or error}") from None
+    """The content of a YAML file as :func:`parse_yaml` has it; an empty file is ``{}``. Raises InputError."""
+    return parse_yaml(read_text(path, MOST_YAML_BYTES), f"{path}: is not plain YAML") or {}
 
 
 def write_config(path: str | os.PathLike[str], config: RunConfig) -> None:
@@ -185,10 +181,7 @@ def _assign(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"`set` {text}: expected key=value, such as method.patch_mm=50")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"`set` {text}: {value!r} is not a plain YAML value") from None
+    parsed = parse_yaml(value, f"`set` {text[:60]}: {value[:60]!r} is not a plain YAML value")
     *path, last = key.strip().split(".")
     place: Any = data
     for step in path:

@@ -118,19 +118,6 @@ def write_prediction(
             flat = image.grid if image is not None and landmarks.ndim == 2 else None
             write_landmarks(landmarks, path, case=stem, spacing=flat)
         else:
-            write_landmarks(replace(landmarks, descriptions=with_confidence(landmarks)), path)
+            write_landmarks(landmarks, path)
         files.append(path)
     return files
-
-
-def with_confidence(landmarks: Landmarks) -> tuple[str, ...]:
-    """Each landmark's description followed by its score and radius where known: ``AC p=0.93 r90=1.2mm``."""
-    out = []
-    for k, text in enumerate(landmarks.descriptions):
-        parts = [text] if text else []
-        if landmarks.score is not None and np.isfinite(landmarks.score[k]):
-            parts.append(f"p={landmarks.score[k]:.2f}")
-        if landmarks.radius90 is not None and np.isfinite(landmarks.radius90[k]):
-            parts.append(f"r90={landmarks.radius90[k]:.1f}mm")
-        out.append(" ".join(parts))
-    return tuple(out)

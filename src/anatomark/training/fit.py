@@ -122,6 +122,8 @@ def fit_division(
     """:func:`fit` for cases that are read and divided already. Raises InputError."""
     report = report or Reporter()
     report.say(division.describe())
+    for note in division.notes:
+        report.say(f"note: {note}")
     if config.observers == "combined":
         division = combined_truth(division)
     state = start(division, run, config, init, report)

@@ -91,7 +91,7 @@ def plan(
     else:
         config = completed(checked(RunConfig, merged(given, choice.settings), where))
     facts |= {
-        "cautions": list(_cautions(facts)),
+        "cautions": [*manifest.notes, *_cautions(facts)],
         "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in (*choice.rows, *others)],
         "config": config.model_dump(mode="json"),
         "files": [],

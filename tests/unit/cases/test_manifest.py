@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from anatomark.cases.division import read_division
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError, ManyInputErrors
+from anatomark.training.plan import plan
 
 RNG = np.random.default_rng(0)
 
@@ -131,7 +135,7 @@ def test_every_problem_at_once(folder):
         ",b.nii.gz,b.fcsv,train,": "case ''",
         "q,,b.fcsv,train,": "the image cell is blank",
         "r,b.nii.gz,px.csv,train,": "no rows for case 'r'",
-        "b2,b.nii.gz,b.txt,train,": "known endings",
+        "b2,b.nii.gz,b.doc,train,": "known endings",
     }
     found = problems(folder, "case,image,landmarks,split,spacing\n" + "\n".join(rows))
     for number, words in enumerate(rows.values(), 2):
@@ -147,7 +151,7 @@ def test_every_problem_at_once(folder):
         ("case,images,landmarks", "column 'images' is not known (did you mean 'image'?)"),
         ("case,picture,landmarks", "has no column 'image'"),
         ("case,image", "has no column 'landmarks'"),
-        ("case,image,landmarks,Split", "column 'Split' is not known (did you mean 'split'?)"),
+        ("case,image,landmarks,Splitt", "column 'Splitt' is not known (did you mean 'split'?)"),
         ("case,image,landmarks,spaceing", "did you mean 'spacing'"),
     ],
 )
@@ -155,6 +159,139 @@ def test_columns(folder, header, words):
     cells = "a,a.nii.gz,a.fcsv,train"
     row = ",".join(cells.split(",")[: header.count(",") + 1])
     assert words in " ".join(problems(folder, f"{header}\n{row}\n"))
+
+
+def points(folder, name, labels, **more):
+    """A markups file with these labels; its name."""
+    controls = [{"label": n, "position": [i, 2.0 + i, 1], **more} for i, n in enumerate(labels)]
+    document = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": controls}]}
+    (folder / name).write_text(json.dumps(document))
+    return name
+
+
+def manifest_of(folder, *sets, splits=("train",) * 9):
+    """Cases ``c0``, ``c1``, ... of one image with these labels."""
+    files = [points(folder, f"l{i}.mrk.json", labels) for i, labels in enumerate(sets)]
+    rows = [f"c{i},a.nii.gz,{file},{split}\n" for i, (file, split) in enumerate(zip(files, splits, strict=False))]
+    return "case,image,landmarks,split\n" + "".join(rows)
+
+
+USUAL = ["nasion", "sella", "menton"]
+
+
+@pytest.mark.parametrize("other", ["Nasion", "NASION", "na sion", "na_sion", "na-sion"])
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_name_spelt_otherwise_in_one_case(folder, other, at):
+    """Whichever case it is, and in every split: the line names it, its file, and what the others call it."""
+    sets = [[other, *USUAL[1:]] if i == at else USUAL for i in range(4)]
+    (line,) = problems(folder, manifest_of(folder, *sets, splits=("train", "train", "val", "test")))
+    usual = "c1" if at == 0 else "c0"
+    assert f"row {at + 2}: " in line and f"l{at}.mrk.json: case 'c{at}' has {other!r}" in line
+    assert f"did you mean 'nasion', as case {usual!r} (row {3 if at == 0 else 2}) has?" in line
+
+
+def test_plan_and_fit_say_the_same_of_near_misses(folder):
+    path = write(folder, manifest_of(folder, USUAL, USUAL, ["Nasion", *USUAL[1:]]))
+    said = []
+    for command in (plan, read_division):
+        with pytest.raises(InputError, match="did you mean 'nasion'") as caught:
+            command(path)
+        said.append(str(caught.value))
+    with pytest.raises(InputError, match="did you mean 'nasion'"):
+        read_division(path, names=["sella", "menton", "nasion"])
+    assert said[0] == said[1]
+
+
+def test_the_first_training_case_calls_a_landmark_otherwise_than_all_others(folder):
+    sets = [["N", *USUAL[1:]], USUAL, USUAL, USUAL]
+    (line,) = problems(folder, manifest_of(folder, *sets))
+    assert "row 2: " in line and "first training case 'c0' alone has 'N', and lacks 'nasion', which 3 of 3" in line
+    (line,) = problems(folder, manifest_of(folder, USUAL, *sets, splits=("val", *["train"] * 4)))
+    assert "row 3: " in line and "which 4 of 4 others have" in line
+    few = [["N", *USUAL[1:]], USUAL, USUAL, USUAL[1:]]
+    assert "which 2 of 3" in problems(folder, manifest_of(folder, *few))[0]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [USUAL, USUAL[1:], USUAL],  # one lacks a landmark
+        [USUAL, [*USUAL, "orbitale"], USUAL],  # one has another
+        [[*USUAL, "orbitale"], USUAL, USUAL],  # the first has another
+        [USUAL[1:], USUAL, USUAL],  # the first lacks one, which plan says
+        [["a", "A"], ["a", "A"], ["A"]],  # two landmarks that differ so, said by a case that has both
+        [[" nasion", "sella\t", "menton\u200b"], USUAL, USUAL],  # blanks are no part of a name
+        [["Nasi\u00f3n", "sella"], ["Nasio\u0301n", "sella"]],  # nor is the Unicode form
+        [["L1", "L2"], ["L1", "L3"]],
+    ],
+)
+def test_what_is_no_near_miss(folder, sets):
+    manifest = read_manifest(write(folder, manifest_of(folder, *sets)))
+    assert len(manifest.cases) == len(sets)
+    assert manifest.notes == ()
+
+
+def test_names_are_the_same_whatever_their_unicode_form(folder):
+    manifest = read_manifest(write(folder, manifest_of(folder, ["Nasi\u00f3n "], ["Nasio\u0301n"])))
+    assert [c.landmarks.names for c in manifest.cases] == [("Nasi\u00f3n",)] * 2
+
+
+def test_remarks_on_landmark_files_are_passed_on(folder):
+    text = manifest_of(folder, USUAL, USUAL)
+    points(folder, "l1.mrk.json", USUAL, positionStatus="preview")
+    path = write(folder, text)
+    (note,) = read_manifest(path).notes
+    assert "l1.mrk.json: positionStatus of nasion, sella, menton is 'preview'" in note
+    assert read_division(path).notes == (note,) and plan(path).facts["cautions"][0] == note
+    for i in range(20):
+        points(folder, f"l{i}.mrk.json", USUAL, positionStatus="preview")
+    rows = "".join(f"c{i},a.nii.gz,l{i}.mrk.json\n" for i in range(20))
+    assert (
+        read_manifest(write(folder, "case,image,landmarks\n" + rows))
+        .notes[-1]
+        .endswith("12 more remarks on landmark files")
+    )
+
+
+def test_paths_of_windows_and_of_home(folder, monkeypatch):
+    (folder / "sub").mkdir()
+    (folder / "a.nii.gz").rename(folder / "sub" / "a.nii.gz")
+    (folder / "px.csv").write_text("# frame=LPS unit=mm\ncase,label,x,y,z,observer\na,S,1,2,3,s\na,S,1,2,4,j\n")
+    (folder / "px.csv").rename(folder / "sub" / "px.csv")
+    monkeypatch.setenv("HOME", str(folder))
+    for image, landmarks in (
+        ("sub\\a.nii.gz", "sub\\px.csv#s"), (".\\sub\\a.nii.gz", "sub/px.csv#j"),
+        ("~/sub/a.nii.gz", "~/sub/px.csv#s"), ("~\\sub\\a.nii.gz", "~\\sub\\px.csv#s"),
+    ):  # fmt: skip
+        (case,) = read_manifest(write(folder, f"case,image,landmarks\na,{image},{landmarks}\n")).cases
+        assert case.path == folder / "sub" / "a.nii.gz"
+        assert case.landmarks["S"][2] == (3 if landmarks.endswith("s") else 4)
+    (folder / "sub\\a.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes())  # called so: that file is meant
+    (case,) = read_manifest(write(folder, "case,image,landmarks\na,sub\\a.nii.gz,sub/px.csv#s\n")).cases
+    assert case.path == folder / "sub\\a.nii.gz"
+    lines = problems(folder, "case,image,landmarks\na,C:\\scans\\a.nii.gz,sub/px.csv#s\n")
+    assert "is a path of Windows; write it relative to the manifest" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Case,Image,LANDMARKS,Split,Spacing\na,a.png,px.csv#s,train,0.1;0.2\n",
+        "case;image;landmarks;split;spacing\na;a.png;px.csv#s;train;0.1\n",
+        "case;image;landmarks;split;spacing\na;a.png;px.csv#s;train;0,1\n",
+        "sep=;\ncase;image;landmarks;split;spacing;;\na;a.png;px.csv#s;train;0,1;;\n",
+        'case,image,landmarks,split,spacing\na,a.png,px.csv#s,train,"0,1;0,2"\n',
+    ],
+)
+def test_manifests_as_excel_saves_them(folder, text):
+    (case,) = read_manifest(write(folder, text)).cases
+    spacing = case.image().grid.spacing.tolist()
+    assert (case.split, spacing[1]) == ("train", 0.1)
+
+
+def test_a_decimal_comma_that_may_part_two_numbers_is_asked_about(folder):
+    lines = problems(folder, 'case,image,landmarks,spacing\na,a.png,px.csv#s,"1,2"\n')
+    assert "spacing '1,2' is not a number such as 0.1, or 0.1;0.1" in lines[0]
 
 
 def test_unusable_manifests(folder):

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,13 +9,17 @@ from hypothesis import strategies as st
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
+from anatomark.io.fcsv import read_fcsv, write_fcsv
 from anatomark.io.landmarks import read_landmarks, write_landmarks
-from anatomark.io.slicer import read_fcsv, read_mrk, write_fcsv, write_mrk
+from anatomark.io.names import clean_name
+from anatomark.io.slicer import read_mrk, write_mrk
 
 QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBER = st.floats(-1e4, 1e4, allow_nan=False)
-NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8).filter(
-    lambda s: s[0] != "#"
+NAME = (
+    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+    .map(lambda s: unicodedata.normalize("NFC", s))
+    .filter(lambda s: s[0] != "#" and clean_name(s) == s)
 )
 
 
@@ -115,6 +120,87 @@ def test_slicers_own_words_for_missing(tmp_path):
     assert read_mrk(tmp_path / "a.mrk.json").status[1] is Status.ABSENT
 
 
+def document_of(tmp_path, *changes, name="a.mrk.json"):
+    """Slicer's document, changed, in a file; its path."""
+    document = slicer_document()
+    for change in changes:
+        change(document)
+    (tmp_path / name).write_text(json.dumps(document))
+    return tmp_path / name
+
+
+def test_preview_with_a_position_is_a_point(tmp_path):
+    """As SlicerAutomatedDentalTools' ALI writes all its points."""
+    path = document_of(tmp_path, break_markup("positionStatus", "preview"))
+    landmarks = read_mrk(path)
+    assert landmarks.status == (Status.DEFINED, Status.UNANNOTATED)
+    np.testing.assert_array_equal(landmarks["AC"], [0.1, -53.388409961685827, 1e-7])
+    assert "positionStatus of AC is 'preview'" in " ".join(landmarks.meta["notes"])
+    write_mrk(landmarks, tmp_path / "b.mrk.json")
+    assert read_json(tmp_path / "b.mrk.json") == read_json(path)
+    nowhere = document_of(tmp_path, lambda d: d["markups"][0]["controlPoints"][1].update(position=None))
+    assert read_mrk(nowhere).status[1] is Status.UNANNOTATED
+
+
+@pytest.mark.parametrize(("number", "sign"), [(1, 1), ("1", 1), (0, -1), ("0", -1), ("ras", -1), (" lps ", 1)])
+def test_coordinate_system_as_a_number(tmp_path, number, sign):
+    path = document_of(tmp_path, break_markup("coordinateSystem", number))
+    np.testing.assert_array_equal(read_mrk(path)["AC"][:2], [sign * 0.1, sign * -53.388409961685827])
+    with pytest.raises(InputError, match=r"but .* was given"):
+        read_mrk(path, frame="RAS" if sign == 1 else "LPS")
+
+
+@pytest.mark.parametrize("unit", ["um", "UM", "µm", "micron", "micrometre", ["um", "um", "um"], ["um", "UCUM", "x"]])
+def test_units_in_capitals_and_in_full(tmp_path, unit):
+    path = document_of(tmp_path, break_markup("coordinateUnits", unit))
+    np.testing.assert_allclose(read_mrk(path)["AC"], [1e-4, -53.388409961685827e-3, 1e-10])
+
+
+@pytest.mark.parametrize("ending", [".mrk.json", ".json"])
+def test_the_list_of_points_beside_others(tmp_path, ending):
+    """A region of interest in the file is no rival, and survives; ``.json`` is known by what it holds."""
+    roi = {"type": "ROI", "controlPoints": [{"label": "R", "position": [0, 0, 0]}], "size": [9, 9, 9]}
+    path = document_of(tmp_path, lambda d: d["markups"].insert(0, roi), name=f"a{ending}")
+    landmarks = read_landmarks(path)
+    assert landmarks.names == ("AC", "PC")
+    assert "beside it stand: ROI" in " ".join(landmarks.meta["notes"])
+    write_landmarks(landmarks, tmp_path / "b.mrk.json")
+    assert read_json(tmp_path / "b.mrk.json") == read_json(path)
+    empty = {"type": "Fiducial", "controlPoints": []}
+    path = document_of(tmp_path, lambda d: d["markups"].append(empty))
+    assert read_landmarks(path).names == ("AC", "PC")
+
+
+def test_labels_are_cleaned_and_written_as_they_were(tmp_path):
+    path = document_of(tmp_path, break_markup("label", " Nasio\u0301n\u00a0"))
+    landmarks = read_mrk(path)
+    assert landmarks.names == ("Nasi\u00f3n", "PC")
+    write_mrk(landmarks, tmp_path / "b.mrk.json")
+    assert read_json(tmp_path / "b.mrk.json") == read_json(path)
+
+
+def test_descriptions_that_are_names(tmp_path):
+    def numbered(document):
+        for i, (control, name) in enumerate(zip(document["markups"][0]["controlPoints"], ("AC", "PC"), strict=True)):
+            control.update(label=f"F-{i + 1}", description=name)
+
+    path = document_of(tmp_path, numbered)
+    assert "give `label_from` description" in " ".join(read_landmarks(path).meta["notes"])
+    named = read_landmarks(path, label_from="description")
+    assert (named.names, named.descriptions, named.meta["notes"]) == (("AC", "PC"), ("F-1", "F-2"), ())
+    write_landmarks(named, tmp_path / "b.mrk.json")
+    assert read_landmarks(tmp_path / "b.mrk.json").names == ("AC", "PC")
+
+
+@pytest.mark.parametrize("value", [None, 5, ["x"], {"dimension": [2]}])
+def test_odd_values_in_fields_that_do_not_matter(tmp_path, value):
+    path = document_of(tmp_path, break_markup("description", value), lambda d: d.update(anatomark=value))
+    landmarks = read_mrk(path)
+    assert (landmarks.descriptions[0], landmarks.ndim) == ("", 3)
+    write_mrk(landmarks, tmp_path / "b.mrk.json")
+    assert read_json(tmp_path / "b.mrk.json") == read_json(path)
+
+
 def break_markup(key, value):
     def change(document):
         target = document["markups"][0] if key in document["markups"][0] else document["markups"][0]["controlPoints"][0]
@@ -127,14 +213,36 @@ def break_markup(key, value):
     ("change", "words"),
     [
         (lambda d: d.pop("markups"), "not a 3D Slicer markups file"),
-        (lambda d: d["markups"].append(d["markups"][0]), "2 markups lists"),
+        (lambda d: d["markups"].append(d["markups"][0]), r"2 markups lists \(Fiducial, Fiducial\)"),
         (lambda d: d["markups"][0].pop("coordinateSystem"), "frame is not stated; give `frame`"),
         (break_markup("coordinateSystem", "IJK"), "frame 'IJK' is not known"),
         (break_markup("coordinateUnits", "inch"), "unit 'inch' is not known"),
         (break_markup("position", [1, 2]), r"'AC': position \[1, 2\] is not 3 numbers"),
         (break_markup("position", ["a", 2, 3]), "not 3 numbers"),
         (break_markup("positionStatus", "maybe"), "'maybe' is not known"),
-        (break_markup("label", "PC"), "'PC' appears more than once"),
+        (break_markup("label", "PC"), "control point 2: label 'PC' appears more than once .control point 1."),
+        (break_markup("label", "PC "), "label 'PC' appears more than once"),
+        (break_markup("label", None), "control point 1 has no label"),
+        (break_markup("label", ["AC"]), "control point 1 has no label"),
+        (break_markup("label", True), "control point 1 has no label"),
+        (break_markup("label", " "), "control point 1: the label is blank; the descriptions may be names"),
+        (break_markup("coordinateSystem", 2), "frame '2' is not known"),
+        (break_markup("coordinateSystem", 1.0), "coordinateSystem 1.0 is not known"),
+        (break_markup("coordinateSystem", True), "coordinateSystem True is not known"),
+        (break_markup("coordinateSystem", ["LPS"]), "is not known; it is LPS or RAS"),
+        (break_markup("coordinateUnits", ["mm", "mm", "um"]), "its axes have different units, mm, mm, um"),
+        (break_markup("coordinateUnits", [["mm"]]), "is not known; it is one of"),
+        (break_markup("coordinateUnits", 5), "unit '5' is not known"),
+        (break_markup("position", None), "not 3 numbers"),
+        (break_markup("position", {"x": 1}), "not 3 numbers"),
+        (break_markup("position", [10**299, 1, "z" * 999]), "not 3 numbers"),
+        (break_markup("positionStatus", ["defined"]), "is not known"),
+        (break_markup("controlPoints", {"a": 1}), "1 markups lists"),
+        (break_markup("controlPoints", [1]), "control point 1 has no label"),
+        (lambda d: d.update(markups=[1]), "not a 3D Slicer markups file"),
+        (lambda d: d.update(markups=[]), "0 markups lists"),
+        (lambda d: d["markups"].append({**d["markups"][0], "name": "G"}), r"2 markups lists \(Fiducial, G\)"),
+        (lambda d: d.update(markups=[{"type": "Line"}, {"type": "ROI"}]), r"2 markups lists \(Line, ROI\)"),
         (lambda d: d["markups"][0]["controlPoints"][0].pop("label"), "control point 1 has no label"),
     ],
 )
@@ -203,7 +311,7 @@ def test_fcsv_moved_point(tmp_path):
         (OLD.replace("# CoordinateSystem = 0\n", ""), "frame is not stated"),
         (OLD.replace("= 0", "= 2"), "CoordinateSystem = 2 is not known"),
         (OLD.replace("4.007721875", "four"), "row 4: position .* is not 3 numbers"),
-        (OLD.replace("0,2,", "0,1,"), "row 5: label '1' appears more than once"),
+        (OLD.replace("0,2,", "0,1,"), "row 5: label '1' appears more than once .row 4."),
         (OLD.replace("0,2,", "0,,"), "row 5: the label is blank"),
         (OLD + "1,2,3\n", "row 6: has 3 cells"),
         ("# CoordinateSystem = 0\n", "no landmarks"),

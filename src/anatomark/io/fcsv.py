@@ -1,0 +1,210 @@
+"""Point lists of older 3D Slicer, ``.fcsv``, both ways, with every cell kept on a round trip."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anatomark.core.grid import Array
+from anatomark.core.landmarks import Landmarks, Status
+from anatomark.errors import InputError, listed
+from anatomark.io.atomic import Where, read_text, write_text
+from anatomark.io.confidence import known, with_confidence, without_confidence
+from anatomark.io.frames import agree, agreed_frame, check_position, parse_unit, swap_lps_ras
+from anatomark.io.names import named
+from anatomark.io.sheets import Lines, read_records, split_lines
+from anatomark.io.slicer import SYSTEMS, says_absent, says_the_same, with_absent, without_absent
+
+COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID"]
+NODE, NODES = "associatedNodeID", "vtkMRML"  # the last column, and how its cells begin
+PLACED, MISSING = "2", "3"  # position status, in the cell after the last column
+
+
+@dataclass(frozen=True)
+class _Fcsv:
+    """An .fcsv as it was: comment lines, column names, and the cells of each label's row."""
+
+    header: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: Mapping[str, Sequence[str]]
+    lps: bool
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    point: Array
+    status: Status
+    text: str
+    score: float
+    radius: float
+
+
+HEADER = ("# Markups fiducial file version = 5.0", "# CoordinateSystem = LPS", f"# columns = {','.join(COLUMNS)}")
+NEW_FCSV = _Fcsv(HEADER, tuple(COLUMNS), {}, True)
+
+
+def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, label_from: str = "label") -> Landmarks:
+    """Read an .fcsv: ``CoordinateSystem`` 0 or RAS, 1 or LPS (``frame`` is for files that state none), mm, columns as
+    the ``# columns`` line says. A 15th cell is the position's status (2 = defined). ``label_from`` as in
+    ``read_landmarks``. Score and radius at a description's end (:mod:`anatomark.io.confidence`) are read as such.
+
+    A comma in a description that is not quoted is taken as a part of it, trailing commas are dropped; ``meta["notes"]``
+    are remarks. All cells are kept in ``meta["fcsv"]``. Raises InputError, naming the row.
+    """
+    path = Path(path)
+    lines = split_lines(read_text(path, newlines=False))
+    top = itertools.takewhile(lambda line: _is_comment(line) or not line.strip(), lines)
+    header = [line.rstrip("\r\n") for line in top if line.strip()]
+    facts, columns, delimiter = _header(header, path)
+    system = facts.get("coordinatesystem")
+    if system is not None and system.upper() not in SYSTEMS:
+        raise InputError(f"{path}: CoordinateSystem = {system[:40]} is not known; it is 0 or RAS, 1 or LPS")
+    frame = agreed_frame(SYSTEMS[system.upper()] if system else None, frame, str(path))
+    agree("mm", parse_unit(unit) if unit else None, "unit", str(path))
+    rows: list[_Row] = []
+    records: list[list[str]] = []
+    numbers: list[str] = []
+    for number, cells in read_records(lines, delimiter, path, skip=_is_comment):
+        where = f"{path}: row {number}"
+        records.append(_mended(cells, columns, where))
+        numbers.append(f"row {number}")
+        rows.append(_row(records[-1], columns, where))
+    if not rows:
+        raise InputError(f"{path}: holds no landmarks")
+    labels, texts = [r.label for r in rows], [r.text for r in rows]
+    names, descriptions, notes = named(labels, texts, label_from, path, numbers)
+    joined = [n for n, c in zip(names, records, strict=True) if isinstance(c, _Joined)]
+    if joined:
+        notes.append(f"{path}: commas in the description of {listed(joined)} are not quoted; read as part of it")
+    points = np.array([r.point for r in rows])
+    kept = {"fcsv": _Fcsv(tuple(header), tuple(columns), dict(zip(names, records, strict=True)), frame == "LPS")}
+    return Landmarks(
+        tuple(names),
+        (swap_lps_ras(points) if frame == "RAS" else points)[:, : 2 if facts.get("dimension") == "2" else 3],
+        tuple(r.status for r in rows),
+        score=known([r.score for r in rows]),
+        radius90=known([r.radius for r in rows]),
+        descriptions=tuple(descriptions),
+        meta={
+            "path": str(path), "frame": frame, "unit": "mm", "notes": tuple(notes),
+            **(kept if label_from == "label" else {}),
+        },
+    )  # fmt: skip
+
+
+def _is_comment(line: str) -> bool:
+    quoted = line.startswith('"#') and re.match(r'"#\s*(Markups|\w+\s*=)', line)  # as Excel saves it
+    return line.startswith("#") or bool(quoted)
+
+
+def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str], str]:
+    """Facts of the comment lines, also where Excel padded them with commas or put them into quotes; the names of the
+    columns; the delimiter."""
+    facts = {}
+    for line in header:
+        if match := re.match(r'"?#\s*(\w+)\s*=\s*(.*)', line):
+            facts[match[1].lower()] = match[2].strip().rstrip(',;" ').strip()
+    text = facts.get("columns", ",".join(COLUMNS))
+    delimiter = ";" if ";" in text and "," not in text else ","
+    columns = [c.strip('" ') for c in text.split(delimiter)]
+    if missing := [c for c in ("x", "y", "z", "label") if c not in columns]:
+        raise InputError(f"{path}: its '# columns' line has no {missing[0]!r}")
+    return facts, columns, delimiter
+
+
+class _Joined(list[str]):
+    """Cells of a row whose description was put together again."""
+
+
+def _mended(cells: list[str], columns: Sequence[str], where: str) -> list[str]:
+    """The cells of a row without blank ones that Excel added, and with the commas of an unquoted description. Raises
+    InputError where it is not clear what the surplus cells are."""
+    count = len(columns)
+    surplus = cells[count:]
+    if not surplus or (surplus[0].strip() in ("0", "1", "2", "3") and _numbers(surplus[1:])):
+        return cells
+    node = cells[count - 1].strip() if columns[-1] == NODE else ""
+    if not any(c.strip() for c in surplus) and (not node or node.startswith(NODES)):
+        return cells[:count]
+    if list(columns[-2:]) != ["desc", NODE]:
+        raise InputError(f"{where}: has {len(cells)} cells for {count} columns; quote text with commas")
+    state = cells[-2:] if len(cells) > count + 2 and re.fullmatch("[0-3]", cells[-2].strip()) else []
+    body = cells[: len(cells) - len(state)]
+    while len(body) > count - 1 and not body[-1].strip():
+        body = body[:-1]  # no node, or what Excel added
+    node = body.pop() if body[-1].strip().startswith(NODES) else ""
+    return _Joined([*body[: count - 2], ",".join(body[count - 2 :]), node, *state])
+
+
+def _numbers(cells: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"\s*(-?\d+(\.\d*)?)?\s*", c) for c in cells)
+
+
+def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> _Row:
+    at = {c: i for i, c in enumerate(columns)}
+    if len(cells) <= max(at[c] for c in ("x", "y", "z", "label")):
+        raise InputError(f"{where}: has {len(cells)} cells, {len(columns)} columns are announced")
+    label, desc = cells[at["label"]], at.get("desc", len(cells))
+    text = cells[desc] if desc < len(cells) else ""
+    state = (cells[len(columns)].strip() if len(cells) > len(columns) else "") or PLACED
+    status, point = Status.DEFINED, np.full(3, np.nan)
+    if state != PLACED:
+        status = Status.ABSENT if state == MISSING or says_absent(text) else Status.UNANNOTATED
+    else:
+        try:
+            point = np.array([float(cells[at[a]]) for a in "xyz"])
+        except ValueError:
+            point = np.empty(0)
+        point = check_position(point if point.size else [cells[at[a]] for a in "xyz"], 3, where)
+    return _Row(label, point, status, *without_confidence(without_absent(text, status)))
+
+
+def write_fcsv(landmarks: Landmarks, path: Where) -> None:
+    """Write an .fcsv (LPS, mm; 2D with z = 0 and a comment that says so). Landmarks that came from an .fcsv keep its
+    header, frame and cells; a position changes only where the point moved. Not defined: status cell 0. Score and radius
+    stand at the end of the description."""
+    old: _Fcsv = landmarks.meta.get("fcsv") or NEW_FCSV
+    out = io.StringIO(newline="")
+    marked = any("dimension = 2" in line for line in old.header)
+    header = [*old.header, *(["# dimension = 2"] if landmarks.ndim == 2 and not marked else [])]
+    out.write("".join(f"{line}\n" for line in header))
+    writer = csv.writer(Lines(out), lineterminator=Lines.END)
+    points = np.hstack([landmarks.points, np.zeros((len(landmarks), 3 - landmarks.ndim))])
+    texts = with_confidence(landmarks)
+    for i, name in enumerate(landmarks.names):
+        point = points[i] if old.lps else swap_lps_ras(points[i])
+        writer.writerow(_updated(_cells(old, name, i), old.columns, point, landmarks, i, texts[i]))
+    write_text(path, out.getvalue())
+
+
+def _cells(old: _Fcsv, name: str, i: int) -> list[str]:
+    if name in old.rows:
+        return list(old.rows[name])
+    fresh = {"id": str(i + 1), "label": name, "ow": "1", "vis": "1", "sel": "1", "desc": "", "associatedNodeID": ""}
+    fresh |= dict.fromkeys("xyz", "nan")  # a reader that knows no status must not take (0, 0, 0) for a place
+    return [fresh.get(c, "0") for c in old.columns] + ["0", "0"]
+
+
+def _updated(
+    cells: list[str], columns: Sequence[str], point: Array, landmarks: Landmarks, i: int, text: str
+) -> list[str]:
+    at = {c: i for i, c in enumerate(columns)}
+    status, was = landmarks.status[i], _row(cells, columns, "fcsv")
+    if was.status is not status:
+        own = cells[: len(columns)] + [""] * (len(columns) - len(cells))
+        cells = [*own, PLACED if status is Status.DEFINED else "0", *(cells[len(columns) + 1 :] or ["0"])]
+    if not np.array_equal(was.point, point, equal_nan=True):
+        for axis, value in zip("xyz", point, strict=True):
+            cells[at[axis]] = repr(float(value))
+    same = was.status is status and says_the_same((was.text, was.score, was.radius), landmarks, i)
+    if not same and "desc" in at:
+        cells[at["desc"]] = with_absent(text, status)
+    return cells
