@@ -10,9 +10,9 @@ from pathlib import Path
 from anatomark.cases.case import Case, Reading, in_plane
 from anatomark.cases.names import other_names
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.errors import InputError, ManyInputErrors, nearest
+from anatomark.errors import InputError, ManyInputErrors, listed, nearest
 from anatomark.io.frames import parse_spacing
-from anatomark.io.images import image_grid, squeeze_grid
+from anatomark.io.images import image_geometry, squeeze_grid
 from anatomark.io.landmarks import split_observer
 from anatomark.io.sheets import misspelt, read_sheet
 
@@ -23,7 +23,7 @@ NOTES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Manifest:
-    """The cases of a manifest in the order of its rows; ``notes``: remarks on how their landmark files were read."""
+    """The cases of a manifest in the order of its rows; ``notes``: remarks on how their files were read."""
 
     path: Path
     cases: tuple[Case, ...]
@@ -70,6 +70,7 @@ def read_manifest(
     cases: list[Case] = []
     names: dict[str, tuple[str, ...]] = {}
     notes: dict[str, None] = {}
+    remarked: dict[str, list[str]] = {}  # cases by what is to be known of their image's geometry
     for row, cells in sheet.rows:
         case, wrong = _case(path, row, cells, reading, sheet.delimiter != ",")
         twin = next((c for c in cases if c.id == case.id and case.id), None)
@@ -77,7 +78,9 @@ def read_manifest(
             wrong.append(f"case {case.id!r} is already in row {twin.row}; every case needs its own name")
         cases.append(case)
         if case.split and not wrong:
-            wrong, landmarks = _problems(case, need_landmarks)
+            wrong, landmarks, remarks = _problems(case, need_landmarks)
+            for remark in remarks:
+                remarked.setdefault(remark, []).append(case.id)
             if landmarks is not None and landmarks.names:
                 names[case.id] = landmarks.names
                 notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
@@ -85,24 +88,28 @@ def read_manifest(
     problems += [f"{path}: {line}" for line in other_names([c for c in cases if c.id in names], names)]
     if problems:
         raise ManyInputErrors(problems)
-    more = [f"{path}: {len(notes) - NOTES_SHOWN} more remarks on landmark files"] if len(notes) > NOTES_SHOWN else []
+    notes |= dict.fromkeys(f"{listed(ids, 3)}: {remark}" for remark, ids in remarked.items())
+    more = [f"{path}: {len(notes) - NOTES_SHOWN} more remarks on its files"] if len(notes) > NOTES_SHOWN else []
     return Manifest(path, tuple(cases), (*list(notes)[:NOTES_SHOWN], *more))
 
 
-def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | None]:
-    """What is wrong with the files of a case, one line each, and the landmarks; pixels are not read."""
-    problems, grid = [], None
+def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | None, list[str]]:
+    """What is wrong with the files of a case, one line each, the landmarks, and what is to be known of the image's
+    geometry; pixels are not read."""
+    problems, grid, notes = [], None, []
     assert case.path is not None
     try:
         if not case.path.exists():
             raise InputError(f"image {case.path}: no such file")
-        grid = None if case.path.is_dir() else image_grid(case.path, case.spacing)
+        if not case.path.is_dir():
+            grid, facts = image_geometry(case.path, case.spacing)
+            notes = facts["notes"]
     except InputError as error:
         problems = [str(error)]
     if not need_landmarks:
-        return problems, None
+        return problems, None, notes
     if case.source is None:
-        return [*problems, "the landmarks cell is blank; blank the split too to leave the case out"], None
+        return [*problems, "the landmarks cell is blank; blank the split too to leave the case out"], None, notes
     try:
         landmarks = case.load_landmarks()
         if all(s is Status.UNANNOTATED for s in landmarks.status):
@@ -114,8 +121,8 @@ def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | 
     except InputError as error:
         text = str(error)
         problems.append(text if str(split_observer(case.source)[0]) in text else f"{case.source}: {text}")
-        return problems, None
-    return problems, landmarks
+        return problems, None, notes
+    return problems, landmarks, notes
 
 
 def _case(path: Path, row: int, cells: dict[str, str], reading: Reading, decimal_comma: bool) -> tuple[Case, list[str]]:

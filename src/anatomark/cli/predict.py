@@ -69,7 +69,7 @@ def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
         rows = [
             {"case": o.stem, "image": str(o.image), "state": o.state, "seconds": round(o.seconds, 4),
              "align_seconds": None if o.align_seconds is None else round(o.align_seconds, 4),
-             "files": [str(f) for f in o.files], "flags": list(o.flags), "reason": o.reason}
+             "files": [str(f) for f in o.files], "flags": list(o.flags), "notes": list(o.notes), "reason": o.reason}
             for o in predicted
         ]  # fmt: skip
         print_json(rows)
@@ -78,6 +78,8 @@ def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
             if o.state == "written":
                 said = f"{o.stem}: {o.seconds:.2f} s{of_it_alignment(o.align_seconds)}, {o.files[0]}"
                 typer.echo(said + "".join(f"; {f}" for f in o.flags))
+                for note in o.notes:
+                    typer.echo(f"  note: {note}")
             elif o.state == "skipped":
                 typer.echo(f"{o.stem}: finished before")
         typer.echo(f"{len(predicted) - len(failed)} of {len(predicted)} predicted: {out}")

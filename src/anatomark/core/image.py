@@ -28,6 +28,11 @@ class Image:
     def ndim(self) -> int:
         return self.grid.ndim
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its reader has to say of its geometry; nothing for an image that was read from no file."""
+        return tuple(self.meta.get("geometry", {}).get("notes", ()))
+
     def canonical(self) -> Image:
         """The same voxels with the array axes in (z, y, x) / (y, x) order along the positive world axes; a view."""
         order, signs = self.grid._canonical_axes()

@@ -68,6 +68,7 @@ class Predicted:
     files: tuple[Path, ...] = ()
     reason: str = ""
     flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -117,8 +118,9 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, which: Sequ
             files = write_prediction(replace(prediction, source=source), out, case.id, which, image)
             seconds = prediction.seconds or 0.0
             return Predicted(
-                case.id, _path(case), "written", seconds, prediction.align_seconds, tuple(files), flags=prediction.flags
-            )
+                case.id, _path(case), "written", seconds, prediction.align_seconds, tuple(files),
+                flags=prediction.flags, notes=prediction.notes,
+            )  # fmt: skip
         except InputError as error:
             reason = str(error)
     return Predicted(case.id, _path(case), "failed", reason=reason)

@@ -30,7 +30,8 @@ class Prediction:
     infinite beyond measure; above ``suspicion_limit`` a case is flagged; None where the model remembers nothing of its
     training images. ``seconds`` without reading the image, ``align_seconds`` of them for the alignment, None where
     nothing is aligned. Of an average: ``members``, ``views``, and by landmark which of them were ``left_out``.
-    ``source``: which image and which model, as the files say it.
+    ``source``: which image and which model, as the files say it. ``notes``: what is to be known of how the image was
+    read.
     """
 
     landmarks: Landmarks
@@ -43,6 +44,7 @@ class Prediction:
     views: int | None = None
     left_out: Mapping[str, Sequence[Any]] | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What ``<stem>.json`` holds beside the landmarks."""
@@ -56,6 +58,8 @@ class Prediction:
             value = getattr(self, key)
             if value is not None:
                 out[key] = round(float(value), 3) if np.isfinite(value) else None
+        if self.notes:
+            out["notes"] = list(self.notes)
         if self.members:
             out["members"] = list(self.members)
         if self.views is not None:
@@ -82,6 +86,7 @@ class Prediction:
             members=tuple(facts.get("members") or ()),
             views=facts.get("views"),
             left_out=facts.get("left_out"),
+            notes=tuple(map(str, facts.get("notes") or ())),
             source={k: facts[k] for k in ("case", "model", "model_name", "image", "image_key") if k in facts},
             **number,
         )

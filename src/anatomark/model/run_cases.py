@@ -36,7 +36,7 @@ def run_cases(
                 start = time.perf_counter()
                 prediction = find(case, image)
                 seconds = time.perf_counter() - start
-                outcome = Outcome(case, image, replace(prediction, seconds=seconds))
+                outcome = Outcome(case, image, replace(prediction, seconds=seconds, notes=image.notes))
             except InputError as error:
                 outcome = Outcome(case, reason=str(error))
             yield outcome

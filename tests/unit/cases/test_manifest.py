@@ -1,5 +1,6 @@
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -49,6 +50,16 @@ def problems(folder, text, **more):
         read_manifest(write(folder, text), **more)
     assert all("\n" not in line and "cases.csv" in line for line in caught.value.problems)
     return caught.value.problems
+
+
+def test_what_a_header_leaves_open_is_said_once_for_all_cases(folder):
+    bare = nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), None)
+    bare.set_sform(None, 0)
+    bare.set_qform(None, 0)
+    nib.save(bare, folder / "bare.nii.gz")
+    text = "case,image,landmarks\na,bare.nii.gz,a.fcsv\nb,bare.nii.gz,b.fcsv\nc,c.nii.gz,c.fcsv\n"
+    (note,) = read_manifest(write(folder, text)).notes
+    assert note.startswith("a, b: ") and "left and right are unknown" in note
 
 
 def test_3d(folder):
@@ -249,7 +260,7 @@ def test_remarks_on_landmark_files_are_passed_on(folder):
     assert (
         read_manifest(write(folder, "case,image,landmarks\n" + rows))
         .notes[-1]
-        .endswith("12 more remarks on landmark files")
+        .endswith("12 more remarks on its files")
     )
 
 

@@ -43,6 +43,7 @@ def predictions(draw: st.DrawFn) -> Prediction:
         draw(st.none() | st.integers(1, 9)),
         draw(st.none() | st.dictionaries(st.sampled_from("ab"), st.lists(st.integers(0, 9) | st.text(), min_size=1))),
         draw(st.dictionaries(st.sampled_from(["case", "model", "model_name", "image", "image_key"]), st.text())),
+        draw(TEXTS),
     )
 
 
@@ -158,6 +159,13 @@ def test_what_is_our_fault_is_not_taken_for_a_bad_case(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         list(run_cases(broken, cases(tmp_path)))
+
+
+def test_what_its_reader_says_of_an_image_stands_in_the_prediction() -> None:
+    image = replace(tiny.blobs(0)[0], meta={"geometry": {"notes": ["left and right are unknown"]}})
+    (outcome,) = run_cases(lambda case, image: Prediction(LANDMARKS), [Case("a", held=image)])
+    assert outcome.prediction is not None and outcome.prediction.notes == ("left and right are unknown",)
+    assert outcome.prediction.to_json()["notes"] == ["left and right are unknown"]
 
 
 def test_cases_are_read_one_after_the_other(tmp_path: Path) -> None:
