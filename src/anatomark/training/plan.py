@@ -68,7 +68,8 @@ def plan(
     ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
     """
     where = str(manifest_path)
-    seen = fingerprint(read_manifest(manifest_path, frame=frame, unit=unit))
+    manifest = read_manifest(manifest_path, frame=frame, unit=unit)
+    seen = fingerprint(manifest)
     facts = {"schema": SCHEMA, "manifest": where, **seen}
     why_modality = MODALITIES.get(facts["modality"], "guessed from the images")
     others: list[Row] = [
