@@ -30,7 +30,7 @@ def test_skulls_manifest():
     manifest = read_manifest(DATA / "mouse_skull" / "cases.csv")
     assert (len(manifest.split("train")), len(manifest.split("val"))) == (16, 6)
     case = manifest.cases[0]
-    image, landmarks = case.read_image(), case.read_landmarks()
+    image, landmarks = case.image(), case.landmarks
     assert len(landmarks) == 45
     assert image.grid.contains(landmarks.points).all()
 
