@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -47,8 +48,8 @@ class Landmarks:
         points = np.array(self.points, dtype=np.float64)
         if points.ndim != 2 or points.shape[0] != len(names) or points.shape[1] not in (2, 3):
             raise ValueError(f"points of shape {points.shape} for {len(names)} names; expected (N, 2) or (N, 3)")
-        twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
-        if twice:
+        if len(set(names)) < len(names):
+            twice = sorted(n for n, count in Counter(names).items() if count > 1)
             raise InputError(f"landmark name {twice[0]!r} appears more than once; every landmark needs its own name")
         n, d = points.shape
         for key, shape in (("score", (n,)), ("covariance", (n, d, d)), ("radius90", (n,))):

@@ -18,11 +18,19 @@ from anatomark.io.sheets import Sheet
 
 Line = tuple[int, str]  # its number, its text
 Point = tuple[int, str, str, list[str]]  # row, case, label, numbers
+MOST_LINES = 500_000
 IDAV_MISSING = 9999.0  # in each coordinate
 
 
+def _text(path: Path) -> str:
+    text = read_text(path)
+    if text.count("\n") > MOST_LINES:
+        raise InputError(f"{path}: has more than {MOST_LINES} lines; take it apart")
+    return text
+
+
 def _lines(path: Path) -> list[Line]:
-    return [(i, line.strip()) for i, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    return [(i, line.strip()) for i, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
 
 
 def _sheet(path: Path, points: Sequence[Point], facts: dict[str, str] | None = None) -> Sheet:
@@ -160,7 +168,7 @@ def amira(path: Path) -> Sheet:
 def tag(path: Path) -> Sheet:
     """MNI's tag points of one volume: world coordinates, which are RAS in mm; a label in quotes ends each. Without
     labels the landmarks are called 1, 2, ... ."""
-    text = read_text(path)
+    text = _text(path)
     begin = re.search(r"\bPoints\s*=", text)
     end = text.find(";", begin.end()) if begin else -1
     volumes = re.search(r"\bVolumes\s*=\s*(\d+)\s*;", text)

@@ -155,6 +155,7 @@ BAD = {
     "open.tag": ("MNI Tag Point File\nVolumes = 1;\nPoints =\n 1 2 3\n", "no MNI tag point file, or has no"),
     "two.tag": ("MNI Tag Point File\nVolumes = 2;\nPoints =\n 1 2 3 1 2 3;\n", "points of 2 volumes"),
     "cells.tag": ('MNI Tag Point File\nVolumes = 1;\nPoints =\n 1 2 "a";\n', "row 4: '1 2 \"a\"' is not x y z"),
+    "long.txt": ("1,2\n" * 500_002, "more than 500000 lines"),
     "label.tag": ('MNI Tag Point File\nVolumes = 1;\nPoints =\n 1 2 3 "a"\n 1 2 3 "";\n', "row 5: the label is blank"),
 }
 
