@@ -258,9 +258,7 @@ def test_remarks_on_landmark_files_are_passed_on(folder):
         points(folder, f"l{i}.mrk.json", USUAL, positionStatus="preview")
     rows = "".join(f"c{i},a.nii.gz,l{i}.mrk.json\n" for i in range(20))
     assert (
-        read_manifest(write(folder, "case,image,landmarks\n" + rows))
-        .notes[-1]
-        .endswith("12 more remarks on its files")
+        read_manifest(write(folder, "case,image,landmarks\n" + rows)).notes[-1].endswith("12 more remarks on its files")
     )
 
 
