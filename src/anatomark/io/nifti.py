@@ -180,7 +180,8 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...], form: str | None, 
         return _without_form(size, steps * unit, sound, kind)
     used, other = order[0], next((f for f in order if f != order[0]), None)
     affine, notes = forms[used], []
-    _check(path, affine, used, f"; choose the other with `form` {other}" if other and _fine(forms[other]) else "")
+    sound_other = f"; its {other} is sound: read_image(form={other!r}) takes it" if other and _fine(forms[other]) else ""
+    _check(path, affine, used, sound_other)
     stated = np.ones(3, dtype=bool) if used == "sform" else sound
     if other:
         notes += _disagreement(forms, used, other, size, codes, sound, unit)
@@ -248,10 +249,11 @@ def _disagreement(
     apart = corners_apart(forms["sform"], forms["qform"], size) * unit
     if apart <= max(0.01, 0.01 * float(np.linalg.norm(forms[used][:3, :3], axis=0).min()) * unit):
         return []
+    slicer = slicer_takes(forms, codes)
+    remedy = "landmarks placed there need the image as saved from there" if slicer != used else "as here"
     return [
         f"its sform and qform place the image up to {apart:.3g} mm apart; the {used} is used"
-        f"{' as by nibabel, FSL and SPM' if used == 'sform' else ''}, 3D Slicer takes the "
-        f"{slicer_takes(forms, codes)}; `form` {other} chooses the other"
+        f"{' as by nibabel, FSL and SPM' if used == 'sform' else ''}, 3D Slicer takes the {slicer}: {remedy}"
     ]
 
 
