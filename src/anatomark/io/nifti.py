@@ -180,7 +180,9 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...], form: str | None, 
         return _without_form(size, steps * unit, sound, kind)
     used, other = order[0], next((f for f in order if f != order[0]), None)
     affine, notes = forms[used], []
-    sound_other = f"; its {other} is sound: read_image(form={other!r}) takes it" if other and _fine(forms[other]) else ""
+    sound_other = (
+        f"; its {other} is sound: read_image(form={other!r}) takes it" if other and _fine(forms[other]) else ""
+    )
     _check(path, affine, used, sound_other)
     stated = np.ones(3, dtype=bool) if used == "sform" else sound
     if other:
