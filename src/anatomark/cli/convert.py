@@ -37,6 +37,6 @@ def convert(
         raise InputError(f"{target}: exists already; add --overwrite to replace it")
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
     written = run_convert(source, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
-    for note in written.meta.get("notes", ()):
+    for note in (*written.meta.get("notes", ()), *written.meta.get("name_notes", ())):
         typer.echo(f"note: {spell_options(note)}", err=True)
     typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")

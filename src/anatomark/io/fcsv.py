@@ -80,10 +80,9 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
     if not rows:
         raise InputError(f"{path}: holds no landmarks")
     labels, texts = [r.label for r in rows], [r.text for r in rows]
-    names, descriptions, notes = named(labels, texts, label_from, path, numbers)
+    names, descriptions, name_notes = named(labels, texts, label_from, path, numbers)
     joined = [n for n, c in zip(names, records, strict=True) if isinstance(c, _Joined)]
-    if joined:
-        notes.append(f"{path}: commas in the description of {listed(joined)} are not quoted; read as part of it")
+    quoted = f"{path}: commas in the description of {listed(joined)} are not quoted; read as part of it"
     points = np.array([r.point for r in rows])
     kept = {"fcsv": _Fcsv(tuple(header), tuple(columns), dict(zip(names, records, strict=True)), frame == "LPS")}
     return Landmarks(
@@ -94,7 +93,8 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
         radius90=known([r.radius for r in rows]),
         descriptions=tuple(descriptions),
         meta={
-            "path": str(path), "frame": frame, "unit": "mm", "notes": tuple(notes),
+            "path": str(path), "frame": frame, "unit": "mm",
+            "notes": (quoted,) if joined else (), "name_notes": tuple(name_notes),
             **(kept if label_from == "label" else {}),
         },
     )  # fmt: skip

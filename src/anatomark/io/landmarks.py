@@ -79,7 +79,8 @@ def read_landmarks(
     the mean of all. ``case``: which case of a table with several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px):
     for files that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``:
     ``label``, or ``description`` to make the descriptions the names (the labels become the descriptions).
-    ``meta["notes"]`` are remarks on what was read otherwise than a reader of the file might think. Raises InputError.
+    ``meta["notes"]`` are remarks on what was read otherwise than a reader of the file might think,
+    ``meta["name_notes"]`` on the names. Raises InputError.
     """
     landmarks = load_landmarks(path, case=case, frame=frame, unit=unit, label_from=label_from)
     return in_mm(landmarks, spacing, os.fspath(path))

@@ -73,7 +73,8 @@ def read_mrk(path: Where, frame: str | None = None, unit: str | None = None, lab
         radius90=known([radius for _, _, radius in texts]),
         descriptions=tuple(descriptions),
         meta={
-            "path": str(path), "frame": "LPS" if lps else "RAS", "unit": "mm", "notes": (*notes, *remarks), **kept,
+            "path": str(path), "frame": "LPS" if lps else "RAS", "unit": "mm", "notes": tuple(notes),
+            "name_notes": tuple(remarks), **kept,
         },
     )  # fmt: skip
 

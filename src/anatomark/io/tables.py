@@ -301,7 +301,7 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
         score=optional("score"),
         radius90=optional("radius90"),
         descriptions=texts,
-        meta={**meta, "notes": (*meta["notes"], *remarks(tuple(seen), texts, path))},
+        meta={**meta, "name_notes": tuple(remarks(tuple(seen), texts, path))},
     )
 
 

@@ -185,7 +185,7 @@ def test_descriptions_that_are_names(tmp_path):
             control.update(label=f"F-{i + 1}", description=name)
 
     path = document_of(tmp_path, numbered)
-    assert "give `label_from` description" in " ".join(read_landmarks(path).meta["notes"])
+    assert "give `label_from` description" in " ".join(read_landmarks(path).meta["name_notes"])
     named = read_landmarks(path, label_from="description")
     assert (named.names, named.descriptions, named.meta["notes"]) == (("AC", "PC"), ("F-1", "F-2"), ())
     write_landmarks(named, tmp_path / "b.mrk.json")
