@@ -61,7 +61,8 @@ def load_landmarks(
             return read_table(file, frame, unit, label_from).pick(case, observer)
         return named_by(read_json_landmarks(file, frame, unit), label_from, file)
     except InputError as error:  # Landmarks itself does not know the file
-        raise error if str(file) in str(error) else InputError(f"{file}: {error}") from None
+        line = " ".join(str(error).splitlines())  # text of the file may stand in it
+        raise InputError(line if str(file) in line else f"{file}: {line}") from None
 
 
 def read_landmarks(
