@@ -159,7 +159,7 @@ def test_a_picture_that_png_cannot_hold_becomes_mha(tmp_path: Path) -> None:
     study.write_text(study.read_text().replace("case0.png", "case0.mha"))
     simulate(study, tmp_path / "new", 1)
     (case,) = read_manifest(tmp_path / "new" / "cases.csv").cases
-    assert case.image.name == "case0_sim0001.mha"
+    assert case.path is not None and case.path.name == "case0_sim0001.mha"
     assert case.image().array.dtype == np.float32
     np.testing.assert_allclose(case.image().grid.affine, image.grid.affine, atol=1e-6)
 

@@ -217,7 +217,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 @pytest.fixture
 def comma_locale(tmp_path_factory, monkeypatch):
     """A locale with decimal commas, made where the machine has none."""
-    folder = tmp_path_factory.mktemp("locale")
+    folder, before = tmp_path_factory.mktemp("locale"), locale.setlocale(locale.LC_ALL)
     try:
         subprocess.run(
             ["localedef", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")], check=True, capture_output=True
@@ -227,7 +227,7 @@ def comma_locale(tmp_path_factory, monkeypatch):
     except (OSError, subprocess.CalledProcessError, locale.Error):
         pytest.skip("no locale with decimal commas can be made here")
     yield
-    locale.setlocale(locale.LC_ALL, "C")
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
