@@ -76,9 +76,9 @@ def _rewrite(path: Path, change: Callable[[Image], Image]) -> None:
     write_image(change(read_image(path)), path)
 
 
-def _with_nan(image: Image) -> Image:
+def _with_infinity(image: Image) -> Image:
     array = image.array.astype(np.float32)
-    array[0, 3, 3] = np.nan
+    array[0, 3, 3] = np.inf
     return replace(image, array=array)
 
 
@@ -91,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "text called .nii.gz": (lambda d: (d / "case1.nii.gz").write_text("hello " * 500), ["case1.nii.gz"]),
     "empty image file": (lambda d: (d / "case1.nii.gz").write_bytes(b""), ["case1.nii.gz", "empty"]),
-    "NaN image": (lambda d: _rewrite(d / "case1.nii.gz", _with_nan), ["case1.nii.gz", "NaN"]),
+    "infinite image": (lambda d: _rewrite(d / "case1.nii.gz", _with_infinity), ["case1.nii.gz", "infinite"]),
     "constant image": (
         lambda d: _rewrite(d / "case1.nii.gz", lambda i: replace(i, array=np.full_like(i.array, 3))),
         ["case1.nii.gz"],
@@ -213,7 +213,7 @@ def test_no_spacing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_failing_fold_leaves_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    DAMAGE["NaN image"][0](home / "data")
+    DAMAGE["infinite image"][0](home / "data")
     code, err = _run(
         capsys,
         "fit",
@@ -228,12 +228,13 @@ def test_a_failing_fold_leaves_nothing(home: Path, capsys: pytest.CaptureFixture
         3,
     )
     assert code == 2
-    _one_line(err, "case1.nii.gz", "NaN")
+    _one_line(err, "case1.nii.gz", "infinite")
     assert not (home / "out").exists()
 
 
 PREDICT = {
-    k: DAMAGE[k] for k in ("truncated NIfTI", "text called .nii.gz", "empty image file", "NaN image", "constant image")
+    k: DAMAGE[k]
+    for k in ("truncated NIfTI", "text called .nii.gz", "empty image file", "infinite image", "constant image")
 }
 PREDICT["missing image"] = (DAMAGE["missing image"][0], ["case1.nii.gz", "no such file"])
 

@@ -157,7 +157,7 @@ def test_evaluations_that_are_there_must_be_of_the_split_and_all_its_cases(folde
     cell, there = _cells(folder)[2], folder / "there"
     _evaluation(there)
     taken = read_result(cell)
-    assert taken is not None and taken.figures.mre == 1 and taken.case_seconds == {"case2": 2, "case3": 2}
+    assert taken is not None and taken.figures.mre_mm == 1 and taken.case_seconds == {"case2": 2, "case3": 2}
     for changes, said in (
         ({"split": "val"}, "is of split 'val', not 'test'"),
         ({"cases": ("case2",)}, "lacks 1 of the 2 cases of split 'test', such as 'case3'"),

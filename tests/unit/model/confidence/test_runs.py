@@ -20,8 +20,8 @@ from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks
 from anatomark.model.confidence.review import REFERENCE
 from anatomark.model.config import make_config
-from anatomark.model.model import flags
-from anatomark.model.predict import load, predict_paths
+from anatomark.model.model import plain_flags
+from anatomark.model.predict import load, predict
 from anatomark.progress import Reporter
 from anatomark.training.calibrate import calibrate
 from anatomark.training.fit import fit
@@ -43,15 +43,15 @@ def test_a_run_remembers_its_training_images_and_a_prediction_says_how_unusual_i
     home: Path, tmp_path: Path
 ) -> None:
     model = load(home / "run")
-    assert model.run.trust is not None and (home / "run" / REFERENCE).exists()
+    assert model.run.review is not None and (home / "run" / REFERENCE).exists()
     assert "Review flag: above" in (home / "run" / "card.md").read_text()
     source = sorted((home / "data").glob("*.nii.gz"))[0]
     image = read_image(source)
     rough = np.random.default_rng(0).normal(0, 2 * float(np.ptp(image.array.astype(float))), image.array.shape)
     write_image(Image((image.array + rough).astype(np.float32), image.grid), tmp_path / "noisy.nii.gz")
-    outcomes = predict_paths(model, [source, tmp_path / "noisy.nii.gz"], tmp_path / "out")
+    outcomes = predict(model, [source, tmp_path / "noisy.nii.gz"], tmp_path / "out")
     clean, noisy = (tiny.read_json(tmp_path / "out" / f"{o.stem}.json") for o in outcomes)
-    assert clean["suspicion_limit"] == pytest.approx(model.run.trust.usual.limit, abs=1e-3)
+    assert clean["suspicion_limit"] == pytest.approx(model.run.review.usual.limit, abs=1e-3)
     assert clean["flagged"] == (clean["suspicion"] > clean["suspicion_limit"]) == bool(clean["flags"])
     assert noisy["flagged"] and any("noisier" in line for line in noisy["flags"])
     assert outcomes[1].flags == tuple(noisy["flags"])
@@ -61,9 +61,9 @@ def test_the_reference_is_part_of_the_models_identity(home: Path, tmp_path: Path
     calibrate(home / "run", home / "data" / "cases.csv", tmp_path / "again")
     first, second = load(home / "run"), load(tmp_path / "again")
     assert set(first.run.weights) == set(second.run.weights)
-    assert second.run.trust.usual.independent == first.run.trust.usual.independent > 0
+    assert second.run.review.usual.independent == first.run.review.usual.independent > 0
     (tmp_path / "again" / REFERENCE).unlink()
-    assert load(tmp_path / "again").run.trust is None
+    assert load(tmp_path / "again").run.review is None
     assert load(tmp_path / "again").hash != second.hash
 
 
@@ -129,8 +129,8 @@ def test_a_fit_freezes_the_threshold_and_predict_applies_it(
     image, _ = tiny.blobs(7, ndim)
     narrow = Image(image.array[..., :11], Grid((*image.grid.shape[:-1], 11), image.grid.affine))
     found = load(tmp_path / "run").predict(narrow)  # 0 to 20 mm along x: b at 30 and c at 22 are cut off
-    assert found.status == (DEFINED, ABSENT, ABSENT)
-    assert found.meta["flags"][0].endswith("absent: b, c")
+    assert found.landmarks.status == (DEFINED, ABSENT, ABSENT)
+    assert found.flags[0].endswith("absent: b, c")
 
 
 def test_files_of_a_prediction_say_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_files_of_a_prediction_say_absent(tmp_path: Path, monkeypatch: pytest.Mo
     facts["presence"] = {"threshold": 0.5}
     (tmp_path / "run" / "calibration.json").write_text(json.dumps(facts))
     model, out = load(tmp_path / "run"), tmp_path / "out"
-    predict_paths(model, [tmp_path / "data" / "case0.png"], out, spacing=2.0, pictures=True)
+    predict(model, [tmp_path / "data" / "case0.png"], out, spacing=2.0, pictures=True)
     for name in ("case0.mrk.json", "case0.json", "case0.csv"):
         found = read_landmarks(out / name, case="case0" if name.endswith("csv") else None)
         assert found.status == (DEFINED, ABSENT, DEFINED), name
@@ -153,7 +153,7 @@ def test_files_of_a_prediction_say_absent(tmp_path: Path, monkeypatch: pytest.Mo
     assert control["positionStatus"] == "undefined" and "position" not in control
     entry = tiny.read_json(out / "case0.json")["landmarks"][1]
     assert (entry["status"], entry["position"], entry["score"]) == ("absent", None, 0.001)
-    predict_paths(model, [tmp_path / "data" / "case0.png"], tmp_path / "fcsv", spacing=2.0, format="fcsv")
+    predict(model, [tmp_path / "data" / "case0.png"], tmp_path / "fcsv", spacing=2.0, format="fcsv")
     assert read_landmarks(tmp_path / "fcsv" / "case0.fcsv").status == (DEFINED, ABSENT, DEFINED)
 
 
@@ -183,4 +183,4 @@ def test_absent_landmarks_of_a_run_without_a_reference_are_a_flag() -> None:
     status = (DEFINED, ABSENT, ABSENT)
     some = Landmarks(("a", "b", "c"), np.array([[5.0, 5], [np.nan] * 2, [np.nan] * 2]), status)
     image = Image(np.zeros((1, 10, 10)), Grid.from_axes((10, 10), np.eye(2)[:, ::-1], np.zeros(2)))
-    assert flags(some, image) == ["absent: b, c"]
+    assert plain_flags(some, image) == ["absent: b, c"]
