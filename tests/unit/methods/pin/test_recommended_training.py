@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,12 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import PCAShape, Pose, procrustes, random_rotation
 from anatomark.methods.kit.posed import planes
-from anatomark.methods.kit.precision import use_bf16
 from anatomark.methods.kit.working import Parts
 from anatomark.methods.pin.net import read_votes
 from anatomark.methods.pin.recommended import PIN, Level, PINConfig, PINFacts, default_levels
 from anatomark.model.start import moved_weights
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float32() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_bf16(False)
-    yield
-    use_bf16(None)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 # ---------------------------------------------------------------------- what it is shown
