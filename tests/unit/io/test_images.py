@@ -1,4 +1,5 @@
 import itertools
+import locale
 import os
 import struct
 import zlib
@@ -284,7 +285,9 @@ def write_dicom(path, array, **tags):
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(f"{path}.dcm")
+    before = locale.setlocale(locale.LC_ALL)
     writer.Execute(itk)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves the program in another one
     Path(f"{path}.dcm").rename(path)
 
 
