@@ -4,8 +4,8 @@ With them goes a short training loop by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -16,13 +16,14 @@ from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.intensity import guess_modality, intensity_rule
-from anatomark.core.landmarks import Landmarks
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation, rotation_from_vector
 from anatomark.errors import InputError
-from anatomark.methods.base import Evidence, Method, Study
+from anatomark.methods.base import Batch, Evidence, Method, Stage, Study
 from anatomark.methods.pin.recommended import PIN, Level, PINConfig
 from anatomark.training.optimise import make_optimizer, rate_factor, set_modes
 
+M = TypeVar("M", bound=Method)
 NAMES = ("a", "b", "c", "d", "e")
 BRIGHTNESS = (260.0, 200.0, 150.0, 110.0, 75.0)
 _BASE = np.array([[-16.0, -12, 6], [15, -13, -8], [17, 12, 9], [-9, 17, -11], [1, -2, 19]])
@@ -73,6 +74,14 @@ def without(marks: Landmarks, *names: str) -> Landmarks:
     return marks.select([n for n in marks.names if n not in names]).select(marks.names)
 
 
+def partly_known(marks: Landmarks) -> Landmarks:
+    """``marks`` where the second is absent, and the third not annotated."""
+    points = marks.points.copy()
+    points[[1, 2]] = np.nan
+    states = ["defined", "absent", "unannotated", *["defined"] * (len(marks) - 3)]
+    return Landmarks(marks.names, points, tuple(Status(s) for s in states))
+
+
 def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **settings: Any) -> PIN:
     """A small recommended PIN, planned from ``cases`` (one phantom where none are given), with its first weights."""
     config = PINConfig(**{**SMALL, **settings})
@@ -86,6 +95,12 @@ def training_cases(method: Method, cases: Sequence[tuple[Image, Landmarks]]) -> 
         Case(f"case{i}", given=marks.select(method.facts.names), images=method.working_images(image))
         for i, (image, marks) in enumerate(cases)
     ]
+
+
+def stacked(method: Method, cases: Sequence[Case], stage: Stage, rng: np.random.Generator) -> Batch:
+    """A batch of examples of cases drawn at random."""
+    drawn = [method.examples(cases[rng.integers(len(cases))], stage, rng) for _ in range(stage.batch)]
+    return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
 
 
 def train(method: Method, cases: Sequence[tuple[Image, Landmarks]], pool: int = 160) -> dict[str, list[float]]:
@@ -111,6 +126,22 @@ def train(method: Method, cases: Sequence[tuple[Image, Landmarks]], pool: int = 
             optimizer.step()
             losses[stage.name].append(float(loss.detach()))
     return losses
+
+
+class Trained(NamedTuple, Generic[M]):
+    """A trained method, the phantoms that it learned from, and the loss of every step by stage."""
+
+    method: M
+    cases: list[tuple[Image, Landmarks]]
+    losses: dict[str, list[float]]
+
+
+def trained(make: Callable[[int, list[tuple[Image, Landmarks]]], M], ndim: int, pool: int = 160) -> Trained[M]:
+    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
+    cases = [phantom(i, ndim) for i in range(4)]
+    known = [(image, without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
+    method = make(ndim, known)
+    return Trained(method, cases, train(method, known, pool))
 
 
 def moved(image: Image, motion: Pose) -> Image:

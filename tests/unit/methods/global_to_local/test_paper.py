@@ -16,7 +16,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Evidence, Stage, Study
+from anatomark.methods.base import Evidence, Stage, Study
 from anatomark.methods.global_to_local.paper import (
     PaperGlobalToLocal,
     PaperGlobalToLocalConfig,
@@ -25,6 +25,7 @@ from anatomark.methods.global_to_local.paper import (
     decode,
 )
 from anatomark.methods.kit.precision import use_bf16
+from phantom import stacked, training_cases
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {
@@ -66,17 +67,8 @@ def make(cases: Cases, **settings: Any) -> PaperGlobalToLocal:
     return PaperGlobalToLocal(config, type(facts).model_validate(json.loads(facts.model_dump_json()))).eval()
 
 
-def training(method: PaperGlobalToLocal, cases: Cases) -> list[Case]:
-    return [Case(str(i), given=m, images=method.working_images(x)) for i, (x, m) in enumerate(cases)]
-
-
-def stacked(method: PaperGlobalToLocal, read: list[Case], stage: Stage, rng: np.random.Generator) -> Batch:
-    drawn = [method.examples(read[rng.integers(len(read))], stage, rng) for _ in range(stage.batch)]
-    return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
-
-
 def train(method: PaperGlobalToLocal, cases: Cases, stage: Stage, steps: int, lr: float) -> None:
-    read, rng = training(method, cases), np.random.default_rng(1)
+    read, rng = training_cases(method, cases), np.random.default_rng(1)
     method.begin(stage, Evidence())
     net = method.get_submodule(stage.modules[0]).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, amsgrad=stage.amsgrad)
@@ -175,7 +167,7 @@ def test_examples_show_where_the_landmark_is(ndim: int) -> None:
     image, marks = phantom(5, ndim, random_rotation(np.random.default_rng(1), ndim, 10))
     image = Image((image.array * 200 + 40).clip(0).astype(np.uint8), image.grid)
     method = make([(image, marks)])
-    case, rng = training(method, [(image, marks)])[0], np.random.default_rng(0)
+    case, rng = training_cases(method, [(image, marks)])[0], np.random.default_rng(0)
     assert case.images["work"].array.dtype == np.uint8
     crop, local = method.stages()
     seen = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import phantom
 from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
-from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Task
@@ -28,6 +28,7 @@ from anatomark.methods.global_to_local.recommended import (
 )
 from anatomark.methods.kit.posed import Views
 from anatomark.model.start import moved_weights
+from phantom import Trained
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -46,19 +47,9 @@ def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **s
     return GlobalToLocal(config, GlobalToLocal.prepare(config, study))
 
 
-class Trained(NamedTuple):
-    method: GlobalToLocal
-    cases: list[tuple[Image, Landmarks]]
-    losses: list[float]
-
-
 @pytest.fixture(scope="module", params=[2, 3])
-def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
-    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
-    cases = [phantom.phantom(i, request.param) for i in range(4)]
-    known = [(image, phantom.without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
-    method = untrained(request.param, known)
-    return Trained(method, cases, phantom.train(method, known, pool=900)["global"])
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained[GlobalToLocal]:
+    return phantom.trained(untrained, request.param, pool=900)
 
 
 def cropped(image: Image, axis: int, first: int, end: int) -> Image:
@@ -80,14 +71,14 @@ def test_it_asks_for_the_refiner_and_suits_2d_with_it() -> None:
         assert GlobalToLocal.suits(replace(task, **other)) is None
 
 
-def test_the_phantoms_are_learned(trained: Trained) -> None:
-    assert np.mean(trained.losses[-10:]) < 0.4 * np.mean(trained.losses[:3])
+def test_the_phantoms_are_learned(trained: Trained[GlobalToLocal]) -> None:
+    assert np.mean(trained.losses["global"][-10:]) < 0.4 * np.mean(trained.losses["global"][:3])
     errors = phantom.errors(trained.method, trained.cases)
     assert errors.mean() < 2.5  # a cell is 17 mm
     assert errors.max() < 7
 
 
-def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Trained[GlobalToLocal]) -> None:
     image, truth = phantom.phantom(50, trained.method.ndim)
     found = trained.method.locate(image)
     assert found.names == phantom.NAMES
@@ -98,7 +89,7 @@ def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Tra
     assert (np.linalg.eigvalsh(found.covariance) > 0).all()
 
 
-def test_what_a_crop_cuts_away_scores_low_and_the_rest_is_found(trained: Trained) -> None:
+def test_what_a_crop_cuts_away_scores_low_and_the_rest_is_found(trained: Trained[GlobalToLocal]) -> None:
     there, gone, errors = [], [], []
     for seed in range(6):
         image, truth = phantom.phantom(60 + seed, trained.method.ndim)
@@ -115,7 +106,7 @@ def test_what_a_crop_cuts_away_scores_low_and_the_rest_is_found(trained: Trained
     assert np.median(errors) < 8
 
 
-def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+def test_a_first_guess_stands_in_for_the_search(trained: Trained[GlobalToLocal]) -> None:
     image, truth = trained.cases[2]
     turned = Pose(random_rotation(np.random.default_rng(0), trained.method.ndim), truth.points.mean(0))
     motion = Pose(turned.rotation, turned.translation - turned.rotation @ turned.translation)
@@ -126,7 +117,7 @@ def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
         trained.method.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
 
 
-def test_in_a_much_larger_image_the_anatomy_is_found_where_it_is(trained: Trained) -> None:
+def test_in_a_much_larger_image_the_anatomy_is_found_where_it_is(trained: Trained[GlobalToLocal]) -> None:
     method, d = trained.method, trained.method.ndim
     image, truth = trained.cases[0]
     wide = np.full((1, *(int(n * 2.5) for n in image.grid.shape)), 10, dtype=np.float32)
@@ -309,11 +300,7 @@ def test_a_single_landmark_has_a_model_too() -> None:
 def test_an_absent_landmark_is_judged_but_not_placed() -> None:
     image, truth = phantom.phantom(4, 2)
     method = untrained(2, [(image, truth)], crop_share=0.0)
-    points = truth.points.copy()
-    points[[1, 2]] = np.nan
-    states = ["defined", "absent", "unannotated", *["defined"] * (len(truth) - 3)]
-    marks = Landmarks(truth.names, points, tuple(Status(s) for s in states))
-    case = Case("a", given=marks, images=method.working_images(image))
+    case = Case("a", given=phantom.partly_known(truth), images=method.working_images(image))
     batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
     assert batch["judged"][:3].tolist() == [1.0, 1.0, 0.0]
     assert batch["defined"][:3].tolist() == [1.0, 0.0, 0.0]

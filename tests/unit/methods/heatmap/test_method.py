@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from anatomark.errors import InputError
 from anatomark.methods import presets
 from anatomark.methods.heatmap.method import Heatmap, HeatmapConfig
 from anatomark.model.start import moved_weights
+from phantom import Trained
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -34,12 +36,6 @@ def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **s
     return Heatmap(config, Heatmap.prepare(config, phantom.study(cases or [phantom.phantom(0, ndim)])))
 
 
-class Trained(NamedTuple):
-    method: Heatmap
-    cases: list[tuple[Image, Landmarks]]
-    losses: list[float]
-
-
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2d": (2, {}),
     "3d": (3, {}),
@@ -49,13 +45,9 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
-    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained[Heatmap]:
     ndim, settings = VARIANTS[request.param]
-    cases = [phantom.phantom(i, ndim) for i in range(4)]
-    known = [(image, phantom.without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
-    method = untrained(ndim, known, **settings)
-    return Trained(method, cases, phantom.train(method, known, pool=80)["heatmaps"])
+    return phantom.trained(partial(untrained, **settings), ndim, pool=80)
 
 
 # ---------------------------------------------------------------------- it learns and finds
@@ -69,9 +61,9 @@ def test_its_presets_and_that_it_asks_for_alignment() -> None:
     assert untrained(2, **Heatmap.presets["scn"]).net.spatial is not None
 
 
-def test_the_phantoms_are_learned(trained: Trained) -> None:
+def test_the_phantoms_are_learned(trained: Trained[Heatmap]) -> None:
     method = trained.method
-    assert np.mean(trained.losses[-10:]) < 0.6 * np.mean(trained.losses[:5])
+    assert np.mean(trained.losses["heatmaps"][-10:]) < 0.6 * np.mean(trained.losses["heatmaps"][:5])
     new = [phantom.phantom(50 + i, method.ndim) for i in range(3)]
     for cases in (trained.cases, new):
         guess = method.model.mean + phantom._CENTRE[: method.ndim]
@@ -81,7 +73,7 @@ def test_the_phantoms_are_learned(trained: Trained) -> None:
         assert errors.mean() < 1.2  # a cell is 2 to 3 mm
 
 
-def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+def test_the_answer_knows_how_sure_it_is(trained: Trained[Heatmap]) -> None:
     method = trained.method
     image, _ = phantom.phantom(50, method.ndim)
     found = method.locate(image)
@@ -100,7 +92,7 @@ def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
     assert blank.score.mean() < found.score.mean()
 
 
-def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+def test_a_first_guess_stands_in_for_the_search(trained: Trained[Heatmap]) -> None:
     phantom.check_first_guess(trained.method, *trained.cases[2])
 
 
@@ -211,7 +203,7 @@ def test_a_new_template_places_the_frame_of_a_model_that_had_none() -> None:
     assert Heatmap.adapted(old, there).centre_mm is None
 
 
-def test_any_pose_begins_in_many(trained: Trained) -> None:
+def test_any_pose_begins_in_many(trained: Trained[Heatmap]) -> None:
     """Where any pose may come the search's first view is one of ``starts`` turned ones, and still an answer."""
     if trained.method.ndim == 3:
         pytest.skip("one dimension is enough")

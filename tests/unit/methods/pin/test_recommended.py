@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from torch import nn
 
 import phantom
-from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Evidence
 from anatomark.methods.pin.recommended import PIN, PINConfig, PINFacts
+from phantom import Trained
 
 pytestmark = pytest.mark.usefixtures("float32")
 
 
-class Trained(NamedTuple):
-    method: PIN
-    cases: list[tuple[Image, Landmarks]]
-    losses: dict[str, list[float]]
-
-
 @pytest.fixture(scope="module", params=[2, 3])
-def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
-    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
-    cases = [phantom.phantom(i, request.param) for i in range(4)]
-    known = [(image, phantom.without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
-    method = phantom.untrained(request.param, known)
-    return Trained(method, cases, phantom.train(method, known))
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained[PIN]:
+    return phantom.trained(phantom.untrained, request.param)
 
 
 # ---------------------------------------------------------------------- it learns and finds
 
 
-def test_the_phantoms_are_learned(trained: Trained) -> None:
+def test_the_phantoms_are_learned(trained: Trained[PIN]) -> None:
     assert list(trained.losses) == ["context", "level1", "level2"]
     for name, values in trained.losses.items():
         assert np.mean(values[-8:]) < (0.5 if name == "context" else 0.7) * np.mean(values[:3]), name
@@ -48,7 +37,7 @@ def test_the_phantoms_are_learned(trained: Trained) -> None:
     assert errors.max() < 2.5  # not annotated there, and found nevertheless
 
 
-def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Trained[PIN]) -> None:
     image, truth = phantom.phantom(50, trained.method.ndim)
     found = trained.method.locate(image)
     assert found.names == phantom.NAMES
@@ -59,7 +48,7 @@ def test_a_new_phantom_is_found_and_the_answer_knows_how_sure_it_is(trained: Tra
     assert (np.linalg.eigvalsh(found.covariance) > 0).all()
 
 
-def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained) -> None:
+def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(trained: Trained[PIN]) -> None:
     """Any rotation: patches are cut in the pose's frame. One start, as the starts' median is taken along world axes."""
     method = copy.deepcopy(trained.method)
     method.config = method.config.model_copy(update={"starts": 1})
@@ -72,7 +61,7 @@ def test_a_first_guess_that_moves_rigidly_with_the_header_moves_the_answer(train
     np.testing.assert_allclose(there.points, motion.apply(here.points), atol=0.02)
 
 
-def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+def test_a_first_guess_stands_in_for_the_search(trained: Trained[PIN]) -> None:
     lost = copy.deepcopy(trained.method)
     nn.init.zeros_(lost.context.head[4].weight)
     image, truth = trained.cases[2]
@@ -83,7 +72,7 @@ def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
         lost.locate(image, Landmarks(("elsewhere",), truth.points[:1]))
 
 
-def test_a_model_is_its_facts_and_its_weights(trained: Trained) -> None:
+def test_a_model_is_its_facts_and_its_weights(trained: Trained[PIN]) -> None:
     method = trained.method
     config = PINConfig.model_validate_json(method.config.model_dump_json())
     again = PIN(config, PINFacts.model_validate_json(method.facts.model_dump_json()))
@@ -92,7 +81,7 @@ def test_a_model_is_its_facts_and_its_weights(trained: Trained) -> None:
     np.testing.assert_array_equal(again.locate(image).points, method.locate(image).points)
 
 
-def test_without_the_free_step_it_stops_at_the_shape_model(trained: Trained) -> None:
+def test_without_the_free_step_it_stops_at_the_shape_model(trained: Trained[PIN]) -> None:
     method, image = copy.deepcopy(trained.method), trained.cases[0][0]
     free = method.locate(image)
     method.config = method.config.model_copy(update={"free_step": False})

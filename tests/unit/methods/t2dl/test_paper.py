@@ -16,7 +16,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Evidence, Stage, Study
+from anatomark.methods.base import Evidence, Stage, Study
 from anatomark.methods.kit.precision import use_bf16
 from anatomark.methods.kit.working import cut
 from anatomark.methods.t2dl.paper import PaperT2DL, PaperT2DLConfig
@@ -32,6 +32,7 @@ from anatomark.methods.t2dl.working import (
 )
 from anatomark.model.start import moved_weights
 from anatomark.training.optimise import make_optimizer, set_modes, set_rate
+from phantom import stacked, training_cases
 
 NAMES = ("a", "b", "c")
 SMALL: dict[str, Any] = {"spacing_mm": 0.5, "maps": [8, 12, 16], "hidden": 32, "dropout": 0.0, "augment": 0.0}
@@ -73,18 +74,9 @@ def make(cases: Cases, **settings: Any) -> PaperT2DL:
     return PaperT2DL(config, type(facts).model_validate(json.loads(facts.model_dump_json()))).eval()
 
 
-def training(method: PaperT2DL, cases: Cases) -> list[Case]:
-    return [Case(str(i), given=m, images=method.working_images(x)) for i, (x, m) in enumerate(cases)]
-
-
-def stacked(method: PaperT2DL, read: list[Case], stage: Stage, rng: np.random.Generator) -> Batch:
-    drawn = [method.examples(read[rng.integers(len(read))], stage, rng) for _ in range(stage.batch)]
-    return {key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}
-
-
 def train(method: PaperT2DL, cases: Cases, stage: Stage, steps: int) -> None:
     """As the engine does."""
-    read, rng = training(method, cases), np.random.default_rng(1)
+    read, rng = training_cases(method, cases), np.random.default_rng(1)
     stage = Stage(**{**vars(stage), "steps": steps})
     method.begin(stage, Evidence())
     optimizer = make_optimizer(method, stage)
@@ -194,7 +186,7 @@ def test_examples_show_where_the_landmark_is(ndim: int, augment: float) -> None:
     turn = random_rotation(np.random.default_rng(1), ndim, 10)
     cases = [phantom(5, ndim, turn, 70)]
     method = make(cases, augment=augment, near=0.1)
-    case, rng = training(method, cases)[0], np.random.default_rng(0)
+    case, rng = training_cases(method, cases)[0], np.random.default_rng(0)
     first, second = method.stages()
     one = method.examples(case, first, rng)
     assert one["patches"].shape == (16, 1, *(30,) * ndim) and one["goal"].shape == (16, 3, ndim)
@@ -214,7 +206,7 @@ def test_examples_show_where_the_landmark_is(ndim: int, augment: float) -> None:
 def test_half_of_the_patches_lie_in_the_foreground_and_half_around_landmarks() -> None:
     image, marks = phantom(2, 2, size=120)
     method = make([(image, marks)], near=0.1, patches=400)
-    case = training(method, [(image, marks)])[0]
+    case = training_cases(method, [(image, marks)])[0]
     work = case.images["work"]
     bright = bright_points(work, 200, np.random.default_rng(0))
     at = tuple(np.round(work.grid.to_index(bright)).astype(int).T)
@@ -322,7 +314,7 @@ def test_huber_loss_is_an_option() -> None:
     for huber in (None, 1.0):
         method = make(cases, huber_mm=huber)
         stage = method.stages()[1]
-        case, rng = training(method, cases)[0], np.random.default_rng(0)
+        case, rng = training_cases(method, cases)[0], np.random.default_rng(0)
         batch = {k: v[None] for k, v in method.examples(case, stage, rng).items()}
         loss = method.loss(batch, stage)["loss"].item()
         method.config.decode = "full"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from anatomark.methods.base import Task
 from anatomark.methods.t2dl import recommended
 from anatomark.methods.t2dl.recommended import T2DL, T2DLConfig, T2DLFacts
 from anatomark.model.start import moved_weights
+from phantom import Trained
 
 pytestmark = pytest.mark.usefixtures("float32")
 SMALL: dict[str, Any] = {
@@ -36,19 +37,9 @@ def untrained(ndim: int, cases: list[tuple[Image, Landmarks]] | None = None, **s
     return T2DL(config, T2DL.prepare(config, phantom.study(cases or [phantom.phantom(0, ndim)])))
 
 
-class Trained(NamedTuple):
-    method: T2DL
-    cases: list[tuple[Image, Landmarks]]
-    losses: dict[str, list[float]]
-
-
 @pytest.fixture(scope="module", params=[2, 3])
-def trained(request: pytest.FixtureRequest, float32: None) -> Trained:
-    """A model of four phantoms; one landmark is not annotated in one of them, another in another."""
-    cases = [phantom.phantom(i, request.param) for i in range(4)]
-    known = [(image, phantom.without(marks, *"dbxx"[i])) for i, (image, marks) in enumerate(cases)]
-    method = untrained(request.param, known)
-    return Trained(method, cases, phantom.train(method, known, pool=400))
+def trained(request: pytest.FixtureRequest, float32: None) -> Trained[T2DL]:
+    return phantom.trained(untrained, request.param, pool=400)
 
 
 def switched(method: T2DL, **settings: Any) -> T2DL:
@@ -71,7 +62,7 @@ def test_it_asks_for_alignment() -> None:
     assert not T2DL.axis_bound
 
 
-def test_the_phantoms_are_learned(trained: Trained) -> None:
+def test_the_phantoms_are_learned(trained: Trained[T2DL]) -> None:
     method = trained.method
     assert list(trained.losses) == ["patches", "joint"]
     for name, losses in trained.losses.items():
@@ -83,7 +74,7 @@ def test_the_phantoms_are_learned(trained: Trained) -> None:
         assert errors.mean() < 1.2  # a voxel of the block is 3 mm
 
 
-def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
+def test_the_answer_knows_how_sure_it_is(trained: Trained[T2DL]) -> None:
     found = trained.method.locate(phantom.phantom(50, trained.method.ndim)[0])
     assert found.names == phantom.NAMES
     assert found.score is not None
@@ -96,7 +87,7 @@ def test_the_answer_knows_how_sure_it_is(trained: Trained) -> None:
     assert np.isfinite(unsure.points).all()
 
 
-def test_a_first_guess_stands_in_for_the_search(trained: Trained) -> None:
+def test_a_first_guess_stands_in_for_the_search(trained: Trained[T2DL]) -> None:
     phantom.check_first_guess(trained.method, *trained.cases[2])
 
 
@@ -149,7 +140,7 @@ def test_of_many_landmarks_a_step_learns_some(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------- decode
 
 
-def test_what_is_read_is_what_was_asked_for(trained: Trained) -> None:
+def test_what_is_read_is_what_was_asked_for(trained: Trained[T2DL]) -> None:
     image, truth = trained.cases[0]
     found = {d: switched(trained.method, decode=d).locate(image) for d in ("mean", "stage1", "votes", "full")}
     points = [x.points for x in found.values()]

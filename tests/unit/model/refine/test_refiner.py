@@ -467,11 +467,7 @@ def test_stages_train_one_level_each() -> None:
 def test_an_absent_landmark_teaches_that_it_is_not_there_and_an_unknown_one_nothing() -> None:
     image, truth = phantom.phantom(3, 2)
     method = refiner(2, [(image, truth)], crop_share=0.0)
-    points = truth.points.copy()
-    points[[1, 2]] = np.nan
-    states = ["defined", "absent", "unannotated", *["defined"] * (len(truth) - 3)]
-    marks = Landmarks(truth.names, points, tuple(Status(s) for s in states))
-    case = Case("a", given=marks, images=method.working_images(image))
+    case = Case("a", given=phantom.partly_known(truth), images=method.working_images(image))
     batch = method.examples(case, method.stages()[0], np.random.default_rng(0))
     assert batch["mask"].tolist() == [1.0, 1.0, 0.0, *[1.0] * (len(truth) - 3)]
     half = method.px / STRIDE / 2
