@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anatomark.cases.case import Case
+from anatomark.cases.look.places import shared_images
 from anatomark.cases.manifest import read_manifest
 from anatomark.cases.observers import combined
 from anatomark.errors import InputError, nearest
@@ -70,9 +71,8 @@ def read_division(
     if len(empty) == len(train):
         raise InputError(f"{manifest_path}: no training case has a defined landmark; there is nothing to learn from")
     kept = [c for c in train if c.id not in empty]
-    return replace(
-        divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=manifest.notes
-    )
+    notes = (*manifest.notes, *(f"case {s.case!r} {s.message}" for s in shared_images([*kept, *val])))
+    return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=notes)
 
 
 def divided(

@@ -194,7 +194,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from (f"note: {line}" for line in facts["cautions"])
     if suspects := facts["suspects"]:
         yield f"{len(suspects)} suspect annotation{'s' * (len(suspects) != 1)}: look at these before training"
-        rows = [(one["case"] or "all", one["kind"], one["message"]) for one in suspects[:SUSPECTS_SHOWN]]
+        rows = [(_case(one), one["kind"], one["message"]) for one in suspects[:SUSPECTS_SHOWN]]
         if len(suspects) > SUSPECTS_SHOWN:
             rows.append(("", "", f"and {len(suspects) - SUSPECTS_SHOWN} more in the report"))
         yield _table(rows, show_header=False)
@@ -209,6 +209,11 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield f"next: anatomark fit {facts['manifest']} `config` {facts['files'][0]} `out` RUN"
     else:
         yield "`out` DIR writes config.yaml and plan_report.json"
+
+
+def _case(suspect: Mapping[str, Any]) -> str:
+    split = suspect["split"]
+    return f"{suspect['case']} ({split})" if split in ("val", "test") else suspect["case"] or "all"
 
 
 def _table(rows: Iterable[Sequence[str]], *columns: str | Column, **style: Any) -> Table:

@@ -12,7 +12,8 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.cases.look.shape_check import distance
-from anatomark.cases.look.suspects import disagreements, suspects
+from anatomark.cases.look.splits import look_at
+from anatomark.cases.look.suspects import disagreements
 from anatomark.cases.manifest import SPLITS, Manifest
 from anatomark.core.grid import Array, Grid
 from anatomark.core.intensity import guess_modality
@@ -26,33 +27,34 @@ OBLIQUE_DEG = 5.0
 
 
 def fingerprint(manifest: Manifest) -> dict[str, Any]:
-    """The training cases of ``manifest`` in numbers, plain JSON; other splits are only counted. Of the images three are
-    read, of the rest the headers.
+    """The training cases of ``manifest`` in numbers, plain JSON; other splits are counted, and looked through for
+    suspect annotations. Of the images three are read, of the rest the headers.
 
     ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
     (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as
     float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names``
-    that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` (see ``suspects.py``), and
+    that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` of all splits,
     ``suspects_note`` where these could not be judged. Raises InputError for files that cannot be read or do not fit
     together.
     """
     cases = manifest.split("train")
+    everyone = [*cases, *(c for c in manifest.cases if c.split in ("val", "test"))]
     ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
-    for case in cases:
+    for case in everyone:
         if case.landmarks.ndim != ndim:
             raise InputError(
                 f"case {case.id!r}, row {case.row}: {case.landmarks.ndim}D landmarks; the first case's are {ndim}D"
             )
-    grids, ids = [case.grid(ndim) for case in cases], [case.id for case in cases]
-    landmarks = [case.landmarks.select(names) for case in cases]
-    verdict = suspects(ids, landmarks, grids)
-    shapes = np.stack([one.points for one in landmarks])
+    verdict = look_at(everyone, [case.landmarks.select(names) for case in everyone], len(cases))
+    landmarks, grids = [case.landmarks.select(names) for case in cases], [case.grid(ndim) for case in cases]
+    shapes, ids = np.stack([one.points for one in landmarks]), [case.id for case in cases]
     for one in verdict.suspects:  # one slip of the hand must not turn the mean
-        if one.kind == "point":
-            shapes[ids.index(one.case), names.index(one.labels[0])] = np.nan
+        if one.kind in ("point", "placeholder") and one.case in ids:
+            shapes[ids.index(one.case), [names.index(label) for label in one.labels]] = np.nan
     mean, poses = mean_shape(shapes)
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)
+    splits = {case.id: case.split for case in everyone}
     return {
         "cases": {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS},
         "dimension": ndim,
@@ -71,7 +73,7 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
             "mean_distance_mm": apart,
         },
         "names": list(names),
-        "suspects": [one.to_json() for one in (*verdict.suspects, *disagreed)],
+        "suspects": [{**one.to_json(), "split": splits.get(one.case)} for one in (*verdict.suspects, *disagreed)],
         "suspects_note": verdict.note,
     }
 

@@ -22,7 +22,8 @@ FEWEST = 5  # cases below which a shape cannot be judged
 class Suspect:
     """One finding. ``kind``: ``point`` (lies elsewhere than the others say), ``swap``, ``order``, ``frame``,
     ``mirror``, ``case`` (the whole shape is unlike the others), ``duplicate``, ``copy``, ``landmark`` (marked
-    inconsistently), ``observers`` (two observers disagree).
+    inconsistently), ``observers`` (two observers disagree); of :mod:`anatomark.cases.look.places` ``placeholder`` (a
+    position that stands for none), ``outside`` (the image), ``image`` (that of a case of another split).
 
     ``labels`` are the landmarks concerned; ``found_mm`` is how far off they lie (largest), ``typical_mm`` what is usual
     there; ``expected`` the predicted world position of a point; ``message`` says it in a sentence.

@@ -61,14 +61,18 @@ def test_facts_of_volumes(tmp_path: Path) -> None:
     assert (rows["j"]["defined"], rows["j"]["unannotated"]) == (5, 1)
     assert rows["d"]["outside"] == 1 and rows["b"]["outside"] == 0
     assert rows["b"]["world_mm"] > rows["b"]["predicted_mm"]
-    assert [(s["case"], s["kind"], s["labels"]) for s in facts["suspects"]] == [("c2", "point", ["d"])]
+    assert [(s["case"], s["split"], s["kind"], s["labels"]) for s in facts["suspects"]] == [
+        ("c2", "train", "point", ["d"]), ("c2", "train", "outside", ["d"]),
+    ]  # fmt: skip
     json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.parametrize("count", [3, 4, 6])
 def test_few_cases_say_so(tmp_path: Path, count: int) -> None:
     facts = fingerprint(read_manifest(_volumes(tmp_path, count)))
-    assert "too few to judge" in facts["suspects_note"] and facts["suspects"] == []
+    judged = count == 6  # all of them together are enough
+    assert ("too few to judge" in facts["suspects_note"]) != judged
+    assert [s["kind"] for s in facts["suspects"]] == ["point"] * judged + ["outside"]
     assert all(row["predicted_mm"] is None for row in facts["landmarks"])
     json.dumps(facts, allow_nan=False)
 
