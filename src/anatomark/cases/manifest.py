@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anatomark.cases.case import Case, Reading, in_plane
-from anatomark.cases.names import other_names
+from anatomark.cases.names import other_names, unknown_names
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, ManyInputErrors, listed, nearest
 from anatomark.io.frames import parse_spacing
@@ -85,9 +85,11 @@ def read_manifest(
                 names[case.id] = landmarks.names
                 notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
         problems += [f"{path}: row {row}: {line}" for line in wrong]
-    problems += [f"{path}: {line}" for line in other_names([c for c in cases if c.id in names], names)]
+    named = [c for c in cases if c.id in names]
+    problems += [f"{path}: {line}" for line in other_names(named, names)]
     if problems:
         raise ManyInputErrors(problems)
+    notes |= dict.fromkeys(f"{path}: {line}" for line in unknown_names(named, names))
     notes |= dict.fromkeys(f"{listed(ids, 3)}: {remark}" for remark, ids in remarked.items())
     more = [f"{path}: {len(notes) - NOTES_SHOWN} more remarks on its files"] if len(notes) > NOTES_SHOWN else []
     return Manifest(path, tuple(cases), (*list(notes)[:NOTES_SHOWN], *more))

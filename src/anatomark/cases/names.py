@@ -18,7 +18,7 @@ def other_names(cases: Sequence[Case], names: Names) -> list[str]:
     uses a name, and lacks one that most others have."""
     if not cases:
         return []
-    first = next((c for c in cases if c.split == "train"), cases[0])
+    first = _first(cases)
     alike = _other_spellings(cases, names)
     lines = [line for case in cases for line in alike.get(case.id, ())]
     strange = [c for c in cases if not set(names[c.id]) & set(names[first.id]) and c.id not in alike]
@@ -30,6 +30,26 @@ def other_names(cases: Sequence[Case], names: Names) -> list[str]:
     ]
     rest = [c for c in cases if c is not first and c not in strange]
     return lines + ([] if first.id in alike else _renamed_in_first(first, rest, names))
+
+
+def unknown_names(cases: Sequence[Case], names: Names) -> list[str]:
+    """A remark on each case that has a name which the first training case lacks, and lacks one which that case has."""
+    lines = []
+    for case in cases:
+        first = _first(cases)
+        own, known = names[case.id], names[first.id]
+        other, lacking = [n for n in own if n not in known], [n for n in known if n not in own]
+        if other and lacking:
+            lines.append(
+                f"row {case.row}: {case.source}: case {case.id!r} has {listed(other, 3, quote=True)}, which the first "
+                f"training case {first.id!r} lacks, and lacks {listed(lacking, 3, quote=True)}: is that one landmark "
+                "under two names? Names that the first lacks are not learned"
+            )
+    return lines
+
+
+def _first(cases: Sequence[Case]) -> Case:
+    return next((c for c in cases if c.split == "train"), cases[0])
 
 
 def _other_spellings(cases: Sequence[Case], names: Names) -> dict[str, list[str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +19,14 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import Where, read_text, write_text
 from anatomark.io.confidence import known, with_confidence, without_confidence
-from anatomark.io.frames import agree, agreed_frame, check_position, parse_unit, swap_lps_ras
+from anatomark.io.frames import agree, agreed_frame, parse_unit, swap_lps_ras
 from anatomark.io.names import named
 from anatomark.io.sheets import Lines, read_records, split_lines
 from anatomark.io.slicer import SYSTEMS, says_absent, says_the_same, with_absent, without_absent
 
 COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc", "associatedNodeID"]
 NODE, NODES = "associatedNodeID", "vtkMRML"  # the last column, and how its cells begin
+NOWHERE = (math.nan,) * 3
 PLACED, MISSING = "2", "3"  # position status, in the cell after the last column
 
 
@@ -37,10 +40,9 @@ class _Fcsv:
     lps: bool
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     label: str
-    point: Array
+    point: tuple[float, ...]  # NaN where not defined
     status: Status
     text: str
     score: float
@@ -70,13 +72,14 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
     frame = agreed_frame(SYSTEMS[system.upper()] if system else None, frame, str(path))
     agree("mm", parse_unit(unit) if unit else None, "unit", str(path))
     rows: list[_Row] = []
+    at = {c: i for i, c in enumerate(columns)}
     records: list[list[str]] = []
     numbers: list[str] = []
     for number, cells in read_records(lines, delimiter, path, skip=_is_comment):
         where = f"{path}: row {number}"
         records.append(_mended(cells, columns, where))
         numbers.append(f"row {number}")
-        rows.append(_row(records[-1], columns, where))
+        rows.append(_row(records[-1], at, where))
     if not rows:
         raise InputError(f"{path}: holds no landmarks")
     labels, texts = [r.label for r in rows], [r.text for r in rows]
@@ -117,6 +120,8 @@ def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str
     columns = [c.strip('" ') for c in text.split(delimiter)]
     if missing := [c for c in ("x", "y", "z", "label") if c not in columns]:
         raise InputError(f"{path}: its '# columns' line has no {missing[0]!r}")
+    if twice := [c for c in columns if columns.count(c) > 1]:
+        raise InputError(f"{path}: its '# columns' line names {twice[0]!r} twice")
     return facts, columns, delimiter
 
 
@@ -148,23 +153,25 @@ def _numbers(cells: Sequence[str]) -> bool:
     return all(re.fullmatch(r"\s*(-?\d+(\.\d*)?)?\s*", c) for c in cells)
 
 
-def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> _Row:
-    at = {c: i for i, c in enumerate(columns)}
-    if len(cells) <= max(at[c] for c in ("x", "y", "z", "label")):
-        raise InputError(f"{where}: has {len(cells)} cells, {len(columns)} columns are announced")
-    label, desc = cells[at["label"]], at.get("desc", len(cells))
+def _row(cells: Sequence[str], at: Mapping[str, int], where: str) -> _Row:
+    """A row whose columns stand ``at`` these places."""
+    try:
+        label, given = cells[at["label"]], (cells[at["x"]], cells[at["y"]], cells[at["z"]])
+    except IndexError:
+        raise InputError(f"{where}: has {len(cells)} cells, {len(at)} columns are announced") from None
+    desc = at.get("desc", len(cells))
     text = cells[desc] if desc < len(cells) else ""
-    state = (cells[len(columns)].strip() if len(cells) > len(columns) else "") or PLACED
-    status, point = Status.DEFINED, np.full(3, np.nan)
+    state = (cells[len(at)].strip() if len(cells) > len(at) else "") or PLACED
     if state != PLACED:
         status = Status.ABSENT if state == MISSING or says_absent(text) else Status.UNANNOTATED
-    else:
-        try:
-            point = np.array([float(cells[at[a]]) for a in "xyz"])
-        except ValueError:
-            point = np.empty(0)
-        point = check_position(point if point.size else [cells[at[a]] for a in "xyz"], 3, where)
-    return _Row(label, point, status, *without_confidence(without_absent(text, status)))
+        return _Row(label, NOWHERE, status, *without_confidence(without_absent(text, status)))
+    try:
+        point = tuple(map(float, given))
+    except ValueError:
+        point = NOWHERE
+    if not all(map(math.isfinite, point)):
+        raise InputError(f"{where}: position {', '.join(given)[:80]!r} is not 3 numbers")
+    return _Row(label, point, Status.DEFINED, *without_confidence(text))
 
 
 def write_fcsv(landmarks: Landmarks, path: Where) -> None:
@@ -197,7 +204,7 @@ def _updated(
     cells: list[str], columns: Sequence[str], point: Array, landmarks: Landmarks, i: int, text: str
 ) -> list[str]:
     at = {c: i for i, c in enumerate(columns)}
-    status, was = landmarks.status[i], _row(cells, columns, "fcsv")
+    status, was = landmarks.status[i], _row(cells, at, "fcsv")
     if was.status is not status:
         own = cells[: len(columns)] + [""] * (len(columns) - len(cells))
         cells = [*own, PLACED if status is Status.DEFINED else "0", *(cells[len(columns) + 1 :] or ["0"])]

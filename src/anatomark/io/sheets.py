@@ -63,7 +63,7 @@ def read_sheet(path: Where) -> Sheet:
             raise InputError(
                 f"{path}: row {row}: has {len(cells)} cells for {len(columns)} columns; quote text with commas"
             )
-        cells = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
+        cells = [*map(str.strip, cells), *[""] * (len(columns) - len(cells))]
         sheet.rows.append((row, dict(zip(columns, cells, strict=False))))
         if len(sheet.rows) > MOST_ROWS or len(sheet.rows) * len(columns) > MOST_CELLS:
             raise InputError(f"{path}: has more than {len(sheet.rows) - 1} rows; take it apart")
@@ -108,13 +108,14 @@ def read_records(
     """(line number, cells) of each record that is not blank; ``first`` is the number of the first line; lines that
     ``skip`` chooses are none. Raises InputError, naming the row, where a quote is not closed, or closed so much later
     that it swallowed rows."""
-    start, within, width = first, False, 0
+    start, within, several, width = first, False, False, 0
 
     def feed() -> Iterator[str]:
-        nonlocal start, within
+        nonlocal start, within, several
         for number, line in enumerate(lines, first):
             if not within and skip is not None and skip(line):
                 continue
+            several = within
             if not within:
                 start, within = number, True
             yield line
@@ -131,7 +132,7 @@ def read_records(
             what = "text stands behind a closing quote" if odd else "a quote that opens here is never closed"
             raise InputError(f'{path}: row {start}: {what}; write " in text as "", and the text in quotes') from None
         width = width or len(cells)
-        tall = [cell for cell in cells if "\n" in cell or "\r" in cell]
+        tall = [cell for cell in cells if "\n" in cell or "\r" in cell] if several else []
         if any(line.count(delimiter) >= max(width - 1, 1) for cell in tall for line in cell.splitlines()[1:]):
             raise InputError(f"{path}: row {start}: a quote that opens here is closed so late that it swallows rows")
         if any(map(str.strip, cells)):

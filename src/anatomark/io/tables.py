@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -191,15 +191,14 @@ def _with_points(sheet: Sheet) -> Sheet:
     return replace(sheet, rows=rows)
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):
     row: int
     case: str
     observer: str
     label: str
-    point: tuple[float, ...]
+    point: tuple[float, ...]  # all finite, or all NaN
     status: str
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = {}
 
 
 def _tidy(sheet: Sheet, label_from: str) -> tuple[list[_Record], str, str | None]:
@@ -213,16 +212,17 @@ def _tidy(sheet: Sheet, label_from: str) -> tuple[list[_Record], str, str | None
         raise InputError(f"{sheet.path}: {wrong[0]}")
     if label_from not in ("label", "description"):
         raise InputError(f"labels come from 'label' or 'description', not {label_from!r}")
-    records = []
+    records, columns = [], [a + suffix for a in axes]
+    head = f"{sheet.path}: row "
     for row, cells in sheet.rows:
-        where = f"{sheet.path}: row {row}"
+        where = head + str(row)
         label = clean_name(cells.get(label_from, ""))
         if label_from != "label":
             cells = {**cells, "description": cells["label"]}
         if not label:
             remedy = "; the descriptions may be names: give `label_from` description" * bool(cells.get("description"))
             raise InputError(f"{where}: the {label_from} is blank{remedy if label_from == 'label' else ''}")
-        point = _point([cells[a + suffix] for a in axes], where)
+        point = _point([cells[c] for c in columns], where)
         case, observer = cells.get("case", ""), cells.get("observer", "")
         if "case" in cells and not case:
             raise InputError(f"{where}: the case is blank")
@@ -260,22 +260,22 @@ def _wide(sheet: Sheet) -> tuple[list[_Record], str, None]:
 
 def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
     """The numbers of one position; all NaN where every cell is blank."""
-    if all(c.lower() in BLANK for c in cells):
-        return (float("nan"),) * len(cells)
     try:
-        values = tuple(float(c) if c.isascii() and "_" not in c else float("nan") for c in cells)
+        values = tuple(map(float, cells))
+        if all(map(math.isfinite, values)) and (text := "".join(cells)).isascii() and "_" not in text:
+            return values
     except ValueError:
-        values = (float("nan"),)
-    if not all(map(math.isfinite, values)):
-        raise InputError(
-            f"{where}: position {', '.join(cells)[:80]!r} is not {len(cells)} numbers (all blank: unannotated)"
-        )
-    return values
+        pass
+    if all(c.lower() in BLANK for c in cells):
+        return (math.nan,) * len(cells)
+    raise InputError(
+        f"{where}: position {', '.join(cells)[:80]!r} is not {len(cells)} numbers (all blank: unannotated)"
+    )
 
 
 def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[str, Any]) -> Landmarks:
     seen: dict[str, int] = {}
-    status = []
+    status, head = [], f"{path}: row "
     for record in group:
         if record.label in seen:
             of = f" of case {record.case!r}" if record.case else ""
@@ -283,7 +283,7 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
                 f"{path}: row {record.row}: label {record.label!r}{of} is already in row {seen[record.label]}"
             )
         seen[record.label] = record.row
-        status.append(check_status(record.status, bool(np.isfinite(record.point).all()), f"{path}: row {record.row}"))
+        status.append(check_status(record.status, math.isfinite(record.point[0]), head + str(record.row)))
     points = np.array([record.point for record in group])
     texts = tuple(record.extra.get("description", "") for record in group)
 

@@ -233,13 +233,23 @@ def test_the_first_training_case_calls_a_landmark_otherwise_than_all_others(fold
         [["a", "A"], ["a", "A"], ["A"]],  # two landmarks that differ so, said by a case that has both
         [[" nasion", "sella\t", "menton\u200b"], USUAL, USUAL],  # blanks are no part of a name
         [["Nasi\u00f3n", "sella"], ["Nasio\u0301n", "sella"]],  # nor is the Unicode form
-        [["L1", "L2"], ["L1", "L3"]],
     ],
 )
 def test_what_is_no_near_miss(folder, sets):
     manifest = read_manifest(write(folder, manifest_of(folder, *sets)))
     assert len(manifest.cases) == len(sets)
     assert manifest.notes == ()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_name_that_the_first_case_lacks_in_place_of_one_that_it_has(folder, at):
+    """It may be another landmark, so it is no problem; plan and fit say the same of it."""
+    sets = [["Na", *USUAL[1:]] if i == at else USUAL for i in range(4)]
+    path = write(folder, manifest_of(folder, *sets, splits=("train", "train", "val", "test")))
+    (note,) = read_manifest(path).notes
+    assert f"row {at + 2}: " in note and f"l{at}.mrk.json: case 'c{at}' has 'Na', which the first" in note
+    assert "case 'c0' lacks, and lacks 'nasion': is that one landmark under two names?" in note
+    assert plan(path).facts["cautions"][0] == read_division(path, names=USUAL).notes[0] == note
 
 
 def test_names_are_the_same_whatever_their_unicode_form(folder):

@@ -316,6 +316,7 @@ def test_fcsv_moved_point(tmp_path):
         (OLD + "1,2,3\n", "row 6: has 3 cells"),
         ("# CoordinateSystem = 0\n", "no landmarks"),
         (SHORT.replace("label,", "name,"), "has no 'label'"),
+        (SHORT.replace("label,", "label,label,"), "names 'label' twice"),
     ],
 )
 def test_bad_fcsv(tmp_path, text, words):
