@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_text
+from anatomark.io.images import image_grid
 from anatomark.io.sheets import Sheet
 
 Line = tuple[int, str]  # its number, its text
@@ -64,10 +65,11 @@ def points_of_list(path: Path) -> Sheet:
     return _sheet(path, points)
 
 
-def tps(path: Path, scaled: bool = False) -> Sheet:
+def tps(path: Path, scaled: bool = False, upwards: bool = False) -> Sheet:
     """tpsDig's: ``LM=n`` or ``LM3=n``, n lines, ``IMAGE=``, ``ID=``, ``SCALE=``; several specimens are cases, called
     after the image, else the ID. The landmarks are called 1, 2, ... . ``scaled``: multiplied by each specimen's SCALE,
-    where there is one. Curves and outlines are refused."""
+    where there is one. ``upwards``: y of 2D points counts from the picture's lower edge, as tpsDig has it, and is
+    turned round by the height of the picture, which lies beside the file. Curves and outlines are refused."""
     specimens: list[dict[str, str]] = []
     points: list[list[tuple[int, list[str]]]] = []
     lines = iter(_lines(path))
@@ -83,11 +85,28 @@ def tps(path: Path, scaled: bool = False) -> Sheet:
             raise InputError(f"{path}: row {row}: {key} are not read; landmarks alone are")
         else:
             specimens[-1][key] = value
+    if upwards := upwards and any(len(numbers) == 2 for one in points for _, numbers in one):
+        points = [_downwards(path, s, p) for s, p in zip(specimens, points, strict=True)]
     if scaled and any("SCALE" in s for s in specimens):
         points = [_scaled(path, s, p) for s, p in zip(specimens, points, strict=True)]
     names = _specimen_names(specimens) if len(specimens) > 1 else [""]
     pairs = [(name, i, one) for name, all_ in zip(names, points, strict=False) for i, one in enumerate(all_, 1)]
-    return _sheet(path, [(row, name, str(i), numbers) for name, i, (row, numbers) in pairs])
+    facts = {"frame": "image"} if upwards else None
+    return _sheet(path, [(row, name, str(i), numbers) for name, i, (row, numbers) in pairs], facts)
+
+
+def _downwards(path: Path, facts: dict[str, str], points: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """2D points whose y counts downwards from the upper edge: the picture's height less what the file says."""
+    name = facts.get("IMAGE", "").replace("\\", "/").rpartition("/")[2]
+    remedy = "give `frame` image where y counts downwards already"
+    if not name:
+        line = "a specimen names no IMAGE, by whose height tpsDig's y, which counts upwards, would be turned round"
+        raise InputError(f"{path}: {line}; {remedy}")
+    if not (picture := path.parent / name).is_file():
+        line = f"tpsDig's y counts upwards from the lower edge of {name[:80]!r}: put that picture beside the file"
+        raise InputError(f"{path}: {line}, or {remedy}")
+    height = image_grid(picture, 1.0).shape[-2]
+    return [(row, [n[0], repr(height - float(n[1])) if n[1] else ""] if len(n) == 2 else n) for row, n in points]
 
 
 def _counted(path: Path, row: int, count: str, lines: Iterator[Line]) -> list[tuple[int, list[str]]]:
@@ -203,11 +222,17 @@ READERS: dict[str, Callable[[Path], Sheet]] = {
 ENDINGS = (".tps", *READERS)
 
 
-def read_points(path: Path, unit: str | None) -> Sheet:
-    """The tidy table of a file with one of ``ENDINGS``. ``unit``: what positions are to be in. Raises InputError."""
+def read_points(path: Path, frame: str | None, unit: str | None) -> Sheet:
+    """The tidy table of a file with one of ``ENDINGS``. ``frame``, ``unit``: what was said of it. Raises InputError."""
     ending = path.suffix.lower()
     if ending != ".tps":
         return READERS[ending](path)
-    note = f"{path}: y counts downwards, as frame image says; tpsDig counts it upwards from the picture's lower edge"
-    sheet = tps(path, scaled=unit not in (None, "px"))
-    return sheet if "z" in sheet.columns else replace(sheet, notes=(note,))
+    sheet = tps(path, scaled=unit not in (None, "px"), upwards=frame is None)
+    if "z" in sheet.columns:
+        return sheet
+    note = (
+        "y is turned round, from the height of the picture: tpsDig counts it upwards"
+        if sheet.facts
+        else ("y counts downwards, as frame image says; tpsDig counts it upwards: leave the frame out to turn it round")
+    )
+    return replace(sheet, notes=(f"{path}: {note}",))

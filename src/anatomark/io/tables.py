@@ -115,7 +115,7 @@ def read_table(path: Where, frame: str | None = None, unit: str | None = None, l
 @lru_cache(maxsize=16)  # a manifest names one table in every row; the stamp notices a change of the file
 def _read_table(path: Path, frame: str | None, unit: str | None, label_from: str, stamp: tuple[int, int]) -> Table:
     unit = parse_unit(unit) if unit else None
-    sheet = _sheet(path, unit)
+    sheet = _sheet(path, frame, unit)
     if "label" in sheet.columns:
         records, axes, own_unit = _tidy(sheet, label_from)
     elif label_from == "label":
@@ -161,16 +161,16 @@ class _Cases(Mapping[str, Mapping[str, Landmarks]]):
         return len(self.groups)
 
 
-def _sheet(path: Path, unit: str | None) -> Sheet:
+def _sheet(path: Path, frame: str | None, unit: str | None) -> Sheet:
     """The table in a file, or what says the same in another program's; numbers with a decimal point."""
     if path.suffix.lower() in ENDINGS:
-        return read_points(path, unit)
+        return read_points(path, frame, unit)
     if is_deeplabcut(path):
         return deeplabcut(path)
     sheet = read_sheet(path)
-    if frame := slicers_frame(sheet):
-        stated = agreed_frame(sheet.facts.get("frame"), frame, str(path))
-        sheet = replace(slicers_points(sheet, frame), facts={"unit": "mm", **sheet.facts, "frame": stated})
+    if own := slicers_frame(sheet):
+        stated = agreed_frame(sheet.facts.get("frame"), own, str(path))
+        sheet = replace(slicers_points(sheet, own), facts={"unit": "mm", **sheet.facts, "frame": stated})
     return _with_points(sheet)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,8 @@ def test_what_a_file_does_not_state_must_be_given(tmp_path, name):
         with pytest.raises(InputError, match="says frame RAS, but LPS was given"):
             read_landmarks(tmp_path / name, frame="LPS")
         return
-    with pytest.raises(InputError, match="frame is not stated; give `frame`"):
+    words = "put that picture beside the file" if name == "a.tps" else "frame is not stated; give `frame`"
+    with pytest.raises(InputError, match=words):
         read_landmarks(tmp_path / name)
     with pytest.raises(InputError, match="unit is not stated; give `unit`"):
         read_landmarks(tmp_path / name, frame="LPS")
@@ -117,6 +119,24 @@ def test_specimens_of_a_tps_are_cases(tmp_path):
     for old, new, names in (("sub/b", "a", ["0", "1"]), ("ID=1\n", "", ["a", "b"])):
         (tmp_path / "a.tps").write_text(text.replace(old, new))
         assert list(read_table(tmp_path / "a.tps", "image", "px").cases) == names
+
+
+@pytest.mark.parametrize("image", ["a.png", "D:\\scans\\a.png", "../elsewhere/a.png"])
+def test_y_of_tpsdig_is_turned_round_by_the_picture_beside_the_file(tmp_path, image):
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[10, 25] = 255
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / "a.png"))
+    text = f"LM=3\n25 30\nNA NA\n1.5 40\nIMAGE={image}\nSCALE=0.5\n"
+    (tmp_path / "a.tps").write_text(text)
+    landmarks = read_landmarks(tmp_path / "a.tps", unit="px", spacing=0.5)
+    np.testing.assert_array_equal(landmarks.points, [[12.5, 5], [np.nan, np.nan], [0.75, 0]])
+    assert landmarks.meta["frame"] == "image" and "is turned round" in landmarks.meta["notes"][0]
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.tps", unit="mm").points, landmarks.points)
+    as_said = read_landmarks(tmp_path / "a.tps", frame="image", unit="px", spacing=0.5)
+    np.testing.assert_array_equal(as_said.points[0], [12.5, 15])
+    (tmp_path / "a.tps").write_text(text.replace("IMAGE", "COMMENT"))
+    with pytest.raises(InputError, match="a specimen names no IMAGE"):
+        read_landmarks(tmp_path / "a.tps", unit="px", spacing=0.5)
 
 
 def test_points_that_were_not_placed(tmp_path):
