@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str
     columns = [c.strip('" ') for c in text.split(delimiter)]
     if missing := [c for c in ("x", "y", "z", "label") if c not in columns]:
         raise InputError(f"{path}: its '# columns' line has no {missing[0]!r}")
-    if twice := [c for c in columns if columns.count(c) > 1]:
+    if twice := [c for c, n in Counter(columns).items() if n > 1]:
         raise InputError(f"{path}: its '# columns' line names {twice[0]!r} twice")
     return facts, columns, delimiter
 

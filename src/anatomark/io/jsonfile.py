@@ -49,7 +49,8 @@ def read_json_landmarks(path: Where, frame: str | None = None, unit: str | None 
     document = read_json(path)
     entries = document.get("landmarks") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "label" in e for e in entries):
-        raise InputError(f'{path}: has no list "landmarks" of {{"label": ..., "position": [...]}} entries')
+        others = "nor is it a file of 3D Slicer, COCO keypoints, labelme, CL-Detection or Aariz"
+        raise InputError(f'{path}: has no list "landmarks" of {{"label": ..., "position": [...]}} entries, {others}')
     labels = [_label(e["label"], i, path) for i, e in enumerate(entries)]
     frame = agreed_frame(str(document["frame"])[:40] if "frame" in document else None, frame, str(path))
     stated = document.get("unit")

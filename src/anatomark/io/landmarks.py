@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.io.atomic import Where, read_json
+from anatomark.io.atomic import Where
 from anatomark.io.fcsv import read_fcsv, write_fcsv
 from anatomark.io.frames import Spacing, pixel_grid, pixels_to_mm
 from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
+from anatomark.io.other_json import kind_of
 from anatomark.io.other_points import ENDINGS
-from anatomark.io.slicer import is_markups, read_mrk, write_mrk
+from anatomark.io.slicer import read_mrk, write_mrk
 from anatomark.io.tables import read_table, write_table
 
 FORMATS = (".mrk.json", ".fcsv", ".csv", ".tsv", ".json")
@@ -53,11 +55,12 @@ def load_landmarks(
     file, observer = split_observer(path)
     ending = landmark_format(file)
     try:
-        if ending == ".mrk.json" or (ending == ".json" and is_markups(read_json(file))):
+        kind = kind_of(file) if ending == ".json" else ending
+        if kind in (".mrk.json", "markups"):
             return read_mrk(file, frame, unit, label_from)
         if ending == ".fcsv":
             return read_fcsv(file, frame, unit, label_from)
-        if ending != ".json":
+        if kind != "ours":
             return read_table(file, frame, unit, label_from).pick(case, observer)
         return named_by(read_json_landmarks(file, frame, unit), label_from, file)
     except InputError as error:  # Landmarks itself does not know the file
@@ -103,10 +106,11 @@ def named_by(landmarks: Landmarks, label_from: str, path: Path) -> Landmarks:
         return landmarks
     if label_from != "description":
         raise InputError(f"labels come from 'label' or 'description', not {label_from!r}")
+    counts = Counter(landmarks.descriptions)
     for label, description in zip(landmarks.names, landmarks.descriptions, strict=True):
         if not description:
             raise InputError(f"{path}: landmark {label!r} has no description to take the name from")
-        if landmarks.descriptions.count(description) > 1:
+        if counts[description] > 1:
             raise InputError(f"{path}: description {description!r} appears more than once; names must differ")
     return replace(landmarks, names=landmarks.descriptions, descriptions=landmarks.names)
 

@@ -57,7 +57,7 @@ def deeplabcut(path: Path) -> Sheet:
         raise InputError(f"{path}: its rows 'bodyparts' and 'coords' do not go together; x and y are needed")
     data = [(row, cells) for row, cells in records if cells[0].strip().lower() not in _HEADS]
     images = ["/".join(c.strip() for c in cells[: columns[0]] if c.strip()) for _, cells in data]
-    names = _case_names(images)
+    names = case_names(images)
     rows = []
     for name, (row, cells) in zip(names, data, strict=True):
         if len(cells) < len(coords):
@@ -76,7 +76,7 @@ def deeplabcut(path: Path) -> Sheet:
 _HEADS = ("scorer", "individuals", "bodyparts", "coords")
 
 
-def _case_names(images: list[str]) -> list[str]:
+def case_names(images: list[str]) -> list[str]:
     """What images are called: the stem of the file, or where two are alike the path without its ending."""
     whole = [image.replace("\\", "/") for image in images]
     stems = [Path(image).stem or image for image in whole]

@@ -26,6 +26,7 @@ from anatomark.io.frames import (
     swap_lps_ras,
 )
 from anatomark.io.names import clean_name, remarks
+from anatomark.io.other_json import json_points
 from anatomark.io.other_points import ENDINGS, read_points
 from anatomark.io.other_tables import deeplabcut, is_deeplabcut, slicers_frame, slicers_points
 from anatomark.io.sheets import COLUMNS, Sheet, misspelt, read_sheet, write_csv
@@ -163,6 +164,8 @@ class _Cases(Mapping[str, Mapping[str, Landmarks]]):
 
 def _sheet(path: Path, frame: str | None, unit: str | None) -> Sheet:
     """The table in a file, or what says the same in another program's; numbers with a decimal point."""
+    if path.suffix.lower() == ".json":
+        return json_points(path)
     if path.suffix.lower() in ENDINGS:
         return read_points(path, frame, unit)
     if is_deeplabcut(path):
