@@ -120,7 +120,9 @@ class Case:
 
     @property
     def observer(self) -> str | None:
-        return split_observer(self.source)[1] if self.source else None
+        """The observer of a table that the source names."""
+        file, name = split_observer(self.source or "")
+        return name if file.suffix.lower() in (".csv", ".tsv") else None
 
     def load_landmarks(self) -> Landmarks:
         """As they stand in the file: perhaps in pixels, perhaps 3D with z = 0. Raises InputError."""

@@ -20,13 +20,18 @@ class LabelFrom(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Landmark file; table.csv#observer picks one.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Landmark file; table.csv#observer, a.mrk.json#list pick one.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".mrk.json, .fcsv, .csv, .tsv or .json")],
     case: Annotated[str | None, typer.Option(help="Which case of a table that holds many.")] = None,
     frame: Annotated[str | None, typer.Option(help="LPS, RAS or image, where IN does not say.")] = None,
     unit: Annotated[str | None, typer.Option(help="mm or px, where IN does not say.")] = None,
     spacing: Spacing = None,
     label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
+    markups: Annotated[
+        str | None, typer.Option("--list", help="Which list of a Slicer file; its name, or 1, 2.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert between landmark formats."""
@@ -35,8 +40,11 @@ def convert(
 
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; add --overwrite to replace it")
+    if markups is not None and not source.name.lower().endswith(".json"):
+        raise InputError(f"{source}: --list is for markups files of 3D Slicer")
+    chosen = source if markups is None else f"{source}#{markups}"
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
-    written = run_convert(source, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
+    written = run_convert(chosen, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
     for note in (*written.meta.get("notes", ()), *written.meta.get("name_notes", ())):
         typer.echo(f"note: {spell_options(note)}", err=True)
     typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from anatomark.io.frames import Spacing, pixel_grid, pixels_to_mm
 from anatomark.io.jsonfile import read_json_landmarks, write_json_landmarks
 from anatomark.io.other_json import kind_of
 from anatomark.io.other_points import ENDINGS
-from anatomark.io.slicer import read_mrk, write_mrk
+from anatomark.io.slicer import list_alone, read_mrk, write_mrk
 from anatomark.io.tables import read_table, write_table
 
 FORMATS = (".mrk.json", ".fcsv", ".csv", ".tsv", ".json")
@@ -33,14 +34,15 @@ def landmark_format(path: Where) -> str:
 
 
 def split_observer(path: Where) -> tuple[Path, str | None]:
-    """``table.csv#senior`` as (``table.csv``, ``senior``); a file whose own name has a # is left alone."""
+    """``table.csv#senior``, an observer of a table, as (``table.csv``, ``senior``), and so ``a.mrk.json#F``, a list of
+    a markups file. A file whose own name has a # is left alone."""
     text = os.fspath(path)
     if "#" not in text or Path(text).exists():
         return Path(text), None
-    file, _, observer = text.rpartition("#")
-    if not file.lower().endswith((".csv", ".tsv")):
-        raise InputError(f"{text}: only a CSV or TSV table has observers to choose by #")
-    return Path(file), observer
+    parts = re.fullmatch(r"(.*?\.(?:csv|tsv|json))#(.*)", text, re.IGNORECASE | re.DOTALL)
+    if parts is None:
+        raise InputError(f"{text}: only tables have observers, and markups files lists, to choose by #")
+    return Path(parts[1]), parts[2]
 
 
 def load_landmarks(
@@ -52,16 +54,18 @@ def load_landmarks(
     label_from: str = "label",
 ) -> Landmarks:
     """As :func:`read_landmarks`, but positions in pixels stay so: ``meta["unit"]`` is then ``px``."""
-    file, observer = split_observer(path)
+    file, chosen = split_observer(path)
     ending = landmark_format(file)
     try:
         kind = kind_of(file) if ending == ".json" else ending
         if kind in (".mrk.json", "markups"):
-            return read_mrk(file, frame, unit, label_from)
+            return read_mrk(file, frame, unit, label_from, chosen)
         if ending == ".fcsv":
             return read_fcsv(file, frame, unit, label_from)
         if kind != "ours":
-            return read_table(file, frame, unit, label_from).pick(case, observer)
+            return read_table(file, frame, unit, label_from).pick(case, chosen)
+        if chosen is not None:
+            raise InputError(f"{file}: is no file of 3D Slicer, whose lists are chosen by #")
         return named_by(read_json_landmarks(file, frame, unit), label_from, file)
     except InputError as error:  # Landmarks itself does not know the file
         line = " ".join(str(error).splitlines())  # text of the file may stand in it
@@ -80,9 +84,10 @@ def read_landmarks(
     """Read a landmark file into world mm (3D: LPS).
 
     ``path``: a file with an ending of ``FORMATS`` or ``READ_ONLY``; ``table.csv#senior`` chooses an observer, ``#mean``
-    the mean of all. ``case``: which case of a table with several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px):
-    for files that state none. ``spacing``: mm along x, y for positions in px, or the image's 2D grid. ``label_from``:
-    ``label``, or ``description`` to make the descriptions the names (the labels become the descriptions).
+    the mean of all, ``a.mrk.json#F`` a list of a markups file, by name or number. ``case``: which case of a table with
+    several. ``frame`` (LPS, RAS, image) and ``unit`` (mm, px): for files that state none. ``spacing``: mm along x, y
+    for positions in px, or the image's 2D grid. ``label_from``: ``label``, or ``description`` to make the descriptions
+    the names (the labels become the descriptions).
     ``meta["notes"]`` are remarks on what was read otherwise than a reader of the file might think,
     ``meta["name_notes"]`` on the names. Raises InputError.
     """
@@ -155,7 +160,10 @@ def convert(
     spacing: Spacing | Grid = None,
     label_from: str = "label",
 ) -> Landmarks:
-    """Read ``source``, write ``target``, return what was written. Arguments and errors as :func:`read_landmarks`."""
+    """Read ``source``, write ``target``, return what was written. Arguments and errors as :func:`read_landmarks`. Of a
+    markups file's lists one that was chosen is written alone."""
     landmarks = read_landmarks(source, case=case, frame=frame, unit=unit, spacing=spacing, label_from=label_from)
+    if split_observer(source)[1] is not None:
+        landmarks = list_alone(landmarks)
     write_landmarks(landmarks, target, case=case, spacing=spacing if landmarks.ndim == 2 else None)
     return landmarks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,24 @@ NEW_CONTROL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read_mrk(path: Where, frame: str | None = None, unit: str | None = None, label_from: str = "label") -> Landmarks:
+def read_mrk(
+    path: Where,
+    frame: str | None = None,
+    unit: str | None = None,
+    label_from: str = "label",
+    chosen: str | None = None,
+) -> Landmarks:
     """Read a markups file. Frame and unit are the file's (``coordinateSystem``, ``coordinateUnits``; the format's unit
-    is mm where it says none); ``frame`` and ``unit`` are for files that state none. Of several lists the only one of
-    points is read. A point that is ``preview`` and has a position is defined. ``label_from`` as in ``read_landmarks``.
+    is mm where it says none); ``frame`` and ``unit`` are for files that state none. Of several lists the one that is
+    ``chosen`` by its name or number is read, else the only one of points. A point that is ``preview`` and has a
+    position is defined. ``label_from`` as in ``read_landmarks``.
 
     Score and radius at a description's end (:mod:`anatomark.io.confidence`) are read as such. The whole document stays
     in ``meta["mrk.json"]``; ``meta["notes"]`` are remarks. Files that we wrote for 2D come back 2D. Raises InputError.
     """
     document = read_json(path)
-    markup, notes = _markup(document, path)
+    at, notes = _chosen(document, path, chosen)
+    markup = document["markups"][at]
     scale, lps = _units(markup, path, frame, unit)
     controls = [_control(c, i, path) for i, c in enumerate(markup["controlPoints"])]
     points, status, texts = [], [], []
@@ -64,7 +73,7 @@ def read_mrk(path: Where, frame: str | None = None, unit: str | None = None, lab
     if preview:
         notes.append(f"{path}: positionStatus of {listed(preview)} is 'preview'; the positions are taken as they stand")
     flat = 2 if _ours(document).get("dimension") == 2 else 3
-    kept = {"mrk.json": document} if label_from == "label" else {}
+    kept = {"mrk.json": document, "mrk.list": at} if label_from == "label" else {}
     return Landmarks(
         tuple(names),
         np.array(points).reshape(-1, 3)[:, :flat],
@@ -88,7 +97,7 @@ def write_mrk(landmarks: Landmarks, path: Where) -> None:
     position; an absent one's description starts with ``absent``.
     """
     document = copy.deepcopy(landmarks.meta.get("mrk.json") or NEW_DOCUMENT)
-    markup, _ = _markup(document, path)
+    markup = document["markups"][landmarks.meta.get("mrk.list", 0)]
     scale, lps = _units(markup, path, None, None)
     before = {clean_name(str(c["label"])): c for c in markup["controlPoints"]}
     if landmarks.ndim == 2:
@@ -128,22 +137,44 @@ def _ours(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _markup(document: Any, path: Any) -> tuple[dict[str, Any], list[str]]:
-    """The list of points in a document, the only one or the only one of its kind, and remarks."""
+def list_alone(landmarks: Landmarks) -> Landmarks:
+    """The same without the other lists of their markups file."""
+    meta = dict(landmarks.meta)
+    if document := meta.get("mrk.json"):
+        meta |= {"mrk.json": {**document, "markups": [document["markups"][meta["mrk.list"]]]}, "mrk.list": 0}
+    return replace(landmarks, meta=meta)
+
+
+def _chosen(document: Any, path: Any, name: str | None) -> tuple[int, list[str]]:
+    """Which list of a document is read, and remarks: the one of this name (or number, from 1 on, where none is called
+    so); without a name the only one, or the only one of points that has any."""
     lists = document["markups"] if is_markups(document) else None
     if lists is None or not all(isinstance(m, dict) for m in lists):
         raise InputError(f"{path}: is not a 3D Slicer markups file (it has no list 'markups')")
-    several = len(lists) > 1
-    points = [m for m in lists if str(m.get("type")).lower() == "fiducial"] if several else lists
-    points = [m for m in points if m.get("controlPoints")] or points[:1] if several else points
-    if len(points) != 1 or not isinstance(points[0].get("controlPoints"), list):
-        kinds = f" ({listed([str(m.get('name') or m.get('type'))[:40] for m in lists])})" if several else ""
-        raise InputError(
-            f"{path}: holds {len(lists)} markups lists{kinds}; exactly one, with control points, is needed: "
-            "save each list in a file of its own"
-        )
-    others = [str(m.get("type"))[:40] for m in lists if m is not points[0]]
-    return points[0], [f"{path}: the list of points is read; beside it stand: {listed(others)}"] if others else []
+    own = range(len(lists))
+    names = [str(m.get("name") or m.get("type"))[:40] for m in lists]
+    if name is not None:
+        wanted = [i for i in own if lists[i].get("name") == name] or [i for i in own if str(i + 1) == name]
+    else:
+        fiducial = [i for i in own if len(lists) == 1 or str(lists[i].get("type")).lower() == "fiducial"]
+        wanted = [i for i in fiducial if lists[i].get("controlPoints")] or fiducial[:1]
+    if len(wanted) != 1 or not isinstance(lists[wanted[0]].get("controlPoints"), list):
+        raise InputError(_which(path, lists, names, name))
+    others = [str(m.get("type"))[:40] for i, m in enumerate(lists) if i != wanted[0] and name is None]
+    return wanted[0], [f"{path}: the list of points is read; beside it stand: {listed(others)}"] if others else []
+
+
+def _which(path: Any, lists: Sequence[Mapping[str, Any]], names: Sequence[str], name: str | None) -> str:
+    """The line that says which lists there are, and how one is chosen."""
+    kinds = f" ({listed(names)})" if len(lists) > 1 else ""
+    holds = f"{path}: holds {len(lists)} markups lists{kinds}"
+    good = next((i for i, m in enumerate(lists) if isinstance(m.get("controlPoints"), list) and len(lists) > 1), None)
+    if name is not None:
+        return f"{holds}; none that has control points, or more than one, is called {name[:40]!r}"
+    if good is None:
+        return f"{holds}; exactly one, with control points, is needed"
+    twice = names.count(names[good]) > 1 or not lists[good].get("name")
+    return f"{holds}; choose one by its name or number, such as {path}#{good + 1 if twice else names[good]}"
 
 
 def _units(markup: Mapping[str, Any], path: Any, frame: str | None, unit: str | None) -> tuple[float, bool]:

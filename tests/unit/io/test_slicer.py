@@ -10,7 +10,7 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
 from anatomark.io.fcsv import read_fcsv, write_fcsv
-from anatomark.io.landmarks import read_landmarks, write_landmarks
+from anatomark.io.landmarks import convert, read_landmarks, write_landmarks
 from anatomark.io.names import clean_name
 from anatomark.io.slicer import read_mrk, write_mrk
 
@@ -169,6 +169,36 @@ def test_the_list_of_points_beside_others(tmp_path, ending):
     empty = {"type": "Fiducial", "controlPoints": []}
     path = document_of(tmp_path, lambda d: d["markups"].append(empty))
     assert read_landmarks(path).names == ("AC", "PC")
+
+
+def _three_lists(folder):
+    def change(document):
+        other = json.loads(json.dumps(document["markups"][0]))
+        other["controlPoints"] = [{"id": "1", "label": "Q", "position": [7, 8, 9]}]
+        document["markups"] += [{**other, "name": "F"}, {**other, "type": "Curve", "name": "1#c"}]
+
+    return document_of(folder, change)
+
+
+def test_one_of_several_lists_is_chosen(tmp_path):
+    path = _three_lists(tmp_path)
+    with pytest.raises(InputError, match=r"3 markups lists .Fiducial, F, 1#c.; choose one .* such as .*a.mrk.json#1"):
+        read_landmarks(path)
+    assert read_landmarks(f"{path}#1").names == ("AC", "PC")
+    for chosen in ("F", "2", "1#c", "3"):
+        landmarks = read_landmarks(f"{path}#{chosen}")
+        assert landmarks.names == ("Q",) and not landmarks.meta["notes"]
+    moved = read_landmarks(f"{path}#F")
+    write_landmarks(moved.with_points(moved.points + 1), tmp_path / "b.mrk.json")
+    before, after = read_json(path), read_json(tmp_path / "b.mrk.json")
+    assert after["markups"][1]["controlPoints"][0]["position"] == [8, 9, 10]
+    assert after["markups"][::2] == before["markups"][::2]  # no other list is lost
+    convert(f"{path}#F", tmp_path / "c.mrk.json")
+    assert read_json(tmp_path / "c.mrk.json")["markups"] == before["markups"][1:2]
+    for name in ("G", "4", ""):
+        with pytest.raises(InputError, match=f"is called '{name}'"):
+            read_landmarks(f"{path}#{name}")
+    assert read_landmarks(document_of(tmp_path, lambda d: d["markups"][0].update(name="A")).as_posix() + "#A").names
 
 
 def test_labels_are_cleaned_and_written_as_they_were(tmp_path):

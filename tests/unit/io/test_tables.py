@@ -166,7 +166,7 @@ def test_cases_and_observers(tmp_path):
         (path, None, "holds 2 cases"),
         (path, "3", "no rows for case '3'"),
         (f"{path}#seniors", "1", "did you mean 'senior'"),
-        (f"{tmp_path}/a.fcsv#senior", "1", "only a CSV or TSV"),
+        (f"{tmp_path}/a.fcsv#senior", "1", "only tables have observers"),
     ):
         with pytest.raises(InputError, match=words):
             read_landmarks(given_path, case=case)
