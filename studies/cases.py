@@ -3,95 +3,82 @@
     python studies/cases.py FOLDER --out FILE.json [--only 01-2]
 
 FOLDER holds a folder for each input, whose ``README.md`` has a line ``Command: `anatomark ...```. The command runs
-inside it; what is right is held here, by the number that the folder's name begins with: a landmark on the brightest
-voxel of what ``crop`` wrote (``place``), a refusal of one line that names the fault (``refused``), the words of a
-warning (``said``), a box or a grey value. Folders that are decided otherwise are listed as such. Figures: ``right``,
-``wrong``, ``not_decided``.
+inside it; what is right is held in ``cases_right.py``, by the number that the folder's name begins with: a landmark on
+the brightest voxel of what ``crop`` wrote, the landmarks that ``convert`` wrote, a refusal of one line that names the
+fault, the words of a warning, a box or a grey value. Of two folders each file counts: 80 holds landmark files of other
+programs, 81 manifests for ``plan``. 82 runs a script under a German locale, where ``localedef`` can make one. Folders
+that are decided otherwise are listed as such. Figures: ``right``, ``wrong``, ``not_decided``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import common
 from anatomark import Grid, InputError, read_image, read_landmarks
+from cases_right import FORMATS, IMAGES, LANDMARKS, MANIFESTS, Plan, Right
 
 SECONDS = 120.0
+HOME = ".bughunt_tilde"  # folder of the home directory that a manifest of 81 names
 
 
-@dataclass(frozen=True)
-class Right:
-    """What is right: ``place``: the landmark lies on the brightest voxel; ``refused``, ``said``: what the one line of a
-    refusal, or the output of a command that succeeds, matches; ``lower``: the box; ``grey``: the brightest value."""
-
-    place: bool = False
-    refused: str = ""
-    said: str = ""
-    lower: tuple[int, ...] = ()
-    grey: float | None = None
-
-
-SPACING = Right(refused="spacing")
-EITHER = Right(place=True, refused=".")
-RIGHT = {
-    "01": EITHER, "03": Right(place=True), "04": EITHER, "06": EITHER, "07": EITHER,
-    "08": Right(refused="position.*spacing"), "09": Right(place=True), "10": Right(refused="im003"),
-    "11": Right(refused="one place"), "14": Right(refused="orientation"), "15": Right(refused="apart"), "17": EITHER,
-    "18": EITHER, "19": EITHER, "20": SPACING, "22": EITHER,
-    "23": Right(place=True, said="mm apart", refused="mm apart"),
-    "24": Right(place=True, said="mm apart", refused="mm apart"),
-    "25": EITHER, "26": EITHER, "28": Right(said="right are unknown", refused="qform"),
-    "29": EITHER, "30": SPACING,
-    "32": Right(said="Analyze", refused="Analyze"), "33": Right(place=True, refused="gz"), "34": Right(place=True),
-    "35": Right(place=True), "36": Right(place=True), "37": SPACING, "38": SPACING, "40": SPACING,
-    "41": Right(place=True, refused="micron"), "43": Right(lower=(125, 40)), "46": Right(grey=250),
-    "47": Right(place=True), "48": Right(place=True), "49": Right(place=True), "50": Right(place=True, refused="page"),
-    "52": Right(refused=r"r08\.raw\.gz"), "53": Right(refused=r"nothere\.raw"),
-    "54": Right(refused=r"m08c\.raw is cut off"),
-    "55": Right(place=True), "56": Right(place=True), "57": Right(refused="im004.dcm is 22 x 18, the others 24 x 20"),
-}  # fmt: skip
+def run(command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Exit code, standard output and all output in one line, of Python with these arguments inside ``folder``."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={**os.environ, **(environment or {})},
+        )
+    except subprocess.TimeoutExpired:
+        return 1, "", f"not done after {SECONDS:g} s"
+    return done.returncode, done.stdout, " ".join((done.stdout + done.stderr).split())
 
 
-def result_of(folder: Path, right: Right) -> tuple[bool, str]:
-    """Whether the folder's command gives what is right, and what it gave."""
-    command = re.search(r"Command: `anatomark (.*?)`", (folder / "README.md").read_text(encoding="utf-8"))
-    if command is None:
-        return False, "its README holds no command"
+def result_of(folder: Path, right: Right, command: str) -> tuple[bool, str]:
+    """Whether a command of ``anatomark`` gives what is right, and what it gave."""
     with tempfile.TemporaryDirectory() as out:
-        arguments = [a.replace("OUT", out) for a in shlex.split(command[1])]
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "anatomark", *arguments],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return False, f"not done after {SECONDS:g} s"
-        text = " ".join((done.stdout + done.stderr).replace(out, "OUT").split())
-        if done.returncode == 2:
+        arguments = [a.replace("OUT", out) for a in shlex.split(command)]
+        code, _, text = run(["-m", "anatomark", *arguments], folder)
+        text = text.replace(out, "OUT")
+        if code == 2:
             return bool(right.refused and re.search(right.refused, text)), f"refused: {text[-160:]}"
-        if done.returncode != 0:
-            return False, f"exit {done.returncode}: {text[-160:]}"
+        if code != 0:
+            return False, f"exit {code}: {text[-160:]}"
         if right.said and not re.search(right.said, text):
             return False, "read, nothing is said"
         try:
-            return _held(Path(arguments[arguments.index("--out") + 1]), right)
-        except InputError as error:
+            if right.points:
+                return _landmarks(Path(out) / "o.csv", right)
+            return _crop(Path(arguments[arguments.index("--out") + 1]), right)
+        except (InputError, ValueError) as error:
             return False, str(error)
 
 
-def _held(out: Path, right: Right) -> tuple[bool, str]:
+def _landmarks(file: Path, right: Right) -> tuple[bool, str]:
+    """What ``convert`` wrote, held against what is right."""
+    landmarks = read_landmarks(file)
+    if set(landmarks.names) != set(right.points):
+        return False, f"read {', '.join(landmarks.names)}"
+    apart = max(float(np.linalg.norm(landmarks[n] - p)) for n, p in right.points.items())
+    return apart < 1e-6, f"{len(landmarks)} landmarks, {apart:.3g} mm off"
+
+
+def _crop(out: Path, right: Right) -> tuple[bool, str]:
     """What ``crop`` wrote, held against what is right."""
     case = json.loads((out / "crops.json").read_text(encoding="utf-8"))["cases"][0]
     lower = tuple(case["lower"])
@@ -111,6 +98,59 @@ def _held(out: Path, right: Right) -> tuple[bool, str]:
     return apart <= float(grid.spacing.min()) / 2, f"{apart:.3g} mm from the brightest voxel"
 
 
+def plan_of(folder: Path, name: str, right: Plan) -> tuple[bool, str]:
+    """Whether ``plan`` finds in a manifest what is to be found there, and what it found."""
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(folder / "img", Path(home) / HOME)
+        code, out, text = run(["-m", "anatomark", "plan", f"{name}.csv", "--json"], folder, {"HOME": home})
+    if code != 0:
+        return bool(code == 2 and right.refused and re.search(right.refused, text)), f"exit {code}: {text[-160:]}"
+    facts = json.loads(out)
+    found = {(s["case"], s["kind"]) for s in facts["suspects"]}
+    notes = " ".join(facts["cautions"])
+    unknown = sum(row["unannotated"] for row in facts["landmarks"])
+    said = bool(re.search(right.note, notes)) if right.note else ".json" not in notes
+    seen = ", ".join(f"{case} {kind}" for case, kind in sorted(found)) or "no suspects"
+    return not right.refused and found == set(right.suspects) and said and not unknown, f"{seen}; {notes[:100]}"
+
+
+def under_a_german_locale(folder: Path, right: Right) -> tuple[bool, str] | None:
+    """Whether ``read.py`` prints what is right; None where there is no such locale and none can be made."""
+    with tempfile.TemporaryDirectory() as out:
+        shutil.copytree(folder, Path(out) / "a")
+        maker = shutil.which("localedef")
+        if maker is None:
+            return None
+        subprocess.run([maker, "-i", "de_DE", "-f", "UTF-8", f"{out}/de_DE.UTF-8"], capture_output=True, check=False)
+        if not Path(out, "de_DE.UTF-8").is_dir():
+            return None
+        code, text, all_text = run(["read.py"], Path(out) / "a", {"LOCPATH": out})
+    return code == 0 and bool(re.search(right.printed, text)), all_text[-160:]
+
+
+def results_of(folder: Path) -> Iterator[tuple[str, tuple[bool, str] | None]]:
+    """The name and the result of each input in a folder; None where it is not decided here."""
+    number = folder.name[:2]
+    right = {**IMAGES, **LANDMARKS}.get(number)
+    if number == "80":
+        for file, (given, of_file) in FORMATS.items():
+            yield (
+                f"{folder.name}/{file}",
+                result_of(folder, of_file, shlex.join(["convert", file, "OUT/o.csv", *given])),
+            )
+    elif number == "81":
+        for name, of_manifest in MANIFESTS.items():
+            yield f"{folder.name}/{name}", plan_of(folder, name, of_manifest)
+    elif right is None:
+        yield folder.name, None
+    elif right.printed:
+        yield folder.name, under_a_german_locale(folder, right)
+    else:
+        command = re.search(r"Command: `anatomark (.*?)`", (folder / "README.md").read_text(encoding="utf-8"))
+        missing = False, "its README holds no command"
+        yield folder.name, missing if command is None else result_of(folder, right, command[1])
+
+
 def main(given: list[str] | None = None) -> None:
     """Every folder that is decided here, in order."""
     parser = common.arguments(__doc__, "folder")
@@ -119,14 +159,14 @@ def main(given: list[str] | None = None) -> None:
     rows = {}
     undecided = 0
     for folder in sorted(f for f in args.folder.iterdir() if f.is_dir() and f.name.startswith(args.only)):
-        right = RIGHT.get(folder.name[:2])
-        if right is None:
-            undecided += 1
-            print(f"-      {folder.name}: not decided here")
-            continue
-        fine, seen = result_of(folder, right)
-        rows[folder.name] = {"right": fine, "seen": seen}
-        print(f"{'right' if fine else 'WRONG'}  {folder.name}: {seen}", flush=True)
+        for name, result in results_of(folder):
+            if result is None:
+                undecided += 1
+                print(f"-      {name}: not decided here")
+                continue
+            fine, seen = result
+            rows[name] = {"right": fine, "seen": seen}
+            print(f"{'right' if fine else 'WRONG'}  {name}: {seen}", flush=True)
     count = sum(row["right"] for row in rows.values())
     figures = {"right": count, "wrong": len(rows) - count, "not_decided": undecided}
     common.record(args.out, figures, folders=rows)

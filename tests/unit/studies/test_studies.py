@@ -16,7 +16,7 @@ from anatomark import Grid, Image, InputError
 from anatomark.core.shape import rotation_from_vector
 
 ROOT = Path(__file__).resolve().parents[3]
-SHARED = {"common", "data", "pin_tables_runs"}
+SHARED = {"cases_right", "common", "data", "pin_tables_runs"}
 STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("*.py") if p.stem not in SHARED)
 PAGES = [p for top in ("docs", "src", "zoo-research", "studies") for p in (ROOT / top).rglob("*") if p.is_file()]
 TEXTS = [p for p in (*PAGES, *ROOT.glob("*.md")) if p.suffix in (".md", ".py", ".yaml")]
