@@ -94,6 +94,8 @@ def read_text(path: Where, most: int = MOST_BYTES, *, newlines: bool = True) -> 
     each end of a line becomes ``\\n``. Raises InputError as :func:`read_bytes`, and where it is no text."""
     data = read_bytes(path, most)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and data[:64].count(0) > 16:
+        raise InputError(f"{path}: is no UTF-8 text (UTF-16 without a byte order mark, or no text); save it as UTF-8")
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:

@@ -66,7 +66,9 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
     lines = split_lines(read_text(path, newlines=False))
     top = itertools.takewhile(lambda line: _is_comment(line) or not line.strip(), lines)
     header = [line.rstrip("\r\n") for line in top if line.strip()]
-    facts, columns, delimiter = _header(header, path)
+    facts, columns = _header(header, path)
+    first = next((line for line in lines if line.strip() and not _is_comment(line)), "")
+    delimiter = max(",;\t", key=first.count)
     system = facts.get("coordinatesystem")
     if system is not None and system.upper() not in SYSTEMS:
         raise InputError(f"{path}: CoordinateSystem = {system[:40]} is not known; it is 0 or RAS, 1 or LPS")
@@ -78,6 +80,7 @@ def read_fcsv(path: Where, frame: str | None = None, unit: str | None = None, la
     numbers: list[str] = []
     for number, cells in read_records(lines, delimiter, path, skip=_is_comment):
         where = f"{path}: row {number}"
+        cells = cells if delimiter == "," else _with_decimal_points(cells, at, where)
         records.append(_mended(cells, columns, where))
         numbers.append(f"row {number}")
         rows.append(_row(records[-1], at, where))
@@ -109,21 +112,30 @@ def _is_comment(line: str) -> bool:
     return line.startswith("#") or bool(quoted)
 
 
-def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str], str]:
+def _header(header: Sequence[str], path: Path) -> tuple[dict[str, str], list[str]]:
     """Facts of the comment lines, also where Excel padded them with commas or put them into quotes; the names of the
-    columns; the delimiter."""
+    columns."""
     facts = {}
     for line in header:
         if match := re.match(r'"?#\s*(\w+)\s*=\s*(.*)', line):
             facts[match[1].lower()] = match[2].strip().rstrip(',;" ').strip()
     text = facts.get("columns", ",".join(COLUMNS))
-    delimiter = ";" if ";" in text and "," not in text else ","
-    columns = [c.strip('" ') for c in text.split(delimiter)]
+    columns = [c.strip('" ') for c in re.split("[,;\t]", text)]
     if missing := [c for c in ("x", "y", "z", "label") if c not in columns]:
         raise InputError(f"{path}: its '# columns' line has no {missing[0]!r}")
     if twice := [c for c, n in Counter(columns).items() if n > 1]:
         raise InputError(f"{path}: its '# columns' line names {twice[0]!r} twice")
-    return facts, columns, delimiter
+    return facts, columns
+
+
+def _with_decimal_points(cells: list[str], at: Mapping[str, int], where: str) -> list[str]:
+    """The cells of a row whose delimiter is no comma, with decimal points where x, y and z have decimal commas. Raises
+    InputError where both occur."""
+    places = [at[a] for a in "xyz" if at[a] < len(cells)]
+    text = " ".join(cells[i] for i in places)
+    if "," in text and "." in text:
+        raise InputError(f"{where}: {text[:80]!r} has decimal commas and points; write one of them")
+    return [c.replace(",", ".") if i in places else c for i, c in enumerate(cells)]
 
 
 class _Joined(list[str]):

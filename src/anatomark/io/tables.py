@@ -271,9 +271,8 @@ def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
         pass
     if all(c.lower() in BLANK for c in cells):
         return (math.nan,) * len(cells)
-    raise InputError(
-        f"{where}: position {', '.join(cells)[:80]!r} is not {len(cells)} numbers (all blank: unannotated)"
-    )
+    remedy = "write decimal points" if any("," in c for c in cells) else "all blank: unannotated"
+    raise InputError(f"{where}: position {', '.join(cells)[:80]!r} is not {len(cells)} numbers ({remedy})")
 
 
 def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[str, Any]) -> Landmarks:

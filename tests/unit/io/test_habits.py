@@ -64,6 +64,10 @@ HABITS = {
         "fcsv", FCSV.replace("# columns = id", '"# columns = id').replace("NodeID\n", 'NodeID"\n', 1),
     ),
     "fcsv, blank cells behind the rows": ("fcsv", FCSV.replace("front,\n", "front,,,\n")),
+    "fcsv of Excel where the comma is decimal": (
+        "fcsv", FCSV.partition("\na,")[0] + ";;;;\na;" + FCSV.partition("\na,")[2].replace(",", ";").replace(".", ","),
+    ),
+    "fcsv with tabs": ("fcsv", FCSV.replace(",", "\t")),
     "fcsv with semicolons": ("fcsv", FCSV.replace(",", ";")),
     "fcsv with an unquoted comma in a description": ("fcsv", FCSV.replace("front,", "front, upper,")),
     "fcsv with two, and a status": ("fcsv", FCSV.replace("front,\n", "front, upper, left,,2,0\n")),
@@ -118,6 +122,7 @@ HEAD = "# frame=LPS unit=mm\n"
         ("label,x,y,z\na,1_000,2,3\n", "row 3: position"),
         ("label,x,y,z\na,1,2,3,,4\n", "row 3: has 6 cells for 4 columns"),
         ("Label,label,x,y,z\na,b,1,2,3\n", "column 'label' appears twice"),
+        ('label,x,y,z\na,"1,5","2,5","3,5"\n', "write decimal points"),
         ("label,x,y,z,description\n,1,2,3,AC\n", "row 3: the label is blank; the descriptions may be names"),
         ("label,x,y,z\n" + "a," * 30000 + "\n", "cells for 4 columns"),
         (",".join(f"c{i}" for i in range(30000)) + "\n1\n", "has 30000 columns; at most 20000"),
