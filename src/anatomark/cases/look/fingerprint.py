@@ -45,12 +45,16 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
             raise InputError(
                 f"case {case.id!r}, row {case.row}: {case.landmarks.ndim}D landmarks; the first case's are {ndim}D"
             )
+    if not any(case.landmarks.defined.any() for case in cases):
+        raise InputError(f"{manifest.path}: no training case has a defined landmark; there is nothing to learn from")
     verdict = look_at(everyone, [case.landmarks.select(names) for case in everyone], len(cases))
     landmarks, grids = [case.landmarks.select(names) for case in cases], [case.grid(ndim) for case in cases]
     shapes, ids = np.stack([one.points for one in landmarks]), [case.id for case in cases]
     for one in verdict.suspects:  # one slip of the hand must not turn the mean
         if one.kind in ("point", "placeholder") and one.case in ids:
             shapes[ids.index(one.case), [names.index(label) for label in one.labels]] = np.nan
+    if not np.isfinite(shapes).any():
+        shapes = np.stack([one.points for one in landmarks])
     mean, poses = mean_shape(shapes)
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)

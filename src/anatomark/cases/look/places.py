@@ -23,10 +23,12 @@ SAMPLE = 1 << 14  # bytes at the start, middle and end by which files of one siz
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr")
 
 
-def placeholders(cases: Sequence[Case], landmarks: Sequence[Landmarks], grids: Sequence[Grid]) -> NDArray[np.bool_]:
+def placeholders(
+    cases: Sequence[Case], landmarks: Sequence[Landmarks], grids: Sequence[Grid]
+) -> tuple[NDArray[np.bool_], list[Suspect]]:
     """(M, N) points at which files write that there is none: all coordinates 0 or all -1, as the file counts them, or
-    the centre of the image's first voxel. Not where a landmark defines the frame: it lies at zero in most of its cases,
-    ``FEWEST`` or more, and alone so.
+    the centre of the image's first voxel. Not where a landmark may define the frame: it lies at zero in most of its
+    cases, ``FEWEST`` or more, and alone so; that is a finding of all cases.
 
     ``landmarks``: of each case, all with the same names.
     """
@@ -37,7 +39,12 @@ def placeholders(cases: Sequence[Case], landmarks: Sequence[Landmarks], grids: S
     first = [
         np.isclose(one.points, g.origin, rtol=0, atol=1e-6).all(1) for one, g in zip(landmarks, grids, strict=True)
     ]
-    return np.asarray(((zero | np.stack(first)) & ~origin) | (raw == -1).all(2))
+    asked = [
+        f"{name} lies exactly at 0 in {n} cases: right if it defines the frame, else a sign for missing"
+        for name, n in zip(landmarks[0].names, origin.sum(0), strict=True)
+    ]
+    findings = [Suspect("", (landmarks[0].names[i],), "placeholder", asked[i]) for i in np.flatnonzero(origin.any(0))]
+    return np.asarray(((zero | np.stack(first)) & ~origin) | (raw == -1).all(2)), findings
 
 
 def _as_in_file(case: Case, landmarks: Landmarks) -> Array:

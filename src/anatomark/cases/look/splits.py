@@ -18,7 +18,7 @@ def look_at(cases: Sequence[Case], landmarks: Sequence[Landmarks], training: int
     Raises InputError.
     """
     ids, grids = [c.id for c in cases], [c.grid(one.ndim) for c, one in zip(cases, landmarks, strict=True)]
-    empty = placeholders(cases, landmarks, grids)
+    empty, asked = placeholders(cases, landmarks, grids)
     kept = [without(one, gone) for one, gone in zip(landmarks, empty, strict=True)]
     verdict = suspects(ids[:training], kept[:training], grids[:training])
     findings, note = verdict.suspects, verdict.note
@@ -31,4 +31,4 @@ def look_at(cases: Sequence[Case], landmarks: Sequence[Landmarks], training: int
     framed = {s.case for s in findings if s.kind == "frame"}  # which says that they lie outside
     places = [s for each in zip(cases, landmarks, grids, empty, strict=True) for s in out_of_place(*each)]
     places = [s for s in places if s.kind != "outside" or s.case not in framed]
-    return Verdict([*findings, *places, *shared_images(cases)], verdict.residual_mm, note)
+    return Verdict([*findings, *places, *asked, *shared_images(cases)], verdict.residual_mm, note)

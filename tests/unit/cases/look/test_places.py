@@ -43,7 +43,7 @@ def _folder(folder: Path, change: Callable[[int, np.ndarray], Any] = lambda k, p
     return folder / "cases.csv"
 
 
-def _found(path: Path) -> set[tuple[str, str, str, tuple[str, ...]]]:
+def _found(path: Path) -> set[tuple[str, str | None, str, tuple[str, ...]]]:
     facts = fingerprint(read_manifest(path))
     assert not facts["suspects_note"]
     return {(s["case"], s["split"], s["kind"], tuple(s["labels"])) for s in facts["suspects"]}
@@ -61,22 +61,32 @@ def test_clean_cases_are_quiet(tmp_path: Path) -> None:
     assert _found(_folder(tmp_path)) == set()
 
 
-@pytest.mark.parametrize("case", [2, 5, 6])
-@pytest.mark.parametrize("place", [(0, 0, 0), (1, 1, -1), (-9.25, -9.25, -9.25)])  # -1 in RAS; the first voxel
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [(2, (0, 0, 0)), (5, (1, 1, -1)), (6, (-9.25, -9.25, -9.25))],  # -1 in RAS; the first voxel
+)
 def test_a_position_that_stands_for_none(tmp_path: Path, case: int, place: tuple[float, ...]) -> None:
     path = _folder(tmp_path, _put(case, [1], place))
     assert _found(path) == {(f"c{case}", SPLITS[case], "placeholder", ("b",))}
-    clean = tmp_path / "clean"
-    clean.mkdir()
-    apart = [fingerprint(read_manifest(p))["landmarks"][1]["aligned_mm"] for p in (path, _folder(clean))]
-    assert apart[0] == pytest.approx(apart[1], abs=0.2)  # it does not turn the mean shape
+    assert fingerprint(read_manifest(path))["landmarks"][1]["aligned_mm"] < 1  # it does not turn the mean shape
 
 
-def test_a_landmark_that_is_the_origin_everywhere_is_meant(tmp_path: Path) -> None:
+def test_a_landmark_that_is_the_origin_everywhere_is_asked_about_once(tmp_path: Path) -> None:
     def change(k: int, points: np.ndarray) -> None:
         points -= points[0]
 
-    assert not {f for f in _found(_folder(tmp_path, change)) if f[2] == "placeholder"}
+    path = _folder(tmp_path, change)
+    assert {f for f in _found(path) if f[2] == "placeholder"} == {("", None, "placeholder", ("a",))}
+    assert fingerprint(read_manifest(path))["landmarks"][0]["aligned_mm"] < 1  # it counts as a point
+
+
+def test_nothing_but_placeholders(tmp_path: Path) -> None:
+    def change(k: int, points: np.ndarray) -> None:
+        points[:] = (1.0, 1.0, -1.0)
+
+    facts = fingerprint(read_manifest(_folder(tmp_path, change)))
+    assert sum(s["kind"] == "placeholder" for s in facts["suspects"]) == 7
+    json.dumps(facts, allow_nan=False)
 
 
 def test_two_landmarks_at_zero_are_not(tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_two_landmarks_at_zero_are_not(tmp_path: Path) -> None:
     assert found == {(f"c{k}", split, "placeholder", ("a", "b")) for k, split in enumerate(SPLITS)}
 
 
-@pytest.mark.parametrize("case", [0, 5, 6])
+@pytest.mark.parametrize("case", [0, 6])
 def test_a_point_outside_the_image(tmp_path: Path, case: int) -> None:
     found = _found(_folder(tmp_path, _put(case, [3], (5, 5, 900))))
     assert (f"c{case}", SPLITS[case], "outside", ("d",)) in found
@@ -96,7 +106,7 @@ def test_a_point_outside_the_image(tmp_path: Path, case: int) -> None:
     assert text == "d lies 880 mm outside the image"  # whose border is at 20
 
 
-@pytest.mark.parametrize("case", [1, 5, 6])
+@pytest.mark.parametrize("case", [1, 5])
 def test_swapped_labels(tmp_path: Path, case: int) -> None:
     def change(k: int, points: np.ndarray) -> None:
         if k == case:
@@ -105,8 +115,7 @@ def test_swapped_labels(tmp_path: Path, case: int) -> None:
     assert _found(_folder(tmp_path, change)) == {(f"c{case}", SPLITS[case], "swap", ("c", "e"))}
 
 
-@pytest.mark.parametrize("copy", [False, True])
-@pytest.mark.parametrize(("case", "of"), [(5, 0), (6, 1), (6, 5)])
+@pytest.mark.parametrize(("case", "of", "copy"), [(5, 0, True), (6, 1, False), (6, 5, True)])
 def test_one_image_in_two_splits(tmp_path: Path, case: int, of: int, copy: bool) -> None:
     path = _folder(tmp_path)
     if copy:
