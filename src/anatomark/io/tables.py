@@ -15,6 +15,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import Where
+from anatomark.io.both_units import check_both_units
 from anatomark.io.frames import (
     MM_PER,
     agree,
@@ -286,6 +287,7 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
             )
         seen[record.label] = record.row
         status.append(check_status(record.status, math.isfinite(record.point[0]), head + str(record.row)))
+    check_both_units([(record.row, record.extra) for record in group], path)
     points = np.array([record.point for record in group])
     texts = tuple(record.extra.get("description", "") for record in group)
 

@@ -118,6 +118,26 @@ def test_2d_with_spacing_has_both_units(tmp_path):
         read_landmarks(path)
 
 
+@pytest.mark.parametrize("direction", [0.0, 20.0])
+@pytest.mark.parametrize(("column", "row"), [(3, 2), (4, 5), (1, 3), (2, 4)])
+def test_a_place_that_was_corrected_in_one_of_two_units(tmp_path, direction, column, row):
+    """As one does who corrects x_px of a prediction in Excel; where axes are turned, nothing can be said."""
+    turn = np.radians(direction)
+    axes = [[-0.4 * np.sin(turn), 0.4 * np.cos(turn)], [0.4 * np.cos(turn), 0.4 * np.sin(turn)]]
+    grid = Grid.from_axes((300, 300), axes, (3.0, -7.0))
+    points = np.random.default_rng(0).uniform(0, 90, (5, 2))
+    write_landmarks(Landmarks(tuple("abcde"), points), tmp_path / "a.csv", spacing=grid)
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.csv").points, points)
+    lines = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    lines[row][column] = str(float(lines[row][column]) + 4)
+    (tmp_path / "a.csv").write_text("\n".join(map(",".join, lines)) + "\n")
+    if direction:
+        read_landmarks(tmp_path / "a.csv")
+        return
+    with pytest.raises(InputError, match=f"row {row + 1}: [xy]_mm .* and [xy]_px .* are not the same place"):
+        read_landmarks(tmp_path / "a.csv")
+
+
 def test_json_keeps_everything(tmp_path):
     covariance = np.array([np.diag([1.0, 2, 3]), np.full((3, 3), np.nan)])
     landmarks = Landmarks(
