@@ -42,26 +42,26 @@ def open_dicom(path: Path) -> Opened:
     InputError where slices do not make one volume, naming the slice that does not fit."""
     try:
         with quiet():
-            return _open(path, _files(path))
+            return _open(path, _headers(path))
     except InputError:
         raise
     except Exception as error:  # a value that is no number, a sequence without items
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
 
 
-def _files(path: Path) -> list[Path]:
+def _headers(path: Path) -> dict[Path, Any]:
     if path.is_dir():
         return one_series(path)
     if not is_directory_file(path):
-        return [path]
+        return {path: read_header(path)}
     series = listed_series(path)
     if len(series) != 1:
         raise InputError(f"{path}: lists {len(series) or 'no'} DICOM series; give the folder of one")
     return series[0]
 
 
-def _open(path: Path, files: list[Path]) -> Opened:
-    headers = {file: read_header(file) for file in files}
+def _open(path: Path, headers: dict[Path, Any]) -> Opened:
+    files = list(headers)
     first = headers[files[0]]
     if len(files) > 1:
         files = sorted(files, key=lambda f: (_whole(headers[f].get("InstanceNumber"), 0), f.name))

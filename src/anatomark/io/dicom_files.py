@@ -48,33 +48,38 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def series_in(folder: Path) -> list[list[Path]]:
-    """The DICOM images lying directly in a folder, series by series, each in the order of names."""
+def series_in(folder: Path) -> list[dict[Path, Any]]:
+    """The DICOM images lying directly in a folder with their headers, series by series, in the order of names."""
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".") and is_dicom(f)]
     return _by_series(files)
 
 
-def _by_series(files: list[Path]) -> list[list[Path]]:
-    series: dict[str, list[Path]] = {}
+def _by_series(files: list[Path]) -> list[dict[Path, Any]]:
+    series: dict[str, dict[Path, Any]] = {}
     for file in files:
-        header = read_header(file, ["SeriesInstanceUID", "Rows"])
+        header = read_header(file)
         if "Rows" in header:
-            series.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(file)
+            series.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
     return list(series.values())
 
 
-def one_series(folder: Path) -> list[Path]:
-    """The files of the only series of a folder. Raises InputError where it holds none, or several."""
+def one_series(folder: Path) -> dict[Path, Any]:
+    """The files of the only series of a folder, with their headers. Raises InputError where it holds none, or
+    several."""
     series = series_in(folder)
     if not series and (folder / "DICOMDIR").is_file():
         series = listed_series(folder / "DICOMDIR")
+    return _only(folder, series)
+
+
+def _only(folder: Path, series: list[dict[Path, Any]]) -> dict[Path, Any]:
     if len(series) != 1:
         raise InputError(f"{folder}: holds {len(series) or 'no'} DICOM series; an image folder holds exactly one")
     return series[0]
 
 
-def listed_series(path: Path) -> list[list[Path]]:
-    """The series that a DICOMDIR lists. Raises InputError where a file is missing."""
+def listed_series(path: Path) -> list[dict[Path, Any]]:
+    """The series that a DICOMDIR lists, files with their headers. Raises InputError where a file is missing."""
     files = []
     for record in read_header(path).get("DirectoryRecordSequence") or []:
         name = record.get("ReferencedFileID")
@@ -110,6 +115,6 @@ def images_in(folder: Path) -> list[Path]:
         parents = {file.parent for files in listed_series(folder / "DICOMDIR") for file in files}
         return [image for parent in sorted(parents - {folder}) for image in images_in(parent)]
     if all(len(files) == 1 for files in series):
-        return [files[0] for files in series]
-    one_series(folder)
+        return [next(iter(files)) for files in series]
+    _only(folder, series)
     return [folder]

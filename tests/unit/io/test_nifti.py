@@ -110,7 +110,7 @@ def test_two_forms_that_differ_are_said_and_can_be_chosen(tmp_path):
     apart = np.linalg.norm(corners_by(sform) - corners_by(qform), axis=1).max()
     (note,) = facts["notes"]
     assert f"{apart:.3g} mm apart; the sform is used" in note
-    assert "3D Slicer takes the qform: landmarks placed there need" in note
+    assert "3D Slicer takes the qform: for landmarks placed there give `form` qform" in note
     np.testing.assert_allclose(corners(path), corners_by(sform), atol=1e-4)
     np.testing.assert_allclose(corners(path, form="qform"), corners_by(qform), atol=1e-4)
     np.testing.assert_allclose(corners(path, form="sform"), corners_by(sform), atol=1e-4)
@@ -119,6 +119,7 @@ def test_two_forms_that_differ_are_said_and_can_be_chosen(tmp_path):
     assert read_image(write(tmp_path / "b.nii", sform, sform)).meta["geometry"]["notes"] == []
     only = write(tmp_path / "c.nii", sform)
     np.testing.assert_allclose(corners(only, form="qform"), corners_by(sform), atol=1e-4)
+    assert image_geometry(only, form="qform")[1]["notes"] == ["its qform is not set; the sform is used"]
 
 
 def test_rounding_noise_is_accepted_and_shear_is_said(tmp_path):
