@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.errors import InputError
-from anatomark.io.dicom_files import is_directory_file, listed_series, one_line, one_series, read_header
+from anatomark.io.dicom_files import (
+    PLAIN,
+    is_directory_file,
+    listed_series,
+    one_line,
+    one_series,
+    read_header,
+    transfer_syntax,
+)
 from anatomark.io.dicom_spacing import pixel_spacing
 from anatomark.io.files import check_claim
 from anatomark.io.geometry import Geometry, Opened
@@ -19,7 +27,6 @@ from anatomark.io.headers import NOT_STATED
 from anatomark.io.itk import quiet, read_with
 
 TOLERANCE_MM, TOLERANCE = 0.1, 0.1  # of a slice's place: mm, and parts of the step, the smaller; at least 0.001 mm
-PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # transfer syntaxes as they are
 US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 POSITION, ORIENTATION = "ImagePositionPatient (0020,0032)", "ImageOrientationPatient (0020,0037)"
 
@@ -117,7 +124,7 @@ def _check_size(path: Path, file: Path, header: Any) -> None:
             f"{path}: cannot be read: {file.name} holds no image, or is damaged ({columns} columns, {rows} rows, "
             f"{frames} frames, {bits} bits)"
         )
-    syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "") or PLAIN[0])
+    syntax = transfer_syntax(file, header)
     if samples > 1 and "YBR" in str(header.get("PhotometricInterpretation")):
         bits = bits // 2  # with fewer colours than pixels
     check_claim(path, rows * columns * frames * samples * bits // 8, syntax not in PLAIN, file)

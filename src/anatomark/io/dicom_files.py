@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.errors import InputError
-from anatomark.io.files import check_regular
+from anatomark.io.files import check_deflated, check_regular
 from anatomark.io.itk import quiet
 
+PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # transfer syntaxes as they are
+DEFLATED = "1.2.840.10008.1.2.1.99"
+PACKED = (
+    DEFLATED, "1.2.840.10008.1.2.5", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
+)  # fmt: skip  # what GDCM unpacks: RLE, JPEG, JPEG-LS, JPEG 2000
 DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, the class of a DICOMDIR
 
 
@@ -36,11 +41,27 @@ def read_header(path: Path, tags: list[str] | None = None) -> Any:
     import pydicom
 
     check_regular(path)
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if DEFLATED.encode() in start:  # after the preamble, the sign and the group's own length
+        check_deflated(path, 144 + int.from_bytes(start[140:144], "little"))
     try:
         with quiet(), pydicom.config.disable_value_validation():
             return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
     except Exception as error:  # pydicom raises whatever it stumbles over
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
+
+
+def transfer_syntax(path: Path, header: Any) -> str:
+    """How the pixels of a file are stored. Raises InputError, by its name, for one that is not read here."""
+    from pydicom.uid import UID
+
+    uid = UID(str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or PLAIN[0]))
+    if uid not in (*PLAIN, *PACKED):
+        raise InputError(
+            f"{path}: its transfer syntax {uid.name} is not read; save it uncompressed (Explicit VR Little Endian)"
+        )
+    return str(uid)
 
 
 def one_line(error: Exception) -> str:
