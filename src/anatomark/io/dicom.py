@@ -21,6 +21,7 @@ from anatomark.io.dicom_files import (
     transfer_syntax,
 )
 from anatomark.io.dicom_spacing import pixel_spacing
+from anatomark.io.dicom_values import check_values, frame_scales, rescaled
 from anatomark.io.files import check_claim
 from anatomark.io.geometry import Geometry, Opened
 from anatomark.io.headers import NOT_STATED
@@ -73,8 +74,11 @@ def _open(path: Path, headers: dict[Path, Any]) -> Opened:
     if len(files) > 1:
         files = sorted(files, key=lambda f: (_whole(headers[f].get("InstanceNumber"), 0), f.name))
     spacings = {f: pixel_spacing(headers[f]) for f in files}
+    remarks: dict[str, None] = {}
     for file in files:
         _check_size(path, file, headers[file])
+        remarks |= dict.fromkeys(check_values(file, headers[file]))
+    scales = {f: scale for f in files if (scale := frame_scales(f, headers[f]))}
     slices = [s for f in files for s in _slices(f, headers[f], spacings[f].values)]
     _check_alike(path, slices)
     order, geometry = _placed(path, slices, headers[files[0]])
@@ -85,12 +89,13 @@ def _open(path: Path, headers: dict[Path, Any]) -> Opened:
         }
         geometry.notes.append("its places are those of the ultrasound volume, not of the patient")
     geometry.sources["spacing"] = spacings[files[0]].source
-    geometry.notes[:0] = spacings[files[0]].notes
+    geometry.notes[:0] = [*spacings[files[0]].notes, *remarks]
     geometry.others = [(*o, *np.linalg.norm(geometry.axes, axis=0)[2:]) for o in spacings[files[0]].others]
     geometry.missing = geometry.missing or spacings[files[0]].missing
 
     def pixels() -> NDArray[Any]:
         read = [read_with("GDCMImageIO", file, dimensions=3) for file in files]
+        read = [rescaled(a, scales[f]) if f in scales else a for f, a in zip(files, read, strict=True)]
         depths = [len(a) for a in read]
         if sum(depths) != len(slices):
             raise InputError(f"{path}: has {sum(depths)} frames, but announces {len(slices)}")
