@@ -143,8 +143,9 @@ def _scaled(values: NDArray[Any], header: Any) -> NDArray[Any]:
 
 
 def _flat(geometry: Geometry, dimensions: int) -> Geometry:
-    """Of a file of two dimensions the plane, in the 2D frame."""
-    if dimensions > 2:
+    """Of a file of two dimensions the plane, in the 2D frame; one that lies obliquely in space stays a single slice."""
+    out_of_plane = np.abs(geometry.axes[2, :2]) > 1e-4 * np.linalg.norm(geometry.axes[:, :2], axis=0)
+    if dimensions > 2 or out_of_plane.any():
         return geometry
     geometry.axes, geometry.origin = geometry.axes[:2, :2], geometry.origin[:2]
     geometry.size, geometry.stated = geometry.size[:2], geometry.stated[:2]
@@ -204,6 +205,8 @@ def _qform(header: Any, steps: Array) -> Array:
     b, c, d = (float(header[f"quatern_{a}"]) for a in "bcd")
     affine = np.full((4, 4), np.nan)
     rest = 1 - (b * b + c * c + d * d)
+    if abs(rest) < abs(header.quaternion_threshold):  # as nibabel: a turn of 180 degrees
+        rest = 0.0
     if rest > -1e-3:  # rounding; nibabel allows less
         quaternion = np.array([np.sqrt(max(rest, 0.0)), b, c, d])
         rotation = quat2mat(quaternion / np.linalg.norm(quaternion))
@@ -243,7 +246,8 @@ def _disagreement(
     if not _fine(forms[other]) or (other == "qform" and not sound.all()):
         return [f"its {other} is unusable; the {used} is used"]
     apart = corners_apart(forms["sform"], forms["qform"], size) * unit
-    if apart <= max(0.01, 0.01 * float(np.linalg.norm(forms[used][:3, :3], axis=0).min()) * unit):
+    step = float(np.linalg.norm(forms[used][:3, :3], axis=0).min()) * unit
+    if apart <= max(min(0.01, 0.1 * step), 0.01 * step):
         return []
     slicer = slicer_takes(forms, codes)
     remedy = f"for landmarks placed there give `form` {slicer}" if slicer != used else f"`form` {other} takes the other"
