@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -311,6 +312,45 @@ def test_a_huge_crop_and_an_empty_file_end_with_one_line(
     assert "holds no landmarks" in told.err and "holds no landmarks" not in told.out
     assert _run("measure", "acpc-length", tmp_path / "none.json", "--out", tmp_path / "t.csv") == 2
     assert "none.json: holds no landmarks" in capsys.readouterr().err
+
+
+def test_the_form_of_a_nifti_file_is_chosen_and_what_it_leaves_open_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, landmarks = tiny.blobs(0)
+    made = nib.Nifti1Image(image.array[0].transpose(2, 1, 0), None)
+    forms = [np.diag([-2.0, -2.0, 2.0, 1.0]), np.diag([-2.0, -2.0, 2.0, 1.0])]
+    forms[0][0, 3] = -20
+    made.set_sform(forms[0], 2)
+    made.set_qform(forms[1], 1)
+    nib.save(made, tmp_path / "two.nii.gz")
+    write_landmarks(landmarks, tmp_path / "two.mrk.json")
+    write_landmarks(landmarks, tmp_path / "fixed.mrk.json")
+    lower = {}
+    for form in ("qform", "sform"):
+        out = tmp_path / form
+        given = ("--landmarks", tmp_path / "two.mrk.json", "--margin-mm", 3, "--out", out, "--form", form)
+        assert _run("crop", tmp_path / "two.nii.gz", *given) == 0
+        (row,) = tiny.read_json(out / "crops.json")["cases"]
+        assert f"place the image up to 20 mm apart; the {form} is used" in capsys.readouterr().out
+        assert ("20 mm apart" in row["notes"][0] and not row["cut_at_border"]) or form == "sform"
+        lower[form] = row["lower"]
+    assert lower["qform"][:2] == lower["sform"][:2] and lower["qform"][2] > lower["sform"][2]
+    files = (tmp_path / "fixed.mrk.json", tmp_path / "two.mrk.json")
+    images = ("--fixed-image", tmp_path / "two.nii.gz", "--moving-image", tmp_path / "two.nii.gz")
+    assert _run("register", *files, *images, "--out", tmp_path / "reg", "--form", "qform") == 0
+    assert capsys.readouterr().out.count("the qform is used") == 2
+    assert image_grid(tmp_path / "reg" / "two.nii.gz").origin[0] == 0
+    bare = nib.Nifti1Image(np.asarray(made.dataobj), None)
+    bare.set_sform(None, 0)
+    bare.set_qform(None, 0)
+    nib.save(bare, tmp_path / "bare.nii.gz")
+    far = replace(landmarks, points=landmarks.points + 500)
+    write_landmarks(far, tmp_path / "bare.mrk.json")
+    given = ("--landmarks", tmp_path / "bare.mrk.json", "--out", tmp_path / "bare")
+    assert _run("crop", tmp_path / "bare.nii.gz", *given) == 2
+    assert "outside the image; note: sets neither sform nor qform" in capsys.readouterr().err
+    assert _run("crop", tmp_path / "two.nii.gz", *given, "--form", "both") == 2
 
 
 def test_pictures_that_cannot_be_drawn_are_mentioned(

@@ -164,6 +164,19 @@ def test_a_picture_that_png_cannot_hold_becomes_mha(tmp_path: Path) -> None:
     np.testing.assert_allclose(case.image().grid.affine, image.grid.affine, atol=1e-6)
 
 
+def test_real_cases_keep_the_form_that_their_rows_choose(tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "data", 2)
+    head, *rows = study.read_text().splitlines()
+    study.write_text(
+        "\n".join([f"{head},form", *(f"{row},{form}" for row, form in zip(rows, ("", "qform"), strict=True))])
+    )
+    simulate(study, tmp_path / "out", 1, originals=True)
+    assert [case.form for case in read_manifest(tmp_path / "out" / "cases.csv").cases] == [None, "qform", None]
+    study.write_text(study.read_text().replace("qform", "sform"))
+    with pytest.raises(InputError, match="another simulate command"):
+        simulate(study, tmp_path / "out", 1, originals=True)
+
+
 def test_an_other_splits_cases_keep_their_split(study: Path, tmp_path: Path) -> None:
     simulate(study, tmp_path / "new", 2, split="val")
     assert [row["split"] for row in _rows(tmp_path / "new" / "cases.csv")] == ["val", "val"]

@@ -193,16 +193,19 @@ def plan_cells(suite: Suite, path: Path, out: Path) -> list[Cell]:
 
 def contents(table: Manifest) -> dict[str, dict[str, str]]:
     """What the results on a manifest depend on beside its rows: by case a hash of the ``landmarks`` file and, where the
-    manifest gives it, the ``spacing``. Of the cases with a split. Raises InputError where a file cannot be read."""
+    manifest gives them, ``spacing`` and ``form``. Of the cases with a split. Raises InputError where a file cannot be
+    read."""
     used = [c for c in table.cases if c.split]
     files = {c.id: split_observer(c.source)[0] for c in used if c.source is not None}
     try:
         hashes = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest()[:12] for f in dict.fromkeys(files.values())}
     except OSError as error:
         raise InputError(f"{table.path}: {error.filename}: cannot be read: {error.strerror or error}") from error
+    forms = {c.id: c.form for c in used if c.form}
     return {
         "landmarks": {case: hashes[file] for case, file in files.items()},
         "spacing": {c.id: " ".join(map(repr, c.spacing)) for c in used if c.spacing is not None},
+        **({"form": forms} if forms else {}),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
-from anatomark.io.images import image_grid, read_image, squeeze_grid, squeeze_to_2d
+from anatomark.io.images import image_geometry, read_image, squeeze_grid, squeeze_to_2d
 from anatomark.io.landmarks import in_mm, landmark_format, load_landmarks, split_observer
 from anatomark.io.tables import read_table
 
@@ -35,9 +36,10 @@ class Case:
     ``path``: the image, a file or a folder with a DICOM series; None where only landmarks were given. ``source``: the
     landmark file, with ``#observer`` where given; None where there is none. ``given``: landmarks in hand, which count
     before the source. ``split``: train, val, test or blank (unused). ``spacing``: mm along x, y[, z], for files that
-    have none. ``row``: line of the manifest. ``alignment``: where the image lies in a template's world, if that is
-    known; ``aligned``: whether image and landmarks are given in that world. ``images``: what a method made of the image
-    for its training (``Method.working_images``).
+    have none. ``form``: of NIfTI files with two, the sform (None too) or the qform. ``row``: line of the manifest.
+    ``alignment``: where the image lies in a template's world, if that is known; ``aligned``: whether image and
+    landmarks are given in that world. ``images``: what a method made of the image for its training
+    (``Method.working_images``).
     """
 
     id: str
@@ -45,6 +47,7 @@ class Case:
     source: str | None = None
     split: str = ""
     spacing: tuple[float, ...] | None = None
+    form: str | None = None
     row: int | None = None
     reading: Reading = Reading()
     given: Landmarks | None = None
@@ -73,11 +76,11 @@ class Case:
     def _read(self) -> Image:
         if self.path is None:
             raise InputError(f"case {self.id!r}: only landmarks were given, an image is needed")
-        return read_image(self.path, self.spacing)
+        return read_image(self.path, self.spacing, self.form)
 
     def grid(self, ndim: int) -> Grid:
         """The grid of the image from its header alone, of dimension ``ndim``. Raises InputError."""
-        grid = self._grid
+        grid = self.header
         grid = squeeze_grid(grid) if grid.ndim == 3 and ndim == 2 else grid
         if grid.ndim != ndim:
             raise InputError(f"{self._where}: {self.path} is {grid.ndim}D, its landmarks are {ndim}D")
@@ -86,14 +89,19 @@ class Case:
     @property
     def header(self) -> Grid:
         """The grid of the image as its header has it. Raises InputError."""
-        return self._grid
+        return self._geometry[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the header leaves open, a line each. Raises InputError."""
+        return tuple(self._geometry[1].get("notes", ()))
 
     @cached_property
-    def _grid(self) -> Grid:
+    def _geometry(self) -> tuple[Grid, Mapping[str, Any]]:
         if self.held is not None:
-            return self.held.grid
+            return self.held.grid, self.held.meta.get("geometry", {})
         assert self.path is not None
-        return image_grid(self.path, self.spacing)
+        return image_geometry(self.path, self.spacing, self.form)
 
     # ------------------------------------------------------------------ the landmarks
 
@@ -131,10 +139,15 @@ class Case:
 
     def _fitted(self, landmarks: Landmarks) -> Landmarks:
         if landmarks.ndim == 2:
-            grid = squeeze_grid(self._grid) if landmarks.meta.get("unit") == "px" else None
-            return in_mm(landmarks, grid, self._source())
+            return self.in_mm(landmarks, self._source())
         header_is_cheap = self.path is not None and not self.path.is_dir()
-        return in_plane(landmarks) if header_is_cheap and self._grid.ndim == 2 else landmarks
+        return in_plane(landmarks) if header_is_cheap and self.header.ndim == 2 else landmarks
+
+    def in_mm(self, landmarks: Landmarks, where: str) -> Landmarks:
+        """2D landmarks of ``load_landmarks`` in mm: px lie on the image's grid, without an image they have its spacing,
+        from 0. Raises InputError, naming ``where``, if neither is known."""
+        on_image = landmarks.meta.get("unit") == "px" and (self.held is not None or self.path is not None)
+        return in_mm(landmarks, self.grid(2) if on_image else self.spacing, where)
 
     def _source(self) -> str:
         if self.source is None:

@@ -13,7 +13,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import read_json
 from anatomark.io.images import find_images, image_grid
-from anatomark.io.landmarks import in_mm, load_landmarks, read_landmarks
+from anatomark.io.landmarks import load_landmarks, read_landmarks
 from anatomark.io.sheets import read_sheet
 from anatomark.io.slicer import is_markups
 from anatomark.io.tables import read_table
@@ -25,11 +25,17 @@ Spacing = tuple[float, ...] | float | None
 
 
 def find_images_as_cases(
-    paths: Sequence[Where], *, spacing: Spacing = None, split: str | None = None, need_landmarks: bool = False
+    paths: Sequence[Where],
+    *,
+    spacing: Spacing = None,
+    form: str | None = None,
+    split: str | None = None,
+    need_landmarks: bool = False,
 ) -> list[Case]:
     """The cases that ``paths`` name: manifests (.csv), images, folders of images, DICOM series.
 
-    ``spacing``: for those that say nothing of it. ``split``: these rows of manifests only. Raises InputError where
+    ``spacing``: for those that say nothing of it. ``form``: ``sform`` or ``qform`` of NIfTI files that hold both, where
+    a manifest's row does not say. ``split``: these rows of manifests only. Raises InputError where
     there is no image, and where two cases share a name.
     """
     if split is not None and split not in SPLITS:
@@ -39,11 +45,11 @@ def find_images_as_cases(
         if path.suffix.lower() == ".csv":
             manifest = read_manifest(path, need_landmarks=need_landmarks)
             rows = manifest.split(split) if split else manifest.cases
-            cases += [replace(c, spacing=c.spacing if c.spacing is not None else _tuple(spacing)) for c in rows]
+            cases += [_told(c, spacing, form) for c in rows]
         elif split is not None:
             raise InputError(f"{path}: `split` {split} needs a manifest")
         else:
-            cases += [Case(image_stem(file), file, spacing=_tuple(spacing)) for file in find_images([path])]
+            cases += [Case(image_stem(file), file, spacing=_tuple(spacing), form=form) for file in find_images([path])]
     if not cases:
         raise InputError("no image and no manifest was given")
     _check_names(cases)
@@ -51,14 +57,19 @@ def find_images_as_cases(
 
 
 def find_cases(
-    paths: Sequence[Where], landmarks: Where | None = None, *, spacing: Spacing = None, split: str | None = None
+    paths: Sequence[Where],
+    landmarks: Where | None = None,
+    *,
+    spacing: Spacing = None,
+    form: str | None = None,
+    split: str | None = None,
 ) -> list[Case]:
     """As :func:`find_images_as_cases`, with landmarks.
 
     ``landmarks``: a landmark file (for one image), or a folder of files named after case or image, such as ``predict``
     writes; by default those of the manifest. Raises InputError, for all missing files at once.
     """
-    cases = find_images_as_cases(paths, spacing=spacing, split=split, need_landmarks=landmarks is None)
+    cases = find_images_as_cases(paths, spacing=spacing, form=form, split=split, need_landmarks=landmarks is None)
     if landmarks is None:
         if bare := next((c for c in cases if c.source is None), None):
             raise InputError(f"{bare.path}: give its landmarks, `landmarks` FILE, or the folder that predict wrote")
@@ -73,20 +84,27 @@ def find_cases(
 
 
 def find_landmarks(
-    paths: Sequence[Where], *, landmarks: Where | None = None, split: str | None = None, spacing: Spacing = None
+    paths: Sequence[Where],
+    *,
+    landmarks: Where | None = None,
+    split: str | None = None,
+    spacing: Spacing = None,
+    form: str | None = None,
+    image: Where | None = None,
 ) -> list[Case]:
     """As :func:`find_cases`, and also landmark files, each a case named after it, tables, each of their cases one, and
-    folders of landmark files: for work that needs no image."""
+    folders of landmark files: for work that needs no image. ``image``: that of a single landmark file."""
     cases: list[Case] = []
+    told = Case("", None if image is None else Path(image), spacing=_tuple(spacing), form=form)
     for path in map(Path, paths):
         alone: list[Case] = []
         if landmarks is None and path.is_dir():
-            alone = [case for file in landmark_files(path) for case in _alone(file, spacing)]
+            alone = [case for file in landmark_files(path) for case in _alone(file, told)]
         elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
-            alone = _alone(path, spacing)
+            alone = _alone(path, told)
         if alone and split is not None:
             raise InputError(f"{path}: `split` {split} needs a manifest")
-        cases += alone or find_cases([path], landmarks, split=split, spacing=spacing)
+        cases += alone or find_cases([path], landmarks, split=split, spacing=spacing, form=form)
     if not cases:
         raise InputError("no landmarks were given")
     _check_names(cases)
@@ -122,10 +140,7 @@ def read_landmarks_of(case: Case, file: Path) -> Landmarks:
     Raises InputError."""
     landmarks = load_landmarks(file, case=case.id if file.suffix.lower() == ".csv" else None)
     if landmarks.ndim == 2:
-        by_image = case.held is not None or case.path is not None  # whose grid says where a pixel lies
-        return in_mm(
-            landmarks, case.grid(2) if by_image and landmarks.meta.get("unit") == "px" else case.spacing, str(file)
-        )
+        return case.in_mm(landmarks, str(file))
     flat = case.landmarks.ndim == 2 if case.has_landmarks else _is_flat(case)
     return in_plane(landmarks) if flat else landmarks
 
@@ -139,24 +154,24 @@ def _is_flat(case: Case) -> bool:
     """Whether the image is 2D, or a single slice; also where it cannot be read, which is said when it is."""
     assert case.path is not None
     try:
-        grid = image_grid(case.path, case.spacing)
+        grid = image_grid(case.path, case.spacing, case.form)
     except InputError:
         return True
     return grid.ndim == 2 or grid.shape[0] == 1
 
 
-def _alone(path: Path, spacing: Spacing) -> list[Case]:
-    """A landmark file as a case of its own, a table as its cases."""
+def _alone(path: Path, told: Case) -> list[Case]:
+    """A landmark file as a case of its own, a table as its cases, with what was ``told`` of the image."""
     if path.name.endswith((".csv", ".tsv")):
         table = read_table(path)
         names = list(table.cases) if "" not in table.cases else [""]
-        return [Case(n or _stem(path), given=in_mm(table.pick(n or None), spacing, str(path))) for n in names]
-    landmarks = read_landmarks(path)
+        return [replace(told, id=n or _stem(path), given=told.in_mm(table.pick(n or None), str(path))) for n in names]
+    landmarks = told.in_mm(load_landmarks(path), str(path))
     ours = landmark_file(path.parent, (_stem(path),))
     # Slicer's files know no 2D points; ours beside them, where there is one, does
     if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
         landmarks = in_plane(landmarks)
-    return [Case(_stem(path), given=landmarks)]
+    return [replace(told, id=_stem(path), given=landmarks)]
 
 
 def _check_names(cases: Sequence[Case]) -> None:
@@ -191,6 +206,13 @@ def _is_manifest(path: Path) -> bool:
 def _stem(path: Path) -> str:
     name = path.name
     return name.removesuffix(next(e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)))
+
+
+def _told(case: Case, spacing: Spacing, form: str | None) -> Case:
+    """A row of a manifest with what it leaves open."""
+    if spacing is None and form is None:
+        return case
+    return replace(case, spacing=case.spacing or _tuple(spacing), form=case.form or form)
 
 
 def _tuple(spacing: Spacing) -> tuple[float, ...] | None:

@@ -12,11 +12,12 @@ from anatomark.cases.names import other_names, unknown_names
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, ManyInputErrors, listed, nearest
 from anatomark.io.frames import parse_spacing
-from anatomark.io.images import image_geometry, squeeze_grid
+from anatomark.io.images import squeeze_grid
 from anatomark.io.landmarks import split_observer
+from anatomark.io.nifti import FORMS
 from anatomark.io.sheets import misspelt, read_sheet
 
-COLUMNS = ("case", "image", "landmarks", "split", "spacing")
+COLUMNS = ("case", "image", "landmarks", "split", "spacing")  # and form, too near to common words to be guessed
 SPLITS = ("train", "val", "test", "")
 NOTES_SHOWN = 8
 
@@ -49,13 +50,13 @@ def read_manifest(
     unit: str | None = None,
     label_from: str = "label",
 ) -> Manifest:
-    """Read ``case,image,landmarks,split[,spacing]``; paths are relative to the file; no split column: all train.
+    """Read ``case,image,landmarks,split[,spacing][,form]``; paths are relative to the file; no split column: all train.
 
     ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. Files of rows with a blank
     split are not looked at. Raises ManyInputErrors with every problem found, each with its row: missing columns and
-    files, duplicate cases, bad splits and spacings, images without a spacing, landmark files that cannot be read,
-    name another set of landmarks than the first training case (:mod:`anatomark.cases.names`), or do not fit the image's
-    dimension.
+    files, duplicate cases, bad splits, spacings and forms, images without a spacing, landmark files that cannot be
+    read, name another set of landmarks than the first training case (:mod:`anatomark.cases.names`), or do not fit the
+    image's dimension.
     """
     path = Path(path)
     sheet = read_sheet(path)
@@ -103,9 +104,7 @@ def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | 
     try:
         if not case.path.exists():
             raise InputError(f"image {case.path}: no such file")
-        if not case.path.is_dir():
-            grid, facts = image_geometry(case.path, case.spacing)
-            notes = facts["notes"]
+        grid, notes = case.header, [*case.remarks]
     except InputError as error:
         problems = [str(error)]
     if not need_landmarks:
@@ -153,7 +152,10 @@ def _case(path: Path, row: int, cells: dict[str, str], reading: Reading, decimal
     marks = cells.get("landmarks", "")
     landmarks = _located(path.parent, marks) if marks else None
     image = Path(_located(path.parent, cells["image"]))
-    return Case(name, image, landmarks, split, spacing, row, reading), wrong
+    form = cells.get("form", "").lower() or None
+    if form not in (None, *FORMS):
+        wrong.append(f"form {cells['form']!r} is not known{nearest(form, FORMS)}; it is sform, qform or blank")
+    return Case(name, image, landmarks, split, spacing, form, row, reading), wrong
 
 
 def _located(folder: Path, cell: str) -> str:

@@ -34,6 +34,12 @@ def fingerprint_of(path: str | os.PathLike[str] | None, *more: Any) -> str:
     return hashlib.sha256(json.dumps([facts, more], sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
+def image_key(case: Case, *more: Any) -> str:
+    """:func:`fingerprint_of` a case's image, and of the spacing and the form that it is read with."""
+    told = [None if case.spacing is None else list(case.spacing), *([case.form] if case.form else [])]
+    return fingerprint_of(case.path, *told, *more)
+
+
 def save_images(folder: Path, images: Images, alignment: Alignment | None = None) -> None:
     """Write named images as ``.npy`` and ``grids.json``, with where they lie in a template's world, into ``folder``; it
     appears whole or not at all, and an existing one is left as it is.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Overwrite, Spacing, spell_options
+from anatomark.cli.options import Overwrite, Spacing, in_mm, spell_options
 from anatomark.errors import InputError
 
 
@@ -28,6 +28,9 @@ def convert(
     frame: Annotated[str | None, typer.Option(help="LPS, RAS or image, where IN does not say.")] = None,
     unit: Annotated[str | None, typer.Option(help="mm or px, where IN does not say.")] = None,
     spacing: Spacing = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Image whose pixels px count, for one that states an origin.")
+    ] = None,
     label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
     markups: Annotated[
         str | None, typer.Option("--list", help="Which list of a Slicer file; its name, or 1, 2.")
@@ -35,7 +38,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert between landmark formats."""
-    from anatomark.io.frames import parse_spacing
+    from anatomark.io.images import image_grid, squeeze_grid
     from anatomark.io.landmarks import convert as run_convert
 
     if target.exists() and not overwrite:
@@ -43,8 +46,9 @@ def convert(
     if markups is not None and not source.name.lower().endswith(".json"):
         raise InputError(f"{source}: --list is for markups files of 3D Slicer")
     chosen = source if markups is None else f"{source}#{markups}"
-    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
-    written = run_convert(chosen, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)
+    mm = in_mm(spacing)
+    pixels = mm if image is None else squeeze_grid(image_grid(image, mm))
+    written = run_convert(chosen, target, case=case, frame=frame, unit=unit, spacing=pixels, label_from=label_from)
     for note in (*written.meta.get("notes", ()), *written.meta.get("name_notes", ())):
         typer.echo(f"note: {spell_options(note)}", err=True)
     typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import From, Images, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show_cases
+from anatomark.cli.options import Form, From, Images, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show_cases
 from anatomark.errors import InputError
 
 
@@ -24,6 +24,7 @@ def crop(
     ] = None,
     split: Split = None,
     spacing: Spacing = None,
+    form: Form = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -37,6 +38,6 @@ def crop(
     chosen = None if points is None else [p.strip() for p in points.split(",") if p.strip()]
     result = cut(
         images, out, points=chosen, margin_mm=margin_mm, size_mm=size, pad=pad, landmarks=landmarks, split=split,
-        spacing=in_mm(spacing), overwrite=overwrite, report=reporter(as_json),
+        spacing=in_mm(spacing), form=form, overwrite=overwrite, report=reporter(as_json),
     )  # fmt: skip
     show_cases(result, as_json, "{reason}")

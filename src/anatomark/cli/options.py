@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,17 @@ import typer
 
 from anatomark.errors import InputError
 
-Cases = Annotated[Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing].")]
+
+class NiftiForm(StrEnum):
+    """The two places that a NIfTI file can state."""
+
+    SFORM = "sform"
+    QFORM = "qform"
+
+
+Cases = Annotated[
+    Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing,form].")
+]
 Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
@@ -23,6 +34,9 @@ Views = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
+Form = Annotated[
+    NiftiForm | None, typer.Option("--form", help="Which counts of a NIfTI file that holds two; default sform.")
+]
 Split = Annotated[str | None, typer.Option(help="train, val or test of a manifest; default all rows.")]
 From = Annotated[
     Path | None,

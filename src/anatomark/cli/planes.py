@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import From, Images, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show
+from anatomark.cli.options import Form, From, Images, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show
 from anatomark.errors import InputError, listed
 
 
@@ -17,6 +17,7 @@ def planes(
     landmarks: From = None,
     split: Split = None,
     spacing: Spacing = None,
+    form: Form = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -24,8 +25,8 @@ def planes(
     from anatomark.tools.planes.planes import planes as cut
 
     result = cut(
-        definition, paths, out, landmarks=landmarks, split=split, spacing=in_mm(spacing), overwrite=overwrite,
-        report=reporter(as_json),
+        definition, paths, out, landmarks=landmarks, split=split, spacing=in_mm(spacing), form=form,
+        overwrite=overwrite, report=reporter(as_json),
     )  # fmt: skip
     show(result, as_json)
     if failed := result.failed:

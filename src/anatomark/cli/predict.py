@@ -10,6 +10,7 @@ import typer
 
 from anatomark.cli.options import (
     Device,
+    Form,
     Json,
     Out,
     Overwrite,
@@ -19,6 +20,7 @@ from anatomark.cli.options import (
     of_it_alignment,
     print_json,
     reporter,
+    spell_options,
 )
 from anatomark.errors import InputError
 
@@ -39,6 +41,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, folders or a manifest.")],
     out: Out,
     spacing: Spacing = None,
+    form: Form = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw the landmarks into a PNG as well.")] = False,
     format: Annotated[Format, typer.Option("--format", help="Of the landmark files.")] = Format.MRK,
     tta: Views = 1,
@@ -59,7 +62,10 @@ def predict(
         report.say(cost)
     if trained.licence:
         report.say(f"licence of the model {trained.name}: {trained.licence}")
-    rows = run(trained, images, out, spacing=mm, pictures=pictures, format=format, overwrite=overwrite, report=report)
+    rows = run(
+        trained, images, out, spacing=mm, form=form, pictures=pictures, format=format, overwrite=overwrite,
+        report=report,
+    )  # fmt: skip
     _show(rows, out, as_json)
 
 
@@ -79,7 +85,7 @@ def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
                 said = f"{o.stem}: {o.seconds:.2f} s{of_it_alignment(o.align_seconds)}, {o.files[0]}"
                 typer.echo(said + "".join(f"; {f}" for f in o.flags))
                 for note in o.notes:
-                    typer.echo(f"  note: {note}")
+                    typer.echo(f"  note: {spell_options(note)}")
             elif o.state == "skipped":
                 typer.echo(f"{o.stem}: finished before")
         typer.echo(f"{len(predicted) - len(failed)} of {len(predicted)} predicted: {out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import From, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show_cases
+from anatomark.cli.options import Form, From, Json, Out, Overwrite, Spacing, Split, in_mm, reporter, show_cases
 from anatomark.tools.register.kind import Kind
 
 
@@ -33,6 +33,7 @@ def register(
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw a checkerboard of both images.")] = False,
     split: Split = None,
     spacing: Spacing = None,
+    form: Form = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -42,6 +43,6 @@ def register(
     result = run(
         fixed, moving, out, kind, smooth_mm=smooth_mm, field_mm=field_mm, equal_weights=equal_weights,
         keep_all=keep_all, pictures=pictures, fixed_image=fixed_image, moving_image=moving_image, landmarks=landmarks,
-        split=split, spacing=in_mm(spacing), overwrite=overwrite, report=reporter(as_json),
+        split=split, spacing=in_mm(spacing), form=form, overwrite=overwrite, report=reporter(as_json),
     )  # fmt: skip
     show_cases(result, as_json, "{case}: {reason}")

@@ -98,6 +98,7 @@ def _evaluated(
     predicted = common_names(p for p in predictions.landmarks.values() if p is not None)
     expected = predicted if from_files else tuple(getattr(model, "names", ())) or predicted
     names, notes = _scored(expected, true, manifest)
+    notes += manifest.notes
     if missing := [case for case, prediction in predictions.of.items() if prediction is None]:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(

@@ -11,15 +11,23 @@ from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.errors import InputError
-from anatomark.io.dicom_files import is_directory_file, listed_series, one_line, one_series, read_header
+from anatomark.io.dicom_files import (
+    PLAIN,
+    is_directory_file,
+    listed_series,
+    one_line,
+    one_series,
+    read_header,
+    transfer_syntax,
+)
 from anatomark.io.dicom_spacing import pixel_spacing
+from anatomark.io.dicom_values import check_values, frame_scales, rescaled
 from anatomark.io.files import check_claim
 from anatomark.io.geometry import Geometry, Opened
 from anatomark.io.headers import NOT_STATED
 from anatomark.io.itk import quiet, read_with
 
 TOLERANCE_MM, TOLERANCE = 0.1, 0.1  # of a slice's place: mm, and parts of the step, the smaller; at least 0.001 mm
-PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # transfer syntaxes as they are
 US_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 POSITION, ORIENTATION = "ImagePositionPatient (0020,0032)", "ImageOrientationPatient (0020,0037)"
 
@@ -42,32 +50,35 @@ def open_dicom(path: Path) -> Opened:
     InputError where slices do not make one volume, naming the slice that does not fit."""
     try:
         with quiet():
-            return _open(path, _files(path))
+            return _open(path, _headers(path))
     except InputError:
         raise
     except Exception as error:  # a value that is no number, a sequence without items
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
 
 
-def _files(path: Path) -> list[Path]:
+def _headers(path: Path) -> dict[Path, Any]:
     if path.is_dir():
         return one_series(path)
     if not is_directory_file(path):
-        return [path]
+        return {path: read_header(path)}
     series = listed_series(path)
     if len(series) != 1:
         raise InputError(f"{path}: lists {len(series) or 'no'} DICOM series; give the folder of one")
     return series[0]
 
 
-def _open(path: Path, files: list[Path]) -> Opened:
-    headers = {file: read_header(file) for file in files}
+def _open(path: Path, headers: dict[Path, Any]) -> Opened:
+    files = list(headers)
     first = headers[files[0]]
     if len(files) > 1:
         files = sorted(files, key=lambda f: (_whole(headers[f].get("InstanceNumber"), 0), f.name))
     spacings = {f: pixel_spacing(headers[f]) for f in files}
+    remarks: dict[str, None] = {}
     for file in files:
         _check_size(path, file, headers[file])
+        remarks |= dict.fromkeys(check_values(file, headers[file]))
+    scales = {f: scale for f in files if (scale := frame_scales(f, headers[f]))}
     slices = [s for f in files for s in _slices(f, headers[f], spacings[f].values)]
     _check_alike(path, slices)
     order, geometry = _placed(path, slices, headers[files[0]])
@@ -78,12 +89,13 @@ def _open(path: Path, files: list[Path]) -> Opened:
         }
         geometry.notes.append("its places are those of the ultrasound volume, not of the patient")
     geometry.sources["spacing"] = spacings[files[0]].source
-    geometry.notes[:0] = spacings[files[0]].notes
+    geometry.notes[:0] = [*spacings[files[0]].notes, *remarks]
     geometry.others = [(*o, *np.linalg.norm(geometry.axes, axis=0)[2:]) for o in spacings[files[0]].others]
     geometry.missing = geometry.missing or spacings[files[0]].missing
 
     def pixels() -> NDArray[Any]:
         read = [read_with("GDCMImageIO", file, dimensions=3) for file in files]
+        read = [rescaled(a, scales[f]) if f in scales else a for f, a in zip(files, read, strict=True)]
         depths = [len(a) for a in read]
         if sum(depths) != len(slices):
             raise InputError(f"{path}: has {sum(depths)} frames, but announces {len(slices)}")
@@ -117,7 +129,7 @@ def _check_size(path: Path, file: Path, header: Any) -> None:
             f"{path}: cannot be read: {file.name} holds no image, or is damaged ({columns} columns, {rows} rows, "
             f"{frames} frames, {bits} bits)"
         )
-    syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "") or PLAIN[0])
+    syntax = transfer_syntax(file, header)
     if samples > 1 and "YBR" in str(header.get("PhotometricInterpretation")):
         bits = bits // 2  # with fewer colours than pixels
     check_claim(path, rows * columns * frames * samples * bits // 8, syntax not in PLAIN, file)

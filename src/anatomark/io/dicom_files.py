@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.errors import InputError
-from anatomark.io.files import check_regular
+from anatomark.io.files import check_deflated, check_regular
 from anatomark.io.itk import quiet
 
+PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # transfer syntaxes as they are
+DEFLATED = "1.2.840.10008.1.2.1.99"
+PACKED = (
+    DEFLATED, "1.2.840.10008.1.2.5", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
+)  # fmt: skip  # what GDCM unpacks: RLE, JPEG, JPEG-LS, JPEG 2000
 DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, the class of a DICOMDIR
 
 
@@ -36,6 +41,10 @@ def read_header(path: Path, tags: list[str] | None = None) -> Any:
     import pydicom
 
     check_regular(path)
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if DEFLATED.encode() in start:  # after the preamble, the sign and the group's own length
+        check_deflated(path, 144 + int.from_bytes(start[140:144], "little"))
     try:
         with quiet(), pydicom.config.disable_value_validation():
             return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
@@ -43,38 +52,55 @@ def read_header(path: Path, tags: list[str] | None = None) -> Any:
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
 
 
+def transfer_syntax(path: Path, header: Any) -> str:
+    """How the pixels of a file are stored. Raises InputError, by its name, for one that is not read here."""
+    from pydicom.uid import UID
+
+    uid = UID(str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or PLAIN[0]))
+    if uid not in (*PLAIN, *PACKED):
+        raise InputError(
+            f"{path}: its transfer syntax {uid.name} is not read; save it uncompressed (Explicit VR Little Endian)"
+        )
+    return str(uid)
+
+
 def one_line(error: Exception) -> str:
     """An exception as a short line."""
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def series_in(folder: Path) -> list[list[Path]]:
-    """The DICOM images lying directly in a folder, series by series, each in the order of names."""
+def series_in(folder: Path) -> list[dict[Path, Any]]:
+    """The DICOM images lying directly in a folder with their headers, series by series, in the order of names."""
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".") and is_dicom(f)]
     return _by_series(files)
 
 
-def _by_series(files: list[Path]) -> list[list[Path]]:
-    series: dict[str, list[Path]] = {}
+def _by_series(files: list[Path]) -> list[dict[Path, Any]]:
+    series: dict[str, dict[Path, Any]] = {}
     for file in files:
-        header = read_header(file, ["SeriesInstanceUID", "Rows"])
+        header = read_header(file)
         if "Rows" in header:
-            series.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(file)
+            series.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
     return list(series.values())
 
 
-def one_series(folder: Path) -> list[Path]:
-    """The files of the only series of a folder. Raises InputError where it holds none, or several."""
+def one_series(folder: Path) -> dict[Path, Any]:
+    """The files of the only series of a folder, with their headers. Raises InputError where it holds none, or
+    several."""
     series = series_in(folder)
     if not series and (folder / "DICOMDIR").is_file():
         series = listed_series(folder / "DICOMDIR")
+    return _only(folder, series)
+
+
+def _only(folder: Path, series: list[dict[Path, Any]]) -> dict[Path, Any]:
     if len(series) != 1:
         raise InputError(f"{folder}: holds {len(series) or 'no'} DICOM series; an image folder holds exactly one")
     return series[0]
 
 
-def listed_series(path: Path) -> list[list[Path]]:
-    """The series that a DICOMDIR lists. Raises InputError where a file is missing."""
+def listed_series(path: Path) -> list[dict[Path, Any]]:
+    """The series that a DICOMDIR lists, files with their headers. Raises InputError where a file is missing."""
     files = []
     for record in read_header(path).get("DirectoryRecordSequence") or []:
         name = record.get("ReferencedFileID")
@@ -110,6 +136,6 @@ def images_in(folder: Path) -> list[Path]:
         parents = {file.parent for files in listed_series(folder / "DICOMDIR") for file in files}
         return [image for parent in sorted(parents - {folder}) for image in images_in(parent)]
     if all(len(files) == 1 for files in series):
-        return [files[0] for files in series]
-    one_series(folder)
+        return [next(iter(files)) for files in series]
+    _only(folder, series)
     return [folder]

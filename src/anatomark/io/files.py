@@ -77,6 +77,19 @@ def check_unpacked_size(path: Path, least: int) -> None:
             raise InputError(f"{path}: {CUT_OFF}")
 
 
+def check_deflated(path: Path, start: int) -> None:
+    """Raise InputError where the deflated bytes from ``start`` on make suspiciously many."""
+    most = max(FREE, RATIO * path.stat().st_size)
+    with open(path, "rb") as file:
+        file.seek(start)
+        try:
+            size = sum(map(len, _unpacked(file, most, -zlib.MAX_WBITS)))
+        except (EOFError, zlib.error):  # damaged, which its reader finds
+            return
+    if size >= most:
+        raise InputError(f"{path}: unpacks to more than {most / 1e6:.3g} MB; it is damaged, or no image")
+
+
 def read_data(
     path: Path, start: int, skip: int, count: int, dtype: np.dtype[Any], wbits: int | None = None
 ) -> NDArray[Any]:

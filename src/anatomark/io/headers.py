@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anatomark.errors import InputError
-from anatomark.io.files import check_claim, check_regular, read_data
+from anatomark.io.files import CUT_OFF, check_claim, check_regular, read_data
 
 MOST_FILES = 100_000
+LONGEST = 64  # characters of a number
 NOT_STATED = "not stated"
 
 
@@ -41,17 +42,19 @@ def data_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
     """The files that hold the voxels: one by name, those of a pattern ``name%03d.raw FIRST LAST STEP``, or with
     ``LIST`` those of the lines that follow. Raises InputError where one is missing."""
     names = [text]
-    pattern = re.fullmatch(r"(.*%0?\d*d.*?)\s+(\d+)\s+(\d+)(?:\s+(\d+))?(?:\s+\d+)?", text)
+    pattern = re.fullmatch(r"(.*%0?\d*d.*?)\s+(\d+)\s+(\d+)(?:\s+(-?\d+))?(?:\s+\d+)?", text)
     if text.split()[:1] == ["LIST"]:
         names = [line.strip() for line in following if line.strip()]
     elif pattern:
         first, last, step = int(pattern[2]), int(pattern[3]), int(pattern[4] or 1)
-        if step < 1 or not 0 <= last - first < MOST_FILES:
+        if step == 0 or not 0 <= (last - first) * (1 if step > 0 else -1) < MOST_FILES:
             raise InputError(f"{path}: its header is damaged: the pattern {text[:60]!r} names no files")
         number = re.search(r"%0?(\d*)d", pattern[1])
         assert number
         width = int(number[1] or 1)
-        names = [pattern[1].replace(number[0], f"{n:0{width}d}") for n in range(first, last + 1, step)]
+        names = [
+            pattern[1].replace(number[0], f"{n:0{width}d}") for n in range(first, last + (1 if step > 0 else -1), step)
+        ]
     files = [path.parent / name for name in names]
     if not files:
         raise InputError(f"{path}: its header is damaged: it names no file with its voxels")
@@ -78,6 +81,38 @@ def read_parts(
 ) -> NDArray[Any]:
     """``count`` values in native byte order, of which each file holds an equal part, as :func:`read_data`."""
     each = count // len(files)
-    parts = [read_data(f, start, skip, each, dtype, wbits) for f in files]
+    return joined([read_data(f, start, skip, each, dtype, wbits) for f in files])
+
+
+def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Parts of the values as one array in native byte order."""
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return whole.astype(dtype.newbyteorder("="), copy=False)
+    return whole.astype(whole.dtype.newbyteorder("="), copy=False)
+
+
+def read_written(
+    path: Path, files: Sequence[Path], start: int, count: int, dtype: np.dtype[Any], hexadecimal: bool = False
+) -> NDArray[Any]:
+    """As :func:`read_parts`, values that are written as decimal numbers, or their bytes in hexadecimal digits. Raises
+    InputError where there are fewer, or others than numbers."""
+    each, parts = count // len(files), []
+    for file in files:
+        with open(file, "rb") as opened:
+            opened.seek(start)
+            data = opened.read()
+        try:
+            if hexadecimal:
+                digits = b"".join(data.split())[: 2 * each * dtype.itemsize]
+                digits = digits[: len(digits) // (2 * dtype.itemsize) * 2 * dtype.itemsize]  # whole values
+                values = np.frombuffer(bytes.fromhex(digits.decode("ascii")), dtype)
+            else:
+                words = data.split()[:each]
+                if words and max(map(len, words)) > LONGEST:
+                    raise ValueError
+                values = np.array(words).astype(dtype)
+        except (ValueError, OverflowError):
+            raise InputError(f"{path}: {file.name} holds other text than numbers of its type; it is damaged") from None
+        if len(values) < each:
+            raise InputError(f"{path}: {CUT_OFF}")
+        parts.append(values[:each])
+    return joined(parts)

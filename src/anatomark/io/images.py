@@ -21,7 +21,8 @@ from anatomark.io.frames import Spacing
 from anatomark.io.geometry import Opened
 from anatomark.io.itk import condensed, is_sheared, open_other, point_locale, quiet, to_itk
 from anatomark.io.metaimage import looks_like_metaimage, open_metaimage
-from anatomark.io.nifti import looks_like_mgh, looks_like_nifti, open_mgh, open_nifti, write_sheared
+from anatomark.io.mgh import looks_like_mgh, open_mgh
+from anatomark.io.nifti import looks_like_nifti, open_nifti, write_sheared
 from anatomark.io.nrrd import looks_like_nrrd, open_nrrd
 from anatomark.io.pictures import open_picture, picture_reader
 

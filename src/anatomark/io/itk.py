@@ -131,6 +131,8 @@ def condensed(error: Exception) -> str:
     """One line of SimpleITK's several: what follows 'ERROR:', without object addresses and source paths."""
     if "Unable to determine ImageIO reader" in str(error):
         return UNKNOWN
+    if "Failed to change to Implicit Transfer Syntax" in str(error):  # what GDCM says of any compressed pixels
+        return "its compressed pixels are damaged"
     text = re.split(r"(?:sitk::|ITK )ERROR:", str(error))[-1]
     text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
     return re.sub(r"\s+", " ", text).strip()[:200] or type(error).__name__

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anatomark.errors import InputError
 from anatomark.io.files import CUT_OFF, start_of
 from anatomark.io.geometry import Geometry, Opened, checked_size, length_unit
-from anatomark.io.headers import NOT_STATED, check_parts, data_files, numbers, read_parts, whole_numbers
+from anatomark.io.headers import NOT_STATED, check_parts, data_files, numbers, read_parts, read_written, whole_numbers
 
 MOST = 1 << 16  # bytes of a header
 KINDS = {
@@ -46,8 +46,7 @@ def open_metaimage(path: Path) -> Opened:
         raise InputError(f"{path}: its ElementType {kind[:40]!r} is not read; save it as MET_SHORT or MET_FLOAT")
     big = _true(fields, "BinaryDataByteOrderMSB") or _true(fields, "ElementByteOrderMSB")
     dtype = np.dtype((">" if big else "<") + KINDS[kind])
-    if "BinaryData" in fields and not _true(fields, "BinaryData"):
-        raise InputError(f"{path}: holds its voxels as text, which is not read; save it with BinaryData = True")
+    written = "BinaryData" in fields and not _true(fields, "BinaryData")
     wbits = 47 if _true(fields, "CompressedData") else None
     count = int(np.prod([*size, channels], dtype=np.int64))
     where = fields["ElementDataFile"]
@@ -58,10 +57,14 @@ def open_metaimage(path: Path) -> Opened:
         start = files[0].stat().st_size - count // len(files) * dtype.itemsize
         if start < 0 or wbits:
             raise InputError(f"{path}: {CUT_OFF}")
-    check_parts(path, files, start, count, dtype, wbits)
+    check_parts(path, files, start, count, np.dtype("S1") if written else dtype, wbits)
 
     def pixels() -> NDArray[Any]:
-        values = read_parts(files, start, 0, count, dtype, wbits)
+        values = (
+            read_written(path, files, start, count, dtype)
+            if written
+            else read_parts(files, start, 0, count, dtype, wbits)
+        )
         return values.reshape(*size[::-1], channels) if channels > 1 else values.reshape(size[::-1])
 
     modality = fields.get("Modality", "").removeprefix("MET_MOD_")

@@ -1,4 +1,4 @@
-"""NIfTI-1 and -2, Analyze 7.5 and FreeSurfer's MGH: headers by nibabel, voxels as they lie in the file."""
+"""NIfTI-1 and -2, Analyze 7.5: headers by nibabel, voxels as they lie in the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.io.files import CUT_OFF, check_claim, check_regular, read_data, start_of
 from anatomark.io.geometry import Geometry, Opened, checked_size
+from anatomark.io.headers import NOT_STATED
 
 FORMS = ("sform", "qform")
 HEADER_SIZES = {struct.pack(o + "i", n): (o, n) for o in "<>" for n in (348, 540)}
-MGH_START = b"\0\0\0\x01"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 KINDS = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -26,19 +26,12 @@ KINDS = {
 COLOURS = {128: 3, 2304: 4}
 COMPLEX = (32, 1792, 2048)
 VECTORS = (1006, 1007)  # intents: the fifth axis holds a voxel's components
-MGH_KINDS = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 UNITS = {1: 1e3, 3: 1e-3}  # mm of a metre, of a micron
-UNKNOWN = "not stated"
 
 
 def looks_like_nifti(start: bytes) -> bool:
     """Whether ``start`` begins as a NIfTI or Analyze header does."""
     return start[:4] in HEADER_SIZES
-
-
-def looks_like_mgh(path: Path, start: bytes) -> bool:
-    """Whether it is a FreeSurfer volume; four bytes alone are too few to know it by."""
-    return start[:4] == MGH_START and path.name.lower().endswith((".mgh", ".mgz", ".mgh.gz"))
 
 
 def open_nifti(path: Path, form: str | None = None) -> Opened:
@@ -150,8 +143,9 @@ def _scaled(values: NDArray[Any], header: Any) -> NDArray[Any]:
 
 
 def _flat(geometry: Geometry, dimensions: int) -> Geometry:
-    """Of a file of two dimensions the plane, in the 2D frame."""
-    if dimensions > 2:
+    """Of a file of two dimensions the plane, in the 2D frame; one that lies obliquely in space stays a single slice."""
+    out_of_plane = np.abs(geometry.axes[2, :2]) > 1e-4 * np.linalg.norm(geometry.axes[:, :2], axis=0)
+    if dimensions > 2 or out_of_plane.any():
         return geometry
     geometry.axes, geometry.origin = geometry.axes[:2, :2], geometry.origin[:2]
     geometry.size, geometry.stated = geometry.size[:2], geometry.stated[:2]
@@ -180,10 +174,10 @@ def _geometry(path: Path, header: Any, size: tuple[int, ...], form: str | None, 
         return _without_form(size, steps * unit, sound, kind)
     used, other = order[0], next((f for f in order if f != order[0]), None)
     affine, notes = forms[used], []
-    sound_other = (
-        f"; its {other} is sound: read_image(form={other!r}) takes it" if other and _fine(forms[other]) else ""
-    )
-    _check(path, affine, used, sound_other)
+    if form and form != used:
+        notes.append(f"its {form} is not set; the {used} is used")
+    sound_other = f"; its {other} is sound: `form` {other} takes it" if other and _fine(forms[other]) else ""
+    check_affine(path, affine, used, sound_other)
     stated = np.ones(3, dtype=bool) if used == "sform" else sound
     if other:
         notes += _disagreement(forms, used, other, size, codes, sound, unit)
@@ -211,6 +205,8 @@ def _qform(header: Any, steps: Array) -> Array:
     b, c, d = (float(header[f"quatern_{a}"]) for a in "bcd")
     affine = np.full((4, 4), np.nan)
     rest = 1 - (b * b + c * c + d * d)
+    if abs(rest) < abs(header.quaternion_threshold):  # as nibabel: a turn of 180 degrees
+        rest = 0.0
     if rest > -1e-3:  # rounding; nibabel allows less
         quaternion = np.array([np.sqrt(max(rest, 0.0)), b, c, d])
         rotation = quat2mat(quaternion / np.linalg.norm(quaternion))
@@ -230,7 +226,8 @@ def _fine(affine: Array) -> bool:
         )  # fmt: skip
 
 
-def _check(path: Path, affine: Array, used: str, remedy: str) -> None:
+def check_affine(path: Path, affine: Array, used: str, remedy: str = "") -> None:
+    """Raise InputError, calling the affine ``used``, where it is not finite or singular."""
     if not _fine(affine):
         reason = "is singular" if np.isfinite(affine).all() else "holds values that are not finite, or no rotation"
         raise InputError(f"{path}: has an unusable geometry: its {used} {reason}{remedy}")
@@ -249,10 +246,11 @@ def _disagreement(
     if not _fine(forms[other]) or (other == "qform" and not sound.all()):
         return [f"its {other} is unusable; the {used} is used"]
     apart = corners_apart(forms["sform"], forms["qform"], size) * unit
-    if apart <= max(0.01, 0.01 * float(np.linalg.norm(forms[used][:3, :3], axis=0).min()) * unit):
+    step = float(np.linalg.norm(forms[used][:3, :3], axis=0).min()) * unit
+    if apart <= max(min(0.01, 0.1 * step), 0.01 * step):
         return []
     slicer = slicer_takes(forms, codes)
-    remedy = "landmarks placed there need the image as saved from there" if slicer != used else "as here"
+    remedy = f"for landmarks placed there give `form` {slicer}" if slicer != used else f"`form` {other} takes the other"
     return [
         f"its sform and qform place the image up to {apart:.3g} mm apart; the {used} is used"
         f"{' as by nibabel, FSL and SPM' if used == 'sform' else ''}, 3D Slicer takes the {slicer}: {remedy}"
@@ -291,7 +289,7 @@ def _without_form(size: tuple[int, ...], steps: Array, sound: NDArray[np.bool_],
         f"{what} no place and no sides: left and right are unknown; it is placed as 3D Slicer does, the first voxel at "
         "0, x to the left, y to the back, z up"
     )
-    sources = {"spacing": "pixdim", "origin": UNKNOWN, "direction": UNKNOWN}
+    sources = {"spacing": "pixdim", "origin": NOT_STATED, "direction": NOT_STATED}
     missing = "" if sound.all() else "pixdim is no positive number"
     return Geometry(size, np.diag(steps), np.zeros(3), tuple(sound), sources, [note], [], missing)
 
@@ -310,36 +308,3 @@ def write_sheared(image: Image, path: Path) -> None:
     made.set_sform(LPS @ affine, 1)
     made.set_qform(None, 0)
     made.to_filename(path)
-
-
-def open_mgh(path: Path) -> Opened:
-    """Read the header of a FreeSurfer volume. Raises InputError as :func:`open_nifti`."""
-    from nibabel.freesurfer.mghformat import MGHHeader
-
-    start, packed = start_of(path, 284)
-    if len(start) < 284:
-        raise InputError(f"{path}: {CUT_OFF}")
-    oriented = struct.unpack(">h", start[28:30])[0] > 0
-    header = MGHHeader(start, check=False)
-    if int(header["type"]) not in MGH_KINDS:
-        raise InputError(f"{path}: its type {int(header['type'])} is not read; save it as float with mri_convert")
-    dtype = np.dtype(">" + MGH_KINDS[int(header["type"])])
-    size = checked_size(path, [int(n) for n in header["dims"]])
-    count = int(np.prod(size, dtype=np.int64))
-    check_claim(path, 284 + count * dtype.itemsize, packed)
-    with np.errstate(all="ignore"):
-        affine = np.array(header.get_affine(), dtype=np.float64)
-    _check(path, affine, "matrix", "")
-    sources = {"spacing": "delta", "origin": "Pxyz_c", "direction": "Mdc"}
-    notes, missing = [], ""
-    if not oriented:
-        sources, missing = dict.fromkeys(sources, UNKNOWN), "goodRASFlag is not set"
-        notes = ["states no place and no sides (goodRASFlag); it is placed as FreeSurfer does, coronal"]
-    world = LPS @ affine
-    geometry = Geometry(size, world[:3, :3], world[:3, 3], (oriented,) * 3, sources, notes, [], missing)
-
-    def pixels() -> NDArray[Any]:
-        values = read_data(path, 0, 284, count, dtype, 31 if packed else None)
-        return values.astype(dtype.newbyteorder("="), copy=False).reshape(size[::-1])
-
-    return Opened(geometry, pixels)

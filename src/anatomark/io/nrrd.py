@@ -14,7 +14,16 @@ from anatomark.core.grid import Array
 from anatomark.errors import InputError
 from anatomark.io.files import CUT_OFF, check_claim, check_regular
 from anatomark.io.geometry import Geometry, Opened, checked_size, length_unit
-from anatomark.io.headers import NOT_STATED, check_parts, data_files, numbers, read_parts, whole_numbers
+from anatomark.io.headers import (
+    NOT_STATED,
+    check_parts,
+    data_files,
+    joined,
+    numbers,
+    read_parts,
+    read_written,
+    whole_numbers,
+)
 
 MOST = 16 << 20  # bytes of a header
 TYPES = {
@@ -139,7 +148,9 @@ def _data(path: Path, fields: dict[str, str], end: int, following: list[str], co
     start = _after_lines(path, files[0], 0 if detached else end, fields)
     skip = whole_numbers(path, "byte skip", fields.get("byte skip", "0"), 1)[0]
     if encoding in TEXTS:
-        raise InputError(f"{path}: holds its voxels as text ({encoding}), which is not read; save it as raw or gzip")
+        start, width = start + max(skip, 0), 2 * dtype.itemsize if encoding == "hex" else 1
+        check_parts(path, files, start, count, np.dtype(f"S{width}"), None)
+        return lambda: read_written(path, files, start, count, dtype, encoding == "hex")
     if encoding not in ENCODINGS:
         raise InputError(f"{path}: its encoding {encoding[:40]!r} is not known; save it as raw or gzip")
     if ENCODINGS[encoding] == "bzip2":
@@ -179,7 +190,7 @@ def _bunzipped(path: Path, files: list[Path], start: int, skip: int, count: int,
         if len(data) < each:
             raise InputError(f"{path}: {CUT_OFF}")
         parts.append(np.frombuffer(bytearray(data), dtype, offset=skip))
-    return np.concatenate(parts).astype(dtype.newbyteorder("="), copy=False)
+    return joined(parts)
 
 
 def _geometry(

@@ -49,7 +49,7 @@ def open_picture(path: Path, reader: str) -> Opened:
             elif reader == "TIFFImageIO":
                 page = check_tiff(path, file.read())
                 _refuse_turned(path, page.orientation)
-                by_pillow = page.tiled and page.bits != 8
+                by_pillow = (page.tiled and page.bits != 8) or page.samples == 2  # as ITK's reader makes other values
     except (struct.error, EOFError):
         raise InputError(f"{path}: {CUT_OFF}") from None
     except OSError as error:
@@ -62,7 +62,9 @@ def open_picture(path: Path, reader: str) -> Opened:
 
     def pixels() -> NDArray[Any]:
         array = _by_pillow(path) if by_pillow else read_with(reader, path)
-        return _black_is_0(array, page) if page and page.white_is_0 else array
+        if page and by_pillow and (page.bits, page.kind) == (32, 1):
+            array = array.view(np.uint32)  # which Pillow takes for signed
+        return _black_is_0(path, array, page) if page and page.white_is_0 else array
 
     return Opened(geometry, pixels, picture=True)
 
@@ -74,11 +76,13 @@ def _size(path: Path, reader: str) -> tuple[int, ...]:
     return size
 
 
-def _black_is_0(array: NDArray[Any], page: Page) -> NDArray[Any]:
+def _black_is_0(path: Path, array: NDArray[Any], page: Page) -> NDArray[Any]:
     """A TIFF whose white is 0, turned round; those of fewer bits, and tiles of 8, are by ITK's reader."""
-    if page.bits < 8 or page.samples != 1 or (page.tiled and page.bits == 8) or array.dtype.kind != "u":
+    if page.bits < 8 or page.samples != 1 or (page.tiled and page.bits == 8):
         return array
-    return np.asarray(np.iinfo(array.dtype).max - array)
+    if array.dtype.kind == "f":
+        raise InputError(f"{path}: is a TIFF of floats whose white is 0; save it with black as 0")
+    return np.invert(array)
 
 
 def _by_pillow(path: Path) -> NDArray[Any]:

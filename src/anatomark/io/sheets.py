@@ -17,8 +17,8 @@ from anatomark.io.atomic import Where, read_text, write_text
 
 # columns that are known whatever their capitals
 COLUMNS = (
-    "case", "image", "landmarks", "split", "spacing", "label", "observer", "status", "description", "score", "radius90",
-    "x", "y", "z", "x_mm", "y_mm", "z_mm", "x_px", "y_px",
+    "case", "image", "landmarks", "split", "spacing", "form", "label", "observer", "status", "description", "score",
+    "radius90", "x", "y", "z", "x_mm", "y_mm", "z_mm", "x_px", "y_px",
 )  # fmt: skip
 MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 1_000_000, 20_000, 5_000_000
 COMMENT = re.compile(r'[\s",;]*#')

@@ -12,6 +12,7 @@ from anatomark.io.files import CUT_OFF
 
 Tags = dict[int, tuple[int, ...]]
 WIDTHS = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 16: ("Q", 8)}  # BYTE, SHORT, LONG, LONG8
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # values a pixel without transparency, by how they are meant (tag 262)
 MOST_PAGES, MOST_VALUES = 100_000, 1 << 24
 
 
@@ -24,6 +25,7 @@ class Page:
     samples: int
     tiled: bool
     white_is_0: bool
+    kind: int  # 1 unsigned, 2 signed, 3 floats
     orientation: int
 
 
@@ -46,10 +48,24 @@ def check_tiff(path: Path, data: bytes) -> Page:
             if ends and max(ends) > len(data):
                 raise InputError(f"{path}: {CUT_OFF}")
     bits, samples = first.get(258, (1,))[0], first.get(277, (1,))[0]
-    page = Page(sizes[0], bits, samples, 322 in first, first.get(262, (1,))[0] == 0, first.get(274, (1,))[0])
-    if page.tiled and bits != 8 and (samples != 1 or len(pages) > 1 or bits not in (16, 32)):
+    meant = first.get(262, (1,))[0]
+    page = Page(sizes[0], bits, samples, 322 in first, meant == 0, first.get(339, (1,))[0], first.get(274, (1,))[0])
+    apart = samples > 1 and first.get(284, (1,))[0] == 2
+    if (
+        meant not in COLOURS
+        or not COLOURS[meant] <= samples <= COLOURS[meant] + 1
+        or (samples == 2 and (bits, meant, 338 in first) != (8, 1, True))
+    ):
         raise InputError(
-            f"{path}: is a tiled TIFF of {samples} x {bits} bits, which would be read as 8; save it in strips"
+            f"{path}: is a TIFF of {samples} x {bits} bits, photometric interpretation {meant}, which is not read; "
+            "save it as grey or RGB"
+        )
+    if page.tiled and bits == 8 and page.kind == 2:
+        raise InputError(f"{path}: is a tiled TIFF of signed 8 bits, which is not read; save it in strips")
+    if (page.tiled or apart) and bits != 8 and (samples != 1 or len(pages) > 1 or bits not in (16, 32)):
+        how = "tiled" if page.tiled else "planar"
+        raise InputError(
+            f"{path}: is a {how} TIFF of {samples} x {bits} bits, which would be read as 8; save it in strips, chunky"
         )
     return page
 

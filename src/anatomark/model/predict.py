@@ -11,7 +11,7 @@ import torch
 
 from anatomark.cases.case import Case, of_dimension
 from anatomark.cases.find import find_images_as_cases
-from anatomark.cases.store import fingerprint_of
+from anatomark.cases.store import image_key
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_json
 from anatomark.model.ensemble import Ensemble, member_paths
@@ -77,6 +77,7 @@ def predict(
     out: str | os.PathLike[str],
     *,
     spacing: Spacing = None,
+    form: str | None = None,
     pictures: bool = False,
     format: str = "mrk.json",
     overwrite: bool = False,
@@ -94,9 +95,9 @@ def predict(
     if format not in FORMATS:
         raise InputError(f"`format` {format!r} is unknown{nearest(format, FORMATS)}; it is {', '.join(FORMATS)}")
     used = load(model) if isinstance(model, str | os.PathLike) else model
-    cases = find_images_as_cases(images, spacing=spacing)
+    cases = find_images_as_cases(images, spacing=spacing, form=form)
     which = endings(used.ndim, format, pictures)
-    keys = {c.id: fingerprint_of(c.path, _plain(c.spacing)) if c.path and c.path.exists() else "missing" for c in cases}
+    keys = {c.id: image_key(c) if c.path and c.path.exists() else "missing" for c in cases}
     done = _finished(cases, keys, out, used, which, overwrite)
     _check_writable(out)
     rows = {c.id: Predicted(c.id, _path(c), "skipped") for c in cases}
@@ -167,7 +168,3 @@ def _check_writable(out: Path) -> None:
 def _path(case: Case) -> Path:
     assert case.path is not None
     return case.path
-
-
-def _plain(spacing: tuple[float, ...] | None) -> list[float] | None:
-    return None if spacing is None else list(spacing)

@@ -98,14 +98,15 @@ def crop(
     landmarks: Where | None = None,
     split: str | None = None,
     spacing: tuple[float, ...] | None = None,
+    form: str | None = None,
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> CropResult:
     """Cut a region of interest around landmarks out of images, into the folder ``out``.
 
-    ``paths``, ``landmarks``, ``split``, ``spacing``: which images and landmarks, as for ``planes``. The region is the
-    box of the landmarks ``points`` (None: all) with ``margin_mm`` (None: 10) on every side, or one of ``size_mm``
-    (x, y[, z]) around their centroid; it is cut at the image's border, or continued with the value ``pad``.
+    ``paths``, ``landmarks``, ``split``, ``spacing``, ``form``: which images and landmarks, as for ``planes``. The
+    region is the box of the landmarks ``points`` (None: all) with ``margin_mm`` (None: 10) on every side, or one of
+    ``size_mm`` (x, y[, z]) around their centroid; it is cut at the image's border, or continued with the value ``pad``.
 
     ``<case>.nii.gz`` (2D: ``.mha``): the image's own voxels, dtype, spacing and direction kept, each at the world
     position that it had; ``<case>.mrk.json`` (2D: ``.csv``): all its landmarks, world mm unchanged; ``crops.json``: the
@@ -117,7 +118,7 @@ def crop(
     region = Region(None if points is None else tuple(points), margin_mm, size, pad)
     out, given, source = Path(out), [Path(p) for p in paths], Path(landmarks) if landmarks else None
     check_folder(out)
-    cases = find_cases(given, source, spacing=spacing, split=split)
+    cases = find_cases(given, source, spacing=spacing, form=form, split=split)
     region.check(cases)
     files = partial(_files, out)
     taken = [out / CropResult.record, *(f for c in cases for f in files(c.id))]
@@ -163,7 +164,7 @@ def _cut(case: Case, out: Path, region: Region) -> Row:
             raise ValueError(f"makes a crop of {size} voxels, larger than the image; make it smaller")
         part = cut_out(image, box, region.pad or 0.0)
     except ValueError as error:
-        raise InputError(f"case {case.id!r}: {case.path}: {error}") from None
+        raise InputError("; note: ".join([f"case {case.id!r}: {case.path}: {error}", *image.notes])) from None
     files = [out / f"{case.id}{endings[part.ndim]}" for endings in (IMAGE_ENDING, LANDMARKS_ENDING)]
     write_image(part, files[0])
     write_landmarks(landmarks, files[1], spacing=part.grid)
@@ -174,4 +175,5 @@ def _cut(case: Case, out: Path, region: Region) -> Row:
         "world_corners": box.corners(image.grid).tolist(),
         "original": {"shape": list(image.grid.shape), "affine": image.grid.affine.tolist()},
         "around": [n for n in wanted.names if n not in skipped], "skipped": skipped,
+        "notes": list(image.notes),
     }  # fmt: skip

@@ -23,7 +23,7 @@ IMAGE_ENDING, LANDMARKS_ENDING = (
 @dataclass(frozen=True)
 class CaseResults:
     """What a tool left behind in ``out``: for each case a row of plain data with its name ``case`` and its ``state``,
-    written or failed, then with the ``reason``."""
+    written or failed, then with the ``reason``; ``notes``: remarks on how its image was read, and on what was done."""
 
     out: Path
     rows: Sequence[Row]
@@ -57,7 +57,7 @@ class CaseResults:
         out = []
         for row in self.rows:
             if row["state"] != "failed":
-                out += self.case_lines(row)
+                out += self.case_lines(row) + [f"  note: {note}" for note in row.get("notes", ())]
             elif len(self.rows) > 1:
                 out.append(f"{row['case']}: {self.undone}: {row['reason']}")
         return [*out, self.total()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from anatomark.cases.division import Division
-from anatomark.cases.store import CaseStore, fingerprint_of
+from anatomark.cases.store import CaseStore, image_key
 from anatomark.core.intensity import MODALITIES, guess_modality, intensity_rule
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import remove_temporary
@@ -138,11 +138,11 @@ def _stores(
     copies = COPIES if division.how == "augmented copies" else 0
     with report.bar("reading images", len(division.train) + len(division.val) + copies) as bar:
         for case in division.train:
-            key = fingerprint_of(case.path, "working images", cache_facts(config, plan))
+            key = image_key(case, "working images", cache_facts(config, plan))
             train.add(case, key, lambda c=case: composed.working_images(c.image()))  # type: ignore[misc]
             bar.update(len(train))
         for case in division.val:
-            key = fingerprint_of(case.path, "validation image", align)
+            key = image_key(case, "validation image", align)
             val.add(case, key, lambda c=case: _as_read(composed, c.image()))  # type: ignore[misc]
             bar.update(len(train) + len(val))
         for number in range(copies):
@@ -150,7 +150,7 @@ def _stores(
             rng = np.random.default_rng([config.seed, 21, number])
             image, landmarks = augmented_copy(case.image(), case.landmarks, rng)
             copied = replace(case, id=f"{case.id} copy {number + 1}", given=landmarks)
-            key = fingerprint_of(case.path, "augmented copy", config.seed, number, align)
+            key = image_key(case, "augmented copy", config.seed, number, align)
             val.add(copied, key, lambda i=image: _as_read(composed, i))  # type: ignore[misc]
             bar.update(len(train) + len(val))
     return train, val

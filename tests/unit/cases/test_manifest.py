@@ -2,11 +2,14 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
 from anatomark.cases.division import read_division
+from anatomark.cases.find import find_images_as_cases
 from anatomark.cases.manifest import read_manifest
+from anatomark.cases.store import fingerprint_of, image_key
 from anatomark.errors import InputError, ManyInputErrors
 from anatomark.training.plan import plan
 
@@ -60,6 +63,60 @@ def test_what_a_header_leaves_open_is_said_once_for_all_cases(folder):
     text = "case,image,landmarks\na,bare.nii.gz,a.fcsv\nb,bare.nii.gz,b.fcsv\nc,c.nii.gz,c.fcsv\n"
     (note,) = read_manifest(write(folder, text)).notes
     assert note.startswith("a, b: ") and "left and right are unknown" in note
+
+
+@pytest.fixture
+def two_forms(folder):
+    """``two.nii.gz``, whose sform lies 10 mm to the right of its qform."""
+    made = nib.Nifti1Image(RNG.integers(0, 99, (6, 5, 4)).astype(np.int16), np.eye(4))
+    made.set_sform(np.eye(4) + 10 * np.eye(4, k=3), 1)
+    made.set_qform(np.eye(4), 1)
+    nib.save(made, folder / "two.nii.gz")
+    return folder
+
+
+def test_the_form_of_each_nifti_file_can_be_chosen(two_forms):
+    text = "case,image,landmarks,Form\na,two.nii.gz,a.fcsv,\nb,two.nii.gz,b.fcsv,QFORM\nc,two.nii.gz,c.fcsv,sform\n"
+    manifest = read_manifest(write(two_forms, text))
+    a, b, c = manifest.cases
+    assert [case.image().grid.origin[0] for case in (a, b, c)] == [-10, 0, -10]
+    assert [case.grid(3).origin[0] for case in (a, b, c)] == [-10, 0, -10]
+    assert len({image_key(case) for case in (a, b, c)}) == 3
+    assert image_key(a) == fingerprint_of(a.path, None)  # results of before have this key
+    said = " ".join(manifest.notes)
+    assert "a, c: its sform and qform place the image up to 10 mm apart; the sform is used" in said
+    assert "b: its sform and qform place the image up to 10 mm apart; the qform is used" in said
+    x, y, z = find_images_as_cases([two_forms / "cases.csv"], form="qform")
+    assert [case.form for case in (x, y, z)] == ["qform", "qform", "sform"]
+    (alone,) = find_images_as_cases([two_forms / "two.nii.gz"], form="qform")
+    assert alone.image().grid.origin[0] == 0
+
+
+def test_a_form_that_is_none_is_refused_and_columns_called_alike_are_left_alone(two_forms):
+    (line,) = problems(two_forms, "case,image,landmarks,form\na,two.nii.gz,a.fcsv,qfrom\n")
+    assert "row 2: form 'qfrom' is not known (did you mean 'qform'?); it is sform, qform or blank" in line
+    manifest = read_manifest(write(two_forms, "case,image,landmarks,from,format\na,two.nii.gz,a.fcsv,x,y\n"))
+    assert manifest.cases[0].form is None
+
+
+def test_a_dicom_folder_is_looked_at_once(folder, monkeypatch):
+    """Its notes are said, its faults are problems of its row, and its headers are not read again for its grid."""
+    picture = sitk.GetImageFromArray(RNG.integers(0, 99, (5, 6)).astype(np.int16))
+    for name, sideways, gap in (("shift", 0.5, 0), ("gap", 0, 1)):
+        (folder / name).mkdir()
+        for k in range(4):
+            file = folder / name / f"{k}.dcm"
+            sitk.WriteImage(picture, str(file))
+            one = pydicom.dcmread(file)
+            one.ImagePositionPatient = [k * sideways, 0, 2 * k + gap * (k == 3)]
+            one.ImageOrientationPatient, one.PixelSpacing, one.SeriesInstanceUID = [1, 0, 0, 0, 1, 0], [1, 1], "1.2.3"
+            one.save_as(file)
+    manifest = read_manifest(write(folder, "case,image,landmarks\na,shift,a.fcsv\n"))
+    assert "a: its slices are shifted by 0.5 mm each" in manifest.notes[0]
+    (line,) = problems(folder, "case,image,landmarks\na,shift,a.fcsv\nb,gap,b.fcsv\n")
+    assert "row 3" in line and "2 to 3 mm apart" in line
+    monkeypatch.setattr("anatomark.cases.case.image_geometry", None)
+    assert manifest.cases[0].grid(3).shape == (4, 5, 6)
 
 
 def test_3d(folder):

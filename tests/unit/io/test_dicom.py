@@ -5,15 +5,14 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
 
 from anatomark.errors import InputError
 from anatomark.io.images import find_images, image_geometry, image_grid, read_image, squeeze_to_2d
+from dicoms import item, write
 
 RNG = np.random.default_rng(2)
-CT, ENHANCED_CT, NM = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.20"
+ENHANCED_CT, NM = "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.20"
 US_VOLUME, MULTIFRAME = "1.2.840.10008.5.1.4.1.1.6.2", "1.2.840.10008.5.1.4.1.1.7.3"
 XRAYS = {
     "CR": "1.2.840.10008.5.1.4.1.1.1", "DX": "1.2.840.10008.5.1.4.1.1.1.1", "MG": "1.2.840.10008.5.1.4.1.1.1.2",
@@ -23,39 +22,6 @@ XRAYS = {
 AXIAL = [1, 0, 0, 0, 1, 0]
 OBLIQUE = [0.6, 0.8, 0, 0, 0, -1]
 FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def item(**fields):
-    made = Dataset()
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return made
-
-
-def write(path, array, sop=CT, preamble=True, **fields):
-    """One file; ``array`` (rows, columns) or (frames, rows, columns) of int16 or uint16."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, sop
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(path)])
-    made = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    made.SOPClassUID, made.SOPInstanceUID = sop, meta.MediaStorageSOPInstanceUID
-    made.Modality, made.PatientName, made.StudyInstanceUID, made.SeriesInstanceUID = "CT", "X", "1.2.3", "1.2.4"
-    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
-    made.Rows, made.Columns = array.shape[-2:]
-    if array.ndim == 3:
-        made.NumberOfFrames = len(array)
-    made.BitsAllocated = made.BitsStored = 16
-    made.HighBit, made.PixelRepresentation = 15, int(array.dtype.kind == "i")
-    for name, value in fields.items():
-        if value is not None:
-            setattr(made, name, value)
-    made.PixelData = array.tobytes()
-    if preamble:
-        made.save_as(path, enforce_file_format=True)
-    else:
-        plain = Dataset(made)
-        plain.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    return path
 
 
 def volume(count=5):

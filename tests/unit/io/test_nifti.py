@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anatomark.errors import InputError
-from anatomark.io.images import image_geometry, image_grid, read_image
+from anatomark.io.images import image_geometry, image_grid, read_image, squeeze_to_2d
 from anatomark.io.nifti import slicer_takes
 
 RNG = np.random.default_rng(1)
@@ -110,7 +110,7 @@ def test_two_forms_that_differ_are_said_and_can_be_chosen(tmp_path):
     apart = np.linalg.norm(corners_by(sform) - corners_by(qform), axis=1).max()
     (note,) = facts["notes"]
     assert f"{apart:.3g} mm apart; the sform is used" in note
-    assert "3D Slicer takes the qform: landmarks placed there need" in note
+    assert "3D Slicer takes the qform: for landmarks placed there give `form` qform" in note
     np.testing.assert_allclose(corners(path), corners_by(sform), atol=1e-4)
     np.testing.assert_allclose(corners(path, form="qform"), corners_by(qform), atol=1e-4)
     np.testing.assert_allclose(corners(path, form="sform"), corners_by(sform), atol=1e-4)
@@ -119,6 +119,35 @@ def test_two_forms_that_differ_are_said_and_can_be_chosen(tmp_path):
     assert read_image(write(tmp_path / "b.nii", sform, sform)).meta["geometry"]["notes"] == []
     only = write(tmp_path / "c.nii", sform)
     np.testing.assert_allclose(corners(only, form="qform"), corners_by(sform), atol=1e-4)
+    assert image_geometry(only, form="qform")[1]["notes"] == ["its qform is not set; the sform is used"]
+
+
+def test_a_qform_of_half_a_turn_is_that_of_nibabel(tmp_path):
+    """Rounding in the header then turns the image by 3e-4, unless it is known for what it is."""
+    for axis in np.random.default_rng(0).normal(size=(20, 3)):
+        turn = axis / np.linalg.norm(axis) * np.pi
+        path = write(tmp_path / "a.nii", None, affine(vector=turn, spacing=(5, 5, 5)))
+        np.testing.assert_allclose(corners(path), corners_by(nib.load(path).affine), atol=1e-4)
+
+
+def test_forms_that_differ_in_a_microscopic_image_are_said(tmp_path):
+    sform, qform = affine(), affine(offset=(-31.0, 17.0, -43.0))  # 1 micron of voxels of 1
+    path = write(tmp_path / "a.nii.gz", sform, qform, xyzt_units=3)
+    assert any("up to 0.001 mm apart" in note for note in image_geometry(path)[1]["notes"])
+
+
+def test_a_plane_that_lies_obliquely_stays_a_slice_in_space(tmp_path):
+    flat = ARRAY[:, :, 0]
+    lying, tilted = affine(vector=(0, 0, 1e-9)), affine()
+    assert image_grid(write(tmp_path / "a.nii.gz", lying, array=flat)).ndim == 2
+    image = read_image(write(tmp_path / "b.nii.gz", tilted, array=flat))
+    assert image.grid.shape == (1, 4, 5)
+    places = CORNERS * [1, 1, 0]
+    np.testing.assert_allclose(
+        image.grid.to_world(places[:, ::-1]), (places @ tilted[:3, :3].T + tilted[:3, 3]) * LPS, atol=1e-4
+    )
+    np.testing.assert_allclose(squeeze_to_2d(image).grid.spacing, (0.9, 1.1), atol=1e-5)
+    np.testing.assert_array_equal(image.array[0, 0], flat.T)
 
 
 def test_rounding_noise_is_accepted_and_shear_is_said(tmp_path):

@@ -81,13 +81,48 @@ def test_tiff_keeps_its_values(tmp_path, array, tile, white):
 def test_tiff_that_readers_do_not_agree_on(tmp_path):
     refused(tiff(tmp_path / "a.tif", [GREY, GREY[:10, :7]]), r"2 pages of several sizes \(30 x 40, 7 x 10\)", 0.1)
     assert read_image(tiff(tmp_path / "b.tif", [GREY, GREY[::-1]]), (0.1, 0.1, 2)).grid.shape == (2, 40, 30)
-    refused(tiff(tmp_path / "c.tif", [DEEP], tile=16, t277=3), "tiled TIFF of 3 x 16 bits", 0.1)
+    refused(tiff(tmp_path / "c.tif", [DEEP], tile=16, t262=2, t277=3), "tiled TIFF of 3 x 16 bits", 0.1)
     refused(tiff(tmp_path / "d.tif", [GREY], t274=6), "stored rotated", 0.1)
     refused(tiff(tmp_path / "e.tif", [GREY], t279=1 << 30), "cut off", 0.1)
     looped = bytearray(tiff(tmp_path / "f.tif", [GREY]).read_bytes())
     looped[-4:] = looped[4:8]
     (tmp_path / "f.tif").write_bytes(looped)
     refused(tmp_path / "f.tif", "damaged", 0.1)  # its directory is followed by itself
+
+
+SIGNED = DEEP.astype(np.int16)
+COLOURS = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)
+
+
+@pytest.mark.parametrize(
+    ("array", "tags", "right"),
+    [
+        (SIGNED, {"t262": 0, "t339": 2}, -1 - SIGNED),
+        (SIGNED, {"t339": 2, "tile": 16}, SIGNED),
+        (DEEP.astype(np.uint32) * 60_000, {"tile": 16}, DEEP.astype(np.uint32) * 60_000),
+        (np.dstack([GREY, GREY[::-1]]), {"t258": [8, 8], "t277": 2, "t338": 2}, GREY),
+        (COLOURS, {"t258": [8] * 3, "t262": 2, "t277": 3}, COLOURS),
+    ],
+)
+def test_tiff_of_other_values(tmp_path, array, tags, right):
+    image = read_image(tiff(tmp_path / "a.tif", [array], **tags), 0.1)
+    np.testing.assert_array_equal(image.array, np.moveaxis(right, -1, 0) if right.ndim == 3 else right[None])
+
+
+@pytest.mark.parametrize(
+    ("array", "tags", "words"),
+    [
+        (np.dstack([GREY] * 5), {"t258": [8] * 5, "t277": 5}, "5 x 8 bits, photometric interpretation 1"),
+        (COLOURS, {"t258": [8] * 3, "t262": 8, "t277": 3}, "photometric interpretation 8, which is not read"),
+        (np.dstack([GREY, GREY]), {"t258": [8, 8], "t277": 2}, "2 x 8 bits"),
+        (np.dstack([DEEP, DEEP]), {"t258": [16, 16], "t277": 2}, "2 x 16 bits"),
+        (GREY.astype(np.int8), {"t339": 2, "tile": 16}, "tiled TIFF of signed 8 bits"),
+        (GREY.astype(np.float32), {"t262": 0, "t339": 3}, "floats whose white is 0"),
+        (np.stack([DEEP] * 3), {"t256": 30, "t257": 40, "t258": [16] * 3, "t262": 2, "t277": 3, "t284": 2}, "planar"),
+    ],
+)
+def test_tiff_that_would_be_read_as_something_else(tmp_path, array, tags, words):
+    refused(tiff(tmp_path / "a.tif", [array], **tags), words, 0.1)
 
 
 @pytest.mark.parametrize("kind", ["LA", "tRNS"])

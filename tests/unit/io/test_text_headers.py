@@ -111,18 +111,49 @@ def test_other_ways_to_hold_the_values(tmp_path):
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
     path = nrrd(path, {**NRRD, **PLACED, "byte skip": "-1"}, b"xyz" + ARRAY.tobytes())
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
-    refused(nrrd(path, {**NRRD, **PLACED, "encoding": "ascii"}, b"1 2 3"), "as text")
     for n, plane in enumerate(ARRAY):
         (tmp_path / f"s{n + 1:02}.raw").write_bytes(plane.tobytes())
     path = nrrd(tmp_path / "p.nhdr", {**NRRD, **PLACED, "data file": "s%02d.raw 1 3 1"}, b"")
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
     path = nrrd(tmp_path / "l.nhdr", {**NRRD, **PLACED, "data file": "LIST\ns01.raw\ns02.raw\ns03.raw"}, b"")
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
+    path = nrrd(tmp_path / "r.nhdr", {**NRRD, **PLACED, "data file": "s%02d.raw 3 1 -1"}, b"")
+    np.testing.assert_array_equal(read_image(path).array[0], ARRAY[::-1])
     path = meta(tmp_path / "p.mhd", META, b"", "s%02d.raw 1 3 1")
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
     big = {**META, "BinaryDataByteOrderMSB": "True", "CompressedData": "True"}
     path = meta(tmp_path / "b.mha", big, zlib.compress(ARRAY.astype(">i2").tobytes()))
     np.testing.assert_array_equal(read_image(path).array[0], ARRAY)
+
+
+@pytest.mark.parametrize("code", ["int16", "uint8", "float32", "int64"])
+def test_values_written_as_text(tmp_path, code):
+    array = (ARRAY * (0.5 if code == "float32" else 1)).astype(code)
+    words, digits = " ".join(map(str, array.ravel())).encode(), array.astype(f">{array.dtype.str[1:]}").tobytes().hex()
+    kinds = {"int16": "MET_SHORT", "uint8": "MET_UCHAR", "float32": "MET_FLOAT", "int64": "MET_LONG_LONG"}
+    fields = {**NRRD, **PLACED, "type": {"float32": "float"}.get(code, code), "endian": "big"}
+    lines = "\n".join(digits[i : i + 36] for i in range(0, len(digits), 36)).encode()
+    for path in (
+        nrrd(tmp_path / "a.nrrd", {**fields, "encoding": "ascii"}, words),
+        nrrd(tmp_path / "t.nrrd", {**fields, "encoding": "text"}, words.replace(b" ", b"\n") + b"\n"),
+        nrrd(tmp_path / "h.nrrd", {**fields, "encoding": "hex"}, lines),
+        meta(tmp_path / "a.mha", {**META, "BinaryData": "False", "ElementType": kinds[code]}, words),
+    ):
+        image = read_image(path)
+        np.testing.assert_array_equal(image.array[0], array)
+        assert image.array.dtype == code and image.array.dtype.isnative
+        data = path.read_bytes()
+        path.write_bytes(data[:-8])
+        refused(path, "is cut off")
+        path.write_bytes(data[:-8] + b"nothing-")
+        refused(path, "other text than numbers of its type")
+
+
+def test_text_that_is_no_value_of_its_type(tmp_path):
+    text = {**NRRD, **PLACED, "encoding": "ascii"}
+    for wrong in (b"70000", b"1.5", b"0" * 100_000, b"nan"):
+        refused(nrrd(tmp_path / "a.nrrd", text, b" ".join([wrong, *[b"1"] * 59])), "other text than numbers")
+    refused(nrrd(tmp_path / "b.nrrd", text, b"1 2 3"), "cut off")
 
 
 def test_a_spacing_that_is_not_stated_is_asked_for(tmp_path):

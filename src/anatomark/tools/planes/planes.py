@@ -40,7 +40,7 @@ class PlanesResult(CaseResults):
     def summary(self) -> Row:
         cases = []
         for row in self.rows:
-            one = {"failed": row["reason"]} if row["state"] == "failed" else {"planes": row["planes"]}
+            one = {"failed": row["reason"]} if row["state"] == "failed" else {k: row[k] for k in ("planes", "notes")}
             cases.append({"case": row["case"], "image": row["image"], **one})
         return {"schema": 1, "definition": self.definition, "frame": "LPS", "unit": "mm", "cases": cases}
 
@@ -62,6 +62,7 @@ def planes(
     landmarks: Where | None = None,
     split: str | None = None,
     spacing: tuple[float, ...] | None = None,
+    form: str | None = None,
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> PlanesResult:
@@ -69,7 +70,8 @@ def planes(
 
     ``paths``: a manifest, images or folders of images; ``landmarks``: the landmark file of one image, or a folder of
     files named after the images, such as ``predict`` writes (default: the manifest's own); ``split``: these rows of a
-    manifest only; ``spacing``: mm along x, y[, z] of images that state none.
+    manifest only; ``spacing``: mm along x, y[, z] of images that state none; ``form``: ``sform`` or ``qform`` of NIfTI
+    files that hold both.
 
     Per case and plane ``<case>_<plane>.nii.gz``, a slice of one voxel's thickness at its place in the volume, and
     ``<case>_<plane>.png``; last, where there is a slice, ``planes.json``. A plane whose landmarks are absent or
@@ -80,7 +82,9 @@ def planes(
     out, report = Path(out), report or Reporter(quiet=True)
     check_folder(out)
     wanted = read_definition(definition, PlaneSet, "planes")
-    cases = find_cases([Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, split=split)
+    cases = find_cases(
+        [Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, form=form, split=split
+    )
     wanted.check_labels(common_names(case.landmarks for case in cases), str(definition))
     by_case = {case.id: find_planes(wanted, case.landmarks) for case in cases}
     stem, times = Counter(f"{case}_{name}" for case in by_case for name in wanted.planes).most_common(1)[0]
@@ -122,7 +126,7 @@ def _cut(case: Case, each: dict[str, Plane | str], out: Path) -> Row:
         write_bytes(files[1], plane_picture(cut, plane, case.landmarks, f"{case.id}  {name}"))
         spacing = _rounded(cut.grid.spacing[2])
         facts[name] = {"defined": True, **_facts(plane), "spacing_mm": spacing, "files": [f.name for f in files]}
-    return {"planes": facts}
+    return {"planes": facts, "notes": list(image.notes)}
 
 
 def _facts(plane: Plane) -> Row:

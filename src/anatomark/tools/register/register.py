@@ -19,7 +19,7 @@ from anatomark.core.resample import resample, sample_index
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import Where, write_bytes
 from anatomark.io.images import write_image
-from anatomark.io.landmarks import landmark_format, read_landmarks, split_observer
+from anatomark.io.landmarks import landmark_format, load_landmarks, split_observer
 from anatomark.io.transforms import write_affine, write_displacements
 from anatomark.progress import Reporter
 from anatomark.tools.outputs import IMAGE_ENDING, CaseResults, Row, check_files, check_folder, each_case, remove
@@ -76,7 +76,7 @@ class RegisterResult(CaseResults):
             text += f", left-out landmarks missed by {tre['mean']:.3g} mm on average, {tre['max']:.3g} at most"
         off = ((name, each[name]["residual_mm"], each[name]["limit_mm"]) for name in row["rejected"])
         rejected = (f"  rejected {name}: {mm:.3g} mm off, limit {limit:.3g}" for name, mm, limit in off)
-        return [f"{text}: {row['files'][0]}", *rejected, *(f"  {note}" for note in row["notes"])]
+        return [f"{text}: {row['files'][0]}", *rejected]
 
 
 class _Fixed:
@@ -106,6 +106,7 @@ def register(
     landmarks: Where | None = None,
     split: str | None = None,
     spacing: tuple[float, ...] | None = None,
+    form: str | None = None,
     overwrite: bool = False,
     report: Reporter | None = None,
 ) -> RegisterResult:
@@ -127,15 +128,17 @@ def register(
     options = Options(kind, smooth_mm, field_mm, equal_weights, keep_all, pictures)
     out, paths, source = Path(out), [Path(p) for p in moving], Path(landmarks) if landmarks else None
     check_folder(out)
-    cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing)
-    one = _taken_out(os.fspath(fixed), cases, spacing)
+    beside = None if moving_image is None else _there(Path(moving_image))
+    told = Case("", None if fixed_image is None else _there(Path(fixed_image)), spacing=spacing, form=form)
+    cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing, form=form, image=beside)
+    one = _taken_out(os.fspath(fixed), cases, told)
     if not cases:
         raise InputError(f"there is no case to register onto {one.id!r}")
-    if moving_image is not None:
+    if beside is not None:
         if len(cases) > 1:
             raise InputError(f"`moving_image` is for one moving landmark file, but there are {len(cases)} cases")
-        cases = [_with_image(cases[0], Path(moving_image), spacing)]
-    target = _Fixed(one if fixed_image is None else _with_image(one, Path(fixed_image), spacing))
+        cases = [replace(cases[0], path=beside, spacing=spacing, form=form)]
+    target = _Fixed(one if told.path is None else replace(one, path=told.path, spacing=spacing, form=form))
     files = partial(_files, out)
     taken = [out / RegisterResult.record, *(f for c in cases for f in files(c.id))]
     check_files(taken, [c.path for c in (target.case, *cases) if c.path is not None], "register", overwrite)
@@ -145,22 +148,23 @@ def register(
     return result
 
 
-def _taken_out(fixed: str, cases: list[Case], spacing: tuple[float, ...] | None) -> Case:
-    """The fixed case: a landmark file, or one of the ``cases``, which then lose it."""
+def _taken_out(fixed: str, cases: list[Case], told: Case) -> Case:
+    """The fixed case: a landmark file, with what was ``told`` of its image, or one of the ``cases``, which then lose
+    it."""
     file = split_observer(fixed)[0]
     if file.is_file():
         stem = file.name[: -len(landmark_format(file.name))]
-        return Case(stem, given=in_plane(read_landmarks(fixed, spacing=spacing)))
+        return replace(told, id=stem, given=in_plane(told.in_mm(load_landmarks(fixed), fixed)))
     names = [c.id for c in cases]
     if fixed not in names:
         raise InputError(f"FIXED {fixed}: is no landmark file, and no case{nearest(fixed, names)} of those given")
     return cases.pop(names.index(fixed))
 
 
-def _with_image(case: Case, path: Path, spacing: tuple[float, ...] | None) -> Case:
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    return replace(case, path=path, spacing=spacing)
+def _there(image: Path) -> Path:
+    if not image.exists():
+        raise InputError(f"{image}: no such file")
+    return image
 
 
 def _register(case: Case, fixed: _Fixed, out: Path, options: Options) -> Row:
@@ -171,6 +175,8 @@ def _register(case: Case, fixed: _Fixed, out: Path, options: Options) -> Row:
     # only now: a case that fails costs no reading
     target, moving = fixed.image, case.image() if case.path is not None else None
     facts: Row = {"files": [], **registration.facts()}
+    for side, image in (("fixed", target), ("moving", moving)):
+        facts["notes"] += [f"the {side} image: {note}" for note in (image.notes if image is not None else ())]
     if isinstance(registration.transform, Linear):
         file = out / f"{case.id}.tfm"
         write_affine(registration.transform.matrix, file)

@@ -27,7 +27,7 @@ from anatomark.tools.simulate.motion import Simulation, simulate_case
 from anatomark.tools.simulate.spread import carry_points, nearest_to_mean, spread_points
 
 CASES, RECORD, IMAGES, LANDMARKS, ORIGINALS = "cases.csv", "simulate.json", "images", "landmarks", "originals"
-COLUMNS = ("case", "image", "landmarks", "split", "spacing", "source")
+COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form", "source")
 PICTURES = (".nii.gz", ".png", ".mha")
 DRAWS = 10  # of one case, before it is given up
 
@@ -107,6 +107,8 @@ def simulate(
     request = Request(count, points, reference, seed, split, originals, Simulation(**settings))
     out, report = Path(out), report or Reporter()
     cases = read_manifest(manifest)
+    for note in cases.notes:
+        report.say(f"note: {note}")
     sources = cases.split(request.split)
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
     landmarks = {c.id: c.landmarks for c in listed}
@@ -125,8 +127,8 @@ def simulate(
             bar.update(i + 1, name)
     if request.originals:
         rows = [_original_row(out, c, landmarks[c.id].ndim, bool(request.points)) for c in listed] + rows
-    spaced = any(row["spacing"] for row in rows)
-    write_csv(out / CASES, rows, [c for c in COLUMNS if c != "spacing" or spaced])
+    blank = [c for c in ("spacing", "form") if not any(row[c] for row in rows)]
+    write_csv(out / CASES, rows, [c for c in COLUMNS if c not in blank])
     return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn)
 
 
@@ -143,7 +145,8 @@ def _check(cases: Manifest, landmarks: dict[str, Landmarks], new: Sequence[str])
 def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
     """Take ``out``: empty, or holding what the same request began. Raises InputError for anything else."""
     files = [c.path for c in cases if c.path] + [split_observer(c.source or "")[0] for c in cases]
-    record = {"schema": 1, **asdict(request), "sources": [fingerprint_of(f) for f in dict.fromkeys(files)]}
+    forms = [f"{c.id}: {c.form}" for c in cases if c.form]
+    record = {"schema": 1, **asdict(request), "sources": [*map(fingerprint_of, dict.fromkeys(files)), *forms]}
     try:
         there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
     except NotADirectoryError:
@@ -226,9 +229,9 @@ def _drawn(
     raise InputError(f"{name}: no draw of {DRAWS} carries the landmarks; ask for smaller changes")
 
 
-def _row(name: str, image: str, landmarks: str, source: Case) -> dict[str, str]:
+def _row(name: str, image: str, landmarks: str, source: Case, form: str | None = None) -> dict[str, str]:
     spacing = ";".join(map(repr, source.spacing)) if source.spacing else ""
-    cells = (name, image, landmarks, source.split, spacing, source.id)
+    cells = (name, image, landmarks, source.split, spacing, form or "", source.id)
     return dict(zip(COLUMNS, cells, strict=True))
 
 
@@ -237,7 +240,7 @@ def _original_row(out: Path, case: Case, ndim: int, extended: bool) -> dict[str,
     file, observer = split_observer(case.source or "")
     landmarks = f"{_relative(file, out)}#{observer}" if observer else _relative(file, out)
     own = f"{ORIGINALS}/{case.id}{LANDMARKS_ENDING[ndim]}"
-    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else landmarks, case)
+    return _row(case.id, _relative(Path(str(case.path)), out), own if extended else landmarks, case, case.form)
 
 
 def _relative(path: Path, out: Path) -> str:
