@@ -176,7 +176,8 @@ def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any
     settings = [config.method.model_dump(mode="json"), config.precision]
     settings += [config.refine.model_dump(mode="json")] if plan.refine is not None else []
     settings += [config.align.model_dump(mode="json")] if plan.align is not None else []
-    text = json.dumps([*settings, plan.to_json(), calibration], sort_keys=True)
+    facts = {k: v for k, v in plan.to_json().items() if k != "images"}  # these judge an image, and place nothing
+    text = json.dumps([*settings, facts, calibration], sort_keys=True)
     return hashlib.sha256(data + text.encode()).hexdigest()[:16]
 
 
