@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -26,6 +27,16 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """Raises InputError unless the option ``name`` is a finite number from ``low`` to ``high``; ``above``: greater than
+    ``low``."""
+    if (low < value if above else low <= value) and value <= high and value != math.inf:
+        return
+    first = f"above {low:,}" if above else f"from {low:,}"
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    raise InputError(f"`{name}` {shown[:40]}: give a number {first}" + (f" to {high:,}" if math.isfinite(high) else ""))
 
 
 def listed(names: Sequence[str], most: int = 8, quote: bool = False) -> str:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from anatomark.errors import InputError, nearest
-from anatomark.model.config import checked, read_yaml
+from anatomark.errors import check_range, nearest
+from anatomark.methods.base import MOST
+from anatomark.model.config import MOST_MINUTES, MOST_SEED, MOST_THREADS, checked, read_yaml
+from anatomark.model.views import MOST_VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 Places = str | dict[str, str]  # a path with {data} and {seed}, or one for each data set
@@ -19,7 +21,7 @@ Places = str | dict[str, str]  # a path with {data} and {seed}, or one for each 
 class DataEntry(BaseModel):
     """A data set: its manifest, and what of it is measured how."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     manifest: str
     split: Literal["train", "val", "test"] | None = None  # None: test, else val
     truth: str | None = None
@@ -38,20 +40,20 @@ class MethodEntry(BaseModel):
     """A method to train; or an ``ensemble`` of the suite's methods, their runs of all seeds averaged; or a ``run``,
     ``predictions`` or ``evaluation`` that is there already."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     method: str | None = None
     preset: str | None = None
     config: str | None = None
     set: dict[str, Any] = Field(default_factory=dict)
-    minutes: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, ge=1)
-    folds: int = Field(default=0, ge=0)
+    minutes: float | None = Field(default=None, gt=0, le=MOST_MINUTES)
+    steps: int | None = Field(default=None, ge=1, le=MOST)
+    folds: int = Field(default=0, ge=0, le=MOST)
     init: Places | None = None
     run: Places | None = None
     predictions: Places | None = None
     evaluation: Places | None = None
     ensemble: list[str] | None = Field(default=None, min_length=1)
-    tta: int = Field(default=1, ge=1)  # views of each image that are averaged
+    tta: int = Field(default=1, ge=1, le=MOST_VIEWS)  # views of each image that are averaged
     data: list[str] | None = None  # None: on all data sets
 
     @property
@@ -78,13 +80,13 @@ class MethodEntry(BaseModel):
 class Suite(BaseModel):
     """What a benchmark is to do. Budgets of the suite hold for methods that name none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     data: dict[str, DataEntry] = Field(min_length=1)
     methods: dict[str, MethodEntry] = Field(min_length=1)
     seeds: list[int] = Field(default=[0], min_length=1)
-    minutes: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, ge=1)
-    threads: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0, le=MOST_MINUTES)
+    steps: int | None = Field(default=None, ge=1, le=MOST)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     device: str | None = None
     baseline: str | None = None  # what the others' errors and times are divided by
     set: dict[str, Any] = Field(default_factory=dict)  # settings of every training
@@ -106,8 +108,8 @@ class Suite(BaseModel):
                 raise ValueError(
                     f"methods.{name}.data: {strange[0]!r} is no data set here{near(strange[0], self.data)}"
                 )
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError("seeds: each once, 0 or more")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) > MOST_SEED:
+            raise ValueError(f"seeds: each once, 0 to {MOST_SEED}")
         return self
 
 
@@ -116,8 +118,7 @@ def read_suite(path: str | os.PathLike[str], minutes: float | None = None) -> Su
     suite: Suite = checked(Suite, read_yaml(path), str(path))
     if minutes is None:
         return suite
-    if minutes <= 0:
-        raise InputError(f"`minutes` {minutes:g}: give a positive number")
+    check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
     methods = {n: m.model_copy(update={"minutes": None, "steps": None}) for n, m in suite.methods.items()}
     return suite.model_copy(update={"methods": methods, "minutes": minutes, "steps": None})
 

@@ -33,6 +33,19 @@ def intensity_rule(modality: str, images: Sequence[Image]) -> dict[str, Any]:
     return {"kind": "percentiles", "low": low, "high": high, "skip_zero": modality == "mr"}
 
 
+def check_rule(rule: Mapping[str, Any]) -> None:
+    """Raises ValueError unless ``rule`` is one that :func:`intensity_rule` gives."""
+    low, high = (v if isinstance(v := rule.get(k), float | int) else np.nan for k in ("low", "high"))
+    if not -1e9 <= low < high <= 1e9:
+        raise ValueError("intensity: low and high are no numbers, low below high")
+    if rule.keys() == {"kind", "low", "high"} and rule["kind"] == "window":
+        return
+    if rule.keys() != {"kind", "low", "high", "skip_zero"} or rule["kind"] != "percentiles":
+        raise ValueError("intensity: is no window (low, high), and no percentiles (low, high, skip_zero)")
+    if not 0 <= low < high <= 100 or not isinstance(rule["skip_zero"], bool):
+        raise ValueError("intensity: percentiles lie between 0 and 100, skip_zero is true or false")
+
+
 def normalise(image: Image, rule: Mapping[str, Any]) -> Image:
     """One channel (1, *shape) float32, about 0 ... 1 between the rule's bounds, clipped to -0.5 ... 1.5.
 

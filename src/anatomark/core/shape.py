@@ -218,9 +218,24 @@ class PCAShape:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PCAShape:
-        mean = np.asarray(data["mean"], dtype=np.float64)
-        modes = np.asarray(data["modes"], dtype=np.float64).reshape(len(mean), -1)
-        return cls(mean, modes, np.asarray(data["sd"], dtype=np.float64))
+        """The inverse of :meth:`to_json`. Raises ValueError for anything else."""
+        try:
+            mean, modes, sd = (np.asarray(data[k], dtype=np.float64) for k in ("mean", "modes", "sd"))
+            return cls(mean, modes.reshape(len(mean), len(sd)), sd).checked()
+        except (KeyError, TypeError, OverflowError):
+            raise ValueError("a shape model is numbers: mean, modes, sd") from None
+
+    def checked(self) -> PCAShape:
+        """The same. Raises ValueError unless mean, modes and deviations are finite and fit together, and the modes are
+        orthonormal."""
+        size = self.modes.shape[-1]
+        if self.mean.ndim != 1 or self.modes.shape != (len(self.mean), size) or self.sd.shape != (size,):
+            raise ValueError("a shape model's mean, modes and deviations do not fit together")
+        if not all(np.isfinite(a).all() and np.abs(a).max(initial=0) < 1e9 for a in (self.mean, self.modes, self.sd)):
+            raise ValueError("a shape model holds numbers that are not finite")
+        if (self.sd < 0).any() or np.abs(self.modes.T @ self.modes - np.eye(size)).max(initial=0) > 0.05:
+            raise ValueError("a shape model's modes are not orthonormal, or a deviation is negative")
+        return self
 
 
 def nanmean(values: Array, axis: int = 0) -> Array:

@@ -8,39 +8,79 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 from anatomark.cases.case import Case
 from anatomark.core.image import Image
+from anatomark.core.intensity import check_rule
 from anatomark.core.landmarks import Landmarks
 
 Batch = dict[str, torch.Tensor]
 
 
+MOST = 10**9  # no setting is larger: a slip of the hand must not train for ever
+Pixels = Annotated[int, Field(le=1024)]  # along the side of a block or patch
+Channels = Annotated[int, Field(ge=1, le=2048)]  # of a layer
+Rounds = Annotated[int, Field(le=10_000)]  # looks, passes, starts: each costs its time in every prediction
+Batches = Annotated[int, Field(le=4096)]
+Length = Annotated[float, Field(gt=0, le=1e6)]  # mm
+Share = Annotated[float, Field(ge=0, le=1)]
+Angle = Annotated[float, Field(ge=0, le=180)]  # degrees
+Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]  # mm
+
+
 class MethodConfig(BaseModel):
-    """Base of every method's settings: units in the names, unknown keys refused."""
+    """Base of every method's settings: units in the names, unknown keys refused, numbers finite and at most ``MOST``.
+    What costs memory or time has a smaller range of its own (``Pixels``, ``Channels``, ``Rounds``, ``Batches``)."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _not_huge(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and abs(number) > MOST:
+                raise ValueError(f"at most {MOST:,} is possible, found {number:.3g}")
+        return value
 
 
-class Facts(BaseModel):
+class Stored(BaseModel):
+    """Base of what a run folder's JSON holds: exact types, finite numbers, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Facts(Stored):
     """What a method needs to know of its training data to be rebuilt, plain JSON; a method adds fields of its own.
 
     ``names`` in the model's order; ``ndim`` 2 or 3; ``modality`` and ``intensity`` say how values are normalised
     (``core/intensity.py``). Never changed in place: what training settles replaces ``Method.facts``.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    names: list[str]
-    ndim: int
+    names: list[str] = Field(min_length=1)
+    ndim: Literal[2, 3]
     descriptions: list[str] = []
     modality: str
     intensity: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> Facts:
+        check_rule(self.intensity)
+        if not all(self.names) or len(set(self.names)) < len(self.names):
+            raise ValueError("names: each landmark has one name of its own")
+        if self.descriptions and len(self.descriptions) != len(self.names):
+            raise ValueError(f"descriptions: {len(self.descriptions)} for {len(self.names)} landmarks")
+        return self
+
+    def check_points(self, field: str, points: Sequence[Sequence[Any]]) -> None:
+        """Raises ValueError unless ``points`` (of a field) are one for each landmark, of ``ndim`` coordinates."""
+        if len(points) != len(self.names) or any(len(p) != self.ndim for p in points):
+            raise ValueError(f"{field}: is not {len(self.names)} points of {self.ndim} coordinates")
 
     def own(self) -> dict[str, Any]:
         """The fields that the method added, as plain JSON, without those that are None because nobody gave them."""

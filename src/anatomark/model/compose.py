@@ -17,10 +17,12 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
 from anatomark.core.shape import procrustes
+from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
 from anatomark.model.config import RunConfig, checked, method_of, refined
 from anatomark.model.refine.refiner import RefineConfig, Refiner, RefinerFacts
+from anatomark.model.sizes import SizeFacts, check_size
 from anatomark.model.start import moved_weights
 
 METHOD, REFINE = "method", "refine"  # the parts; what their tensors' names begin with
@@ -33,6 +35,7 @@ class Plan:
     method: Facts
     align: AlignFacts | None = None
     refine: RefinerFacts | None = None
+    images: SizeFacts | None = None  # None: runs of earlier versions
 
     @property
     def names(self) -> list[str]:
@@ -43,25 +46,33 @@ class Plan:
         return self.method.ndim
 
     def to_json(self) -> dict[str, Any]:
-        """``plan.json``: the shared fields, and under ``facts`` the method's own, ``align`` and ``refine``."""
+        """``plan.json``: the shared fields, ``images``, and under ``facts`` the method's own, ``align`` and
+        ``refine``."""
         shared = self.method.model_dump(mode="json", include=set(Facts.model_fields))
         facts = self.method.own()
         if self.align is not None or self.refine is not None:
             facts["align"] = None if self.align is None else self.align.model_dump(mode="json")
         if self.refine is not None:
             facts[REFINE] = self.refine.own()
-        return {**shared, "facts": facts}
+        images = {} if self.images is None else {"images": self.images.model_dump(mode="json")}
+        return {**shared, **images, "facts": facts}
 
     @classmethod
     def from_json(cls, data: Any, method: type[Method], where: str) -> Plan:
         """The inverse of :meth:`to_json`, for a run of ``method``. Raises InputError that names ``where``."""
         shared = dict(data) if isinstance(data, Mapping) else {}
-        own = dict(shared.pop("facts", None) or {})
+        own, images = shared.pop("facts", None) or {}, shared.pop("images", None)
+        if not isinstance(own, dict):
+            raise InputError(f"{where}: facts: expected keys and values, found {type(own).__name__}")
+        own = dict(own)
         align, refine = own.pop("align", None), own.pop(REFINE, None)
+        if refine is not None and not isinstance(refine, dict):
+            raise InputError(f"{where}: facts.refine: expected keys and values, found {type(refine).__name__}")
         return cls(
             checked(method.Facts, {**shared, **own}, where),
             None if align is None else checked(AlignFacts, align, f"{where}: facts.align"),
             None if refine is None else checked(RefinerFacts, {**shared, **refine}, f"{where}: facts.refine"),
+            None if images is None else checked(SizeFacts, images, f"{where}: images"),
         )
 
 
@@ -84,7 +95,7 @@ class Composition:
     def prepare(self, study: Study, old: Plan | None = None) -> Plan:
         """All that depends on the data. Another run's plan ``old``, whose weights are to be started from, lends its
         template and its frames. With ``refine.only`` its method stays as it is. Raises InputError."""
-        align = None
+        align, images = None, SizeFacts.of(study.cases)
         if self.refine.only:
             assert old is not None
             align = old.align
@@ -107,7 +118,7 @@ class Composition:
             facts = self.method.adapted(facts, old.method)
         if after is not None and old is not None and old.refine is not None:
             after = Refiner.adapted(after, old.refine)
-        return Plan(facts, align, after)
+        return Plan(facts, align, after, images)
 
     def _aligns(self, study: Study) -> bool:
         """As the config says, else where the method's author wants it and the images are 3D: projections of a head that
@@ -134,7 +145,7 @@ class Composed(nn.Module):
 
     def __init__(self, parts: Composition, plan: Plan):
         super().__init__()
-        self.parts, self.align_facts = parts, plan.align
+        self.parts, self.align_facts, self.images = parts, plan.align, plan.images
         self.method = parts.method(parts.settings, plan.method)
         self.refine = None if plan.refine is None else Refiner(parts.refine, plan.refine)
         self.aligner = None if plan.align is None else Aligner(parts.align, plan.align)
@@ -143,7 +154,9 @@ class Composed(nn.Module):
     @property
     def plan(self) -> Plan:
         """As it is now: training settles some of it."""
-        return Plan(self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts)
+        return Plan(
+            self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts, self.images
+        )
 
     # ------------------------------------------------------------------ training
 
@@ -212,7 +225,9 @@ class Composed(nn.Module):
         return self.find(image).landmarks
 
     def find(self, image: Image, alignment: Alignment | None = None) -> Located:
-        """The method's landmarks in the aligned image, refined and brought back; ``alignment``: if it is known."""
+        """The method's landmarks in the aligned image, refined and brought back; ``alignment``: if it is known. Raises
+        InputError for an image of an impossible size (``sizes.py``)."""
+        check_size(image, self.images, self.method.facts)
         alignment = self.alignment(image) if alignment is None else alignment
         moved = image if alignment is None else alignment.moved(image)
         landmarks = self.method.locate(self._for_method(moved, alignment))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,13 +14,16 @@ from anatomark import methods
 from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import read_text, write_text
 from anatomark.io.plainyaml import MOST_YAML_BYTES, parse_yaml
-from anatomark.methods.base import Method, MethodConfig
+from anatomark.methods.base import MOST, Method, MethodConfig
 from anatomark.model.align.aligner import AlignConfig
 from anatomark.model.refine.refiner import RefineConfig
 
 M = TypeVar("M", bound=BaseModel)
 
 
+MOST_SEED = 2**63 - 1
+MOST_MINUTES = 1_000_000  # two years
+MOST_THREADS = 1024  # more than any machine has; each takes memory of its own
 AUTO = "auto"  # the method that ``training/auto.py`` replaces by one that suits the data
 FIRST = "pin"  # the method of presets and settings that name none
 
@@ -60,24 +63,24 @@ class RunConfig(BaseModel):
     steps; ``stage_steps`` and ``validate_every`` hold what came of it, per stage, and count first.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-    seed: int = Field(default=0, ge=0)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     method: MethodChoice = Field(default_factory=MethodChoice)
     align: AlignConfig = Field(default_factory=AlignConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
-    steps: int | None = Field(default=None, ge=1)
-    minutes: float | None = Field(default=None, gt=0)
-    stage_steps: dict[str, int] = Field(default_factory=dict)
-    validate_every: dict[str, int] = Field(default_factory=dict)
-    learning_rate_factor: float | None = Field(default=None, gt=0)  # None: 1; with `init` 0.2, not to unlearn
+    steps: int | None = Field(default=None, ge=1, le=MOST)
+    minutes: float | None = Field(default=None, gt=0, le=MOST_MINUTES)
+    stage_steps: dict[str, Annotated[int, Field(ge=1, le=MOST)]] = Field(default_factory=dict)
+    validate_every: dict[str, Annotated[int, Field(ge=1, le=MOST)]] = Field(default_factory=dict)
+    learning_rate_factor: float | None = Field(default=None, gt=0, le=1e6)  # None: 1; with `init` 0.2, not to unlearn
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    workers: int | None = Field(default=None, ge=0)
-    cache_mb: int = Field(default=2048, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    workers: int | None = Field(default=None, ge=0, le=MOST_THREADS)
+    cache_mb: int = Field(default=2048, ge=1, le=MOST)
     cache: str | None = None
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
-    validation_cases: int = Field(default=24, ge=1)
+    validation_cases: int = Field(default=24, ge=1, le=MOST)
     landmarks: list[str] | None = None
     observers: Literal["named", "combined"] = "named"  # combined: the others', freed from their habits, are averaged in
     modality: str | None = None

@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import anatomark
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import atomic_path, read_json, read_text, write_bytes
+from anatomark.io.atomic import atomic_path, read_bytes, read_json, read_text, write_bytes
+from anatomark.io.files import check_regular
 from anatomark.model.compose import METHOD, REFINE, Composed, Composition, Plan
-from anatomark.model.confidence.review import Review, read_review
-from anatomark.model.config import RunConfig, method_of, read_config
+from anatomark.model.confidence.calibration import CalibrationFacts
+from anatomark.model.confidence.review import REFERENCE, Review, read_review
+from anatomark.model.config import RunConfig, checked, method_of, read_config
+from anatomark.model.run_files import check_list, write_list
+from anatomark.model.tensors import read_tensors
 
 CHECKPOINT, CHECKPOINT_VERSION = "last.ckpt", 2
 WEIGHTS = "weights.safetensors"
 HOLDS = f"a run folder holds config.yaml, plan.json and {WEIGHTS}"
+MOST_WEIGHTS = 2**32  # bytes
+LARGEST_WEIGHT = 1e6  # a tensor that holds more is damaged; in trained models most are below 1, variances below 1e4
+# what building a module from settings, facts and tensors that contradict each other ends in
+MISFITS = (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ArithmeticError)
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -53,9 +59,13 @@ class Run:
         """The model with its weights, in eval mode on the CPU. Raises InputError where the files do not fit."""
         try:
             composed = Composition.of(self.config).build(self.plan)
+            own = composed.state_dict()
+            for name in own.keys() & self.weights.keys():
+                if own[name].is_floating_point() != self.weights[name].is_floating_point():
+                    raise ValueError(f"{name} is of type {self.weights[name].dtype}")
             composed.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in self.weights.items()})
-        except (RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
+        except MISFITS as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise InputError(f"{self.folder}: {WEIGHTS} does not fit config.yaml and plan.json: {reason}") from None
         return composed.eval().requires_grad_(False)
 
@@ -88,7 +98,8 @@ def find_run(model: str | os.PathLike[str]) -> Path:
 
 
 def load_run(model: str | os.PathLike[str]) -> Run:
-    """Read a run folder or a zoo model. Raises InputError where a file is missing, damaged, or of another kind."""
+    """Read a run folder or a zoo model. Raises InputError where a file is missing, damaged, changed since then
+    (``run_files.py``), or of another kind, and where two of them contradict each other."""
     folder = find_run(model)
     if not (folder / WEIGHTS).exists():
         strange = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES and p.name != CHECKPOINT)
@@ -100,22 +111,37 @@ def load_run(model: str | os.PathLike[str]) -> Run:
     for name in ("config.yaml", "plan.json"):
         if not (folder / name).exists():
             raise InputError(f"{folder}: has no {name}; {HOLDS}")
+    data = _bytes(folder / WEIGHTS)
+    if _pickled(data):
+        raise InputError(
+            f"{folder / WEIGHTS}: is not a safetensors file: it looks like a pickle, which may run code and is never "
+            "loaded"
+        )
+    check_list(folder)
     config = read_config(folder / "config.yaml")
     plan = read_plan(folder, config)
-    data = _bytes(folder / WEIGHTS)
-    try:
-        weights = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        kind = "it looks like a pickle, which may run code and is never loaded" if _pickled(data) else str(error)
-        raise InputError(f"{folder / WEIGHTS}: is not a safetensors file: {kind}") from None
-    calibration = read_json(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
-    if not isinstance(calibration, dict):
-        raise InputError(f"{folder / 'calibration.json'}: expected keys and values")
-    review, reference = read_review(folder, plan.names, calibration)
+    weights = read_tensors(folder / WEIGHTS, data, LARGEST_WEIGHT)
+    for name, value in weights.items():
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise InputError(f"{folder / WEIGHTS}: {name} holds a variance below 0")
+    calibration = _calibration(folder, plan)
+    review, reference = read_review(folder, plan.names, plan.ndim, calibration)
     key = _hash(data + reference, config, plan, calibration)
     if not all(name.startswith((f"{METHOD}.", f"{REFINE}.")) for name in weights):  # earlier runs of a method alone
         weights = {f"{METHOD}.{name}": value for name, value in weights.items()}
     return Run(folder, config, plan, weights, calibration, review, key)
+
+
+def _calibration(folder: Path, plan: Plan) -> dict[str, Any]:
+    """What ``calibration.json`` holds, checked; nothing where there is none. Raises InputError."""
+    path = folder / "calibration.json"
+    if not path.exists():
+        if (folder / REFERENCE).exists():
+            raise InputError(f"{folder}: has no {path.name}, to which {REFERENCE} belongs; copy the folder again")
+        return {}
+    data: dict[str, Any] = read_json(path)
+    checked(CalibrationFacts, data, str(path)).check_names(plan.names, str(path))
+    return data
 
 
 def existing(folder: Path) -> Path:
@@ -138,10 +164,8 @@ def read_plan(folder: Path, config: RunConfig) -> Plan:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    check_regular(path)
+    return read_bytes(path, MOST_WEIGHTS)
 
 
 def _pickled(data: bytes) -> bool:
@@ -152,18 +176,22 @@ def _hash(data: bytes, config: RunConfig, plan: Plan, calibration: dict[str, Any
     settings = [config.method.model_dump(mode="json"), config.precision]
     settings += [config.refine.model_dump(mode="json")] if plan.refine is not None else []
     settings += [config.align.model_dump(mode="json")] if plan.align is not None else []
-    text = json.dumps([*settings, plan.to_json(), calibration], sort_keys=True)
+    facts = {k: v for k, v in plan.to_json().items() if k != "images"}  # these judge an image, and place nothing
+    text = json.dumps([*settings, facts, calibration], sort_keys=True)
     return hashlib.sha256(data + text.encode()).hexdigest()[:16]
 
 
 def write_weights(folder: Path, composed: Composed, *, half: bool = False) -> None:
-    """Write ``weights.safetensors``: float32, or half precision. Raises InputError where the disk refuses."""
+    """Write ``weights.safetensors``: float32, or half precision, and before it the list of all files, so that a run is
+    listed when it counts as finished. Raises InputError where the disk refuses."""
     wanted = torch.float16 if half else torch.float32
     tensors = {}
     for name, value in composed.state_dict().items():
         value = value.detach().cpu()
         tensors[name] = (value.to(wanted) if value.dtype == torch.float32 else value).clone().contiguous()
-    write_bytes(folder / WEIGHTS, save_tensors(tensors))
+    data = save_tensors(tensors)
+    write_list(folder, {WEIGHTS: data})
+    write_bytes(folder / WEIGHTS, data)
 
 
 def write_checkpoint(folder: Path, data: dict[str, Any]) -> None:

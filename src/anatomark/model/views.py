@@ -17,6 +17,7 @@ from anatomark.model.model import Model, Spacing, fitting
 from anatomark.model.prediction import Prediction
 
 TURN_DEG, SHIFT, LOG_SCALE, GAMMA = 5.0, 0.02, 0.03, 0.1  # largest changes of a view; SHIFT of the image's extent
+MOST_VIEWS = 1000
 _SEED = 77  # the same image gives the same views
 
 

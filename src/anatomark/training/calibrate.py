@@ -17,6 +17,7 @@ from anatomark.model.confidence.presence_trials import CASES, described_presence
 from anatomark.model.confidence.radius import LEVEL, calibrated
 from anatomark.model.confidence.review import Review, described_review, learn_review, write_reference
 from anatomark.model.residuals import Residuals, residuals_in
+from anatomark.model.run_files import write_list
 from anatomark.model.run_folder import WEIGHTS, Run, load_run
 from anatomark.progress import Reporter
 
@@ -87,6 +88,7 @@ def calibrate(
         if learned.review is not None:
             write_reference(partial, learned.review)
         write_json(partial / "calibration.json", learned.facts)
+        write_list(partial)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

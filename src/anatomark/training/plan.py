@@ -155,6 +155,7 @@ def _cache(megabytes: float) -> tuple[int, str]:
 def _cautions(facts: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know before training, a sentence each."""
     images, rows = facts["images"], facts["landmarks"]
+    yield from images["odd_sizes"]
     span = 2 * facts["poses"]["radius_mm"]
     if len(rows) > 1 and not 0.1 <= span <= 4000:
         yield f"the landmarks span about {span:.3g} mm: check spacing and unit"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from anatomark.cases.division import Division
+from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.store import CaseStore, image_key
 from anatomark.core.intensity import MODALITIES, guess_modality, intensity_rule
 from anatomark.errors import InputError, nearest
@@ -68,6 +69,10 @@ def start(division: Division, run: Path, config: RunConfig, init: Run | None, re
     set_precision(config.precision)
     device = find_device(config.device)
     parts = Composition.of(config)
+    if not (run / "plan.json").exists():
+        cases = [*division.train, *division.val]
+        for line in odd_sizes([c.id for c in cases], [c.grid(c.landmarks.ndim) for c in cases]):
+            report.say(f"note: {line}")
     plan = _plan(parts, division, run, config, init)
     if plan.align is not None:
         config = config.model_copy(update={"align": config.align.model_copy(update={"enabled": True})})

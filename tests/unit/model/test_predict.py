@@ -22,6 +22,7 @@ from anatomark.model.confidence.radius import radii
 from anatomark.model.config import make_config
 from anatomark.model.model import Model, plain_flags
 from anatomark.model.predict import load, predict
+from anatomark.model.run_files import write_list
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
 
@@ -105,6 +106,7 @@ def test_finished_cases_of_the_same_model_are_skipped(home: Path, model: Model, 
 def test_results_of_another_model_are_not_mixed(home: Path, model: Model, tmp_path: Path) -> None:
     run = Path(shutil.copytree(home / "run", tmp_path / "other"))
     (run / "calibration.json").write_text('{"pooled": {"radius90_mm": 3.0}}')
+    write_list(run)
     other, cases, out = load(run), home / "data" / "cases.csv", tmp_path / "out"
     predict(model, [cases], out)
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}

@@ -15,6 +15,7 @@ import tiny
 from anatomark.errors import InputError
 from anatomark.model import run_folder
 from anatomark.model.config import make_config
+from anatomark.model.run_files import LIST
 from anatomark.model.run_folder import (
     CHECKPOINT_VERSION,
     find_run,
@@ -47,6 +48,13 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.fixture
+def unlisted(run: Path) -> Path:
+    """As earlier versions wrote it."""
+    (run / LIST).unlink()
+    return run
+
+
 class Evil:
     def __init__(self, target: Path):
         self.target = target
@@ -59,7 +67,7 @@ def test_a_run_holds_what_the_design_says(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
     parts = {"config.yaml", "plan.json", "weights.safetensors", "calibration.json", "card.md", "log.csv"}
     # what was asked, beside what was settled; what the training images looked like
-    assert names == parts | {"request.yaml", "reference.safetensors"}
+    assert names == parts | {"request.yaml", "reference.safetensors", "SHA256SUMS"}
 
 
 def test_loading_gives_the_trained_model(run: Path) -> None:
@@ -70,7 +78,8 @@ def test_loading_gives_the_trained_model(run: Path) -> None:
     assert not any(p.requires_grad for p in composed.parameters())
 
 
-def test_weights_bear_the_names_of_their_part_and_those_of_earlier_runs_without_are_read(run: Path) -> None:
+def test_weights_bear_the_names_of_their_part_and_those_of_earlier_runs_without_are_read(unlisted: Path) -> None:
+    run = unlisted
     stored = load_file(run / "weights.safetensors")
     assert "method.rough.0.weight" in stored
     save_file({name.removeprefix("method."): v for name, v in stored.items()}, run / "weights.safetensors")
@@ -86,7 +95,8 @@ def test_a_missing_file_is_named_with_what_a_run_holds(run: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_a_pickle_in_place_of_weights_is_refused_and_not_run(run: Path, tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_in_place_of_weights_is_refused_and_not_run(unlisted: Path, tmp_path: Path, protocol: int) -> None:
+    run = unlisted
     trap = tmp_path / "trapped"
     (run / "weights.safetensors").write_bytes(pickle.dumps(Evil(trap), protocol=protocol))
     with pytest.raises(InputError, match="not a safetensors file"):
@@ -122,7 +132,8 @@ def test_a_checkpoint_of_another_version_says_what_to_do(tmp_path: Path) -> None
         read_checkpoint(tmp_path)
 
 
-def test_damaged_files_are_input_errors(run: Path) -> None:
+def test_damaged_files_are_input_errors(unlisted: Path) -> None:
+    run = unlisted
     data = (run / "weights.safetensors").read_bytes()
     (run / "weights.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"weights.safetensors"):
@@ -132,14 +143,16 @@ def test_damaged_files_are_input_errors(run: Path) -> None:
         load_run(run)
 
 
-def test_weights_of_another_shape_are_an_input_error(run: Path) -> None:
+def test_weights_of_another_shape_are_an_input_error(unlisted: Path) -> None:
+    run = unlisted
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("width: 16", "width: 5"))
     with pytest.raises(InputError, match="does not fit"):
         load_run(run).build()
 
 
-def test_the_hash_follows_what_changes_predictions(run: Path) -> None:
+def test_the_hash_follows_what_changes_predictions(unlisted: Path) -> None:
+    run = unlisted
     before = load_run(run).hash
     (run / "card.md").write_text("another card")
     assert load_run(run).hash == before

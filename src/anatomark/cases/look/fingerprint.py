@@ -12,6 +12,7 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.cases.look.shape_check import distance
+from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.look.splits import look_at
 from anatomark.cases.look.suspects import disagreements
 from anatomark.cases.manifest import SPLITS, Manifest
@@ -34,7 +35,8 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
     (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as
     float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names``
     that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` of all splits,
-    ``suspects_note`` where these could not be judged. Raises InputError for files that cannot be read or do not fit
+    ``suspects_note`` where these could not be judged; ``images.odd_sizes``: lines on images of another size than the
+    others. Raises InputError for files that cannot be read or do not fit
     together.
     """
     cases = manifest.split("train")
@@ -65,7 +67,7 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
         "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
         "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),
         "modality": guess_modality([cases[i].image() for i in spread(len(cases), MODALITY_CASES)]),
-        "images": _image_facts(grids),
+        "images": {**_image_facts(grids), "odd_sizes": odd_sizes(ids, grids)},
         "poses": _pose_facts(ids, mean, poses),
         "landmarks": _landmark_rows(
             landmarks, grids, {**_spreads(shapes, mean, poses), "predicted_mm": verdict.residual_mm}

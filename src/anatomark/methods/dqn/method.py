@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,18 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import (
+    Batch,
+    Batches,
+    Channels,
+    Length,
+    MethodConfig,
+    PerLandmark,
+    Pixels,
+    Rounds,
+    Stage,
+    Study,
+)
 from anatomark.methods.dqn.moves import TRAIL, Flags, Numbers, Played, Walk, directions, drawn, reward
 from anatomark.methods.dqn.net import QNet, last_side
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
@@ -44,21 +55,25 @@ AT_ONCE = 512  # agents that walk together, at most
 AT_LEAST, NUMBERS = 8, 2**25  # and at least, else so few that their first maps hold so many numbers
 
 
+Kernel = Annotated[int, Field(ge=1, le=63)]
+
+
 class DQNConfig(MethodConfig):
     """Settings of both presets; the defaults are those of ``recommended``. Voxels are the finest of the agents'."""
 
     voxels: float | None = Field(default=None, gt=0)  # in a radius; None: 120 in 2D, 60 in 3D. At least the image's own
-    patch_px: int | None = Field(default=None, ge=4)  # None: 31 in 2D, 15 in 3D
-    scales: list[int] = Field(default=[6, 3, 1], min_length=1)  # step and spacing of the patch, voxels, coarse to fine
-    layers: list[tuple[int, int]] = Field(default=[(16, 5), (32, 3), (64, 3)], min_length=1)  # maps, kernel
+    patch_px: Pixels | None = Field(default=None, ge=4)  # None: 31 in 2D, 15 in 3D
+    # step and spacing of the patch, voxels, coarse to fine
+    scales: list[Annotated[int, Field(ge=1, le=1000)]] = Field(default=[6, 3, 1], min_length=1)
+    layers: list[tuple[Channels, Kernel]] = Field(default=[(16, 5), (32, 3), (64, 3)], min_length=1)
     pooled: bool = False  # max-pooling between convolutions; else their stride is 2
-    hidden: int = Field(default=128, ge=1)
-    narrow: int = Field(default=32, ge=1)
+    hidden: Channels = Field(default=128, ge=1)
+    narrow: Channels = Field(default=32, ge=1)
     head_per_scale: bool = True
     double: bool = True
     discount: float = Field(default=0.5, ge=0, lt=1)
     arrived: float = Field(default=0.5, gt=0)  # steps from the truth, where an episode ends
-    moves: int = Field(default=12, ge=1)  # of an episode in training
+    moves: Rounds = Field(default=12, ge=1)  # of an episode in training
     explore: float = Field(default=0.1, ge=0, le=1)  # share of random moves in the end; 1 in the beginning
     explore_share: float = Field(default=0.5, gt=0, le=1)  # of the training, over which it falls
     target_every: int = Field(default=100, ge=1)  # steps
@@ -68,10 +83,10 @@ class DQNConfig(MethodConfig):
     warp_mm: float | None = Field(default=None, ge=0)  # None: from radius and number of cases
     warp_share: float = Field(default=0.8, ge=0, le=1)
     intensity: float = Field(default=1.0, ge=0)
-    starts: int = Field(default=5, ge=1)
+    starts: Rounds = Field(default=5, ge=1)
     starts_apart: float = Field(default=0.05, ge=0)  # radii
-    most_moves: int = Field(default=40, ge=1)  # of a located agent at a scale
-    batch: int = Field(default=64, ge=1)
+    most_moves: Rounds = Field(default=40, ge=1)  # of a located agent at a scale
+    batch: Batches = Field(default=64, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     steps: int = Field(default=6000, ge=1)
 
@@ -93,7 +108,7 @@ PAPER = {
 class DQNFacts(AnatomyFacts):
     """``spacing_mm``: the finest voxel of the agents."""
 
-    spacing_mm: float
+    spacing_mm: Length
 
 
 class DQN(PosedMethod):

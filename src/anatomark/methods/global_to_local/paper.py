@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,18 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.methods import base
-from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import (
+    Batch,
+    Batches,
+    Channels,
+    Evidence,
+    Length,
+    MethodConfig,
+    PerLandmark,
+    Pixels,
+    Stage,
+    Study,
+)
 from anatomark.methods.global_to_local.net import displacement, log_displacement
 from anatomark.methods.global_to_local.paper_net import GlobalFCNN, LocalFCNNs, Maps
 from anatomark.methods.kit.layers import device_of, evaluating
@@ -63,17 +74,17 @@ class PaperGlobalToLocalConfig(MethodConfig):
 
     spacing_mm: float | None = Field(None, gt=0)
     pools: list[bool] | None = Field(None, min_length=4, max_length=4)
-    crop_px: int | None = Field(None, ge=2)
+    crop_px: int | None = Field(None, ge=2, le=8192)
     classification_weight: float | None = Field(None, ge=0)
-    widths: list[int] = Field([32, 64, 128, 256], min_length=4, max_length=4)
-    blocks: list[int] = Field([3, 4, 6, 3], min_length=4, max_length=4)
-    local_px: int = Field(16, ge=4, multiple_of=2)
-    local_widths: list[int] = Field([32, 64], min_length=2, max_length=2)
+    widths: list[Channels] = Field([32, 64, 128, 256], min_length=4, max_length=4)
+    blocks: list[Annotated[int, Field(le=64)]] = Field([3, 4, 6, 3], min_length=4, max_length=4)
+    local_px: Pixels = Field(16, ge=4, multiple_of=2)
+    local_widths: list[Channels] = Field([32, 64], min_length=2, max_length=2)
     local_classification_weight: float = Field(1.0, ge=0)
     local_cycles: int = Field(5, ge=1)
     vote: Vote = "posterior"
     intensity: Literal["none", "study"] = "none"
-    batch: int = Field(4, ge=1)
+    batch: Batches = Field(4, ge=1)
     lr: float = Field(1e-3, gt=0)
     steps_global: int = Field(300_000, ge=1)
     steps_local: int = Field(310_000, ge=1)
@@ -89,10 +100,10 @@ class PaperGlobalToLocalConfig(MethodConfig):
 class PaperGlobalToLocalFacts(base.Facts):
     """The settings that depend on the dimension; see the config."""
 
-    spacing_mm: float
-    pools: list[bool]
-    crop_px: int
-    classification_weight: float
+    spacing_mm: Length
+    pools: list[bool] = Field(min_length=4, max_length=4)
+    crop_px: int = Field(ge=2, le=8192)
+    classification_weight: float = Field(ge=0, le=1e9)
 
 
 class PaperGlobalToLocal(VoxelMethod):

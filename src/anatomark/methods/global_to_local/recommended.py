@@ -25,7 +25,7 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
-from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
+from anatomark.methods.base import Batch, Batches, Channels, PerLandmark, Pixels, Rounds, Stage, Study, Task
 from anatomark.methods.global_to_local.net import (
     STRIDE,
     CoarseNet,
@@ -53,18 +53,18 @@ class GlobalToLocalConfig(FrameConfig):
     """Settings of the recommended global stage. All ours; sizes in fractions of the model's radius (largest distance
     of a landmark from the mean shape's centre) unless they say otherwise."""
 
-    block_px: int | None = Field(default=None, ge=16, multiple_of=16)  # side of the block; None: 48 in 2D, 32 in 3D
+    block_px: Pixels | None = Field(default=None, ge=16, multiple_of=16)  # side of the block; None: 48 in 2D, 32 in 3D
     cover: float | None = Field(default=None, gt=0)  # the same side in radii; None: 3.2 in 2D, 2.8 in 3D
-    width: int = Field(default=16, ge=4)
-    starts: int = Field(default=12, ge=1)  # rotations of the first views where any pose may come
-    hypotheses: int = Field(default=12, ge=1)  # of which so many are looked at again
+    width: Channels = Field(default=16, ge=4)
+    starts: Rounds = Field(default=12, ge=1)  # rotations of the first views where any pose may come
+    hypotheses: Rounds = Field(default=12, ge=1)  # of which so many are looked at again
     shift: float = Field(default=0.4, ge=0)
     scaling: float = Field(default=0.15, ge=0)
     anywhere_share: float = Field(default=0.1, ge=0, le=1)  # of the wide half: anywhere in the image
     crop_share: float = Field(default=0.4, ge=0, le=1)  # examples that are cut by planes
-    warped_copies: int = Field(default=500, ge=0)
+    warped_copies: Rounds = Field(default=500, ge=0)
     classification: float = Field(default=0.2, ge=0)  # weight of the cross entropy against the votes' error
-    batch: int = Field(default=24, ge=2)
+    batch: Batches = Field(default=24, ge=2)
     steps: int = Field(default=2000, ge=1)
 
 

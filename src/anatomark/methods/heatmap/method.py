@@ -21,7 +21,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, PerLandmark, Stage, Study
+from anatomark.methods.base import Batch, Batches, Channels, PerLandmark, Pixels, Rounds, Stage, Study
 from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
@@ -36,20 +36,20 @@ class HeatmapConfig(FrameConfig):
     """Settings; lengths in the model's radius (largest distance of a landmark from the mean shape's centre) unless they
     say otherwise. A cell is a place of the maps, ``stem`` voxels of the block wide."""
 
-    px: int | None = Field(default=None, ge=16)  # side of the block; None: 256 in 2D, 80 in 3D
+    px: Pixels | None = Field(default=None, ge=16)  # side of the block; None: 256 in 2D, 80 in 3D
     cover: float = Field(default=2.6, gt=0)  # the same side in radii
-    maps: list[int] | None = Field(default=None, min_length=2)  # widths, finest first; None: see MAPS
+    maps: list[Channels] | None = Field(default=None, min_length=2)  # widths, finest first; None: see MAPS
     stem: Literal[1, 2, 4] = 2  # voxels along a cell
-    spatial: int | None = Field(default=None, ge=1)  # channels of the spatial configuration's branch; None: without
+    spatial: Channels | None = Field(default=None, ge=1)  # channels of the spatial branch; None: without
     loss: Literal["softmax", "l2"] = "softmax"  # cross entropy of normalised maps, or weighted squared error
     sigma: float = Field(default=1.5, gt=LEAST_SIGMA)  # cells; of the target Gaussians, at first where it is learned
     learn_sigma: bool = False  # each landmark's own (Payer et al. 2019)
     sigma_penalty: float = Field(default=0.05, gt=0)  # weight of the mean squared sigma then
-    passes: int = Field(default=2, ge=1)  # times that the block is read anew in the pose found
-    looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
-    starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
+    passes: Rounds = Field(default=2, ge=1)  # times that the block is read anew in the pose found
+    looks: Rounds = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
+    starts: Rounds = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
     lr: float = Field(default=2e-3, gt=0)
-    batch: int | None = Field(default=None, ge=1)  # None: 4 in 2D, 2 in 3D
+    batch: Batches | None = Field(default=None, ge=1)  # None: 4 in 2D, 2 in 3D
     steps: int = Field(default=6000, ge=1)
 
 

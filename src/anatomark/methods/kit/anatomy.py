@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from anatomark.cases.case import Case
 from anatomark.core.grid import Array, Grid
@@ -16,7 +17,7 @@ from anatomark.core.intensity import foreground_centre, normalise
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import PCAShape, Pose, mean_shape, procrustes, rotation_angle
 from anatomark.core.warp import random_warp
-from anatomark.methods.base import Facts
+from anatomark.methods.base import Angle, Coordinate, Facts, Length
 
 
 class AnatomyFacts(Facts):
@@ -25,14 +26,24 @@ class AnatomyFacts(Facts):
     from by ``start_shift_mm``, or ``centre_mm`` (D,) where a template has the anatomy; ``warp_mm``; ``shape``: the PCA
     of shapes (``PCAShape.to_json``), of methods that have one."""
 
-    mean_shape: list[list[float]]
-    radius_mm: float
-    rotations_deg: float
-    start_offset_mm: list[float]
-    start_shift_mm: float
-    warp_mm: float = 0.0
-    centre_mm: list[float] | None = None
+    mean_shape: list[list[Coordinate]]
+    radius_mm: Length
+    rotations_deg: Angle
+    start_offset_mm: list[Coordinate]
+    start_shift_mm: float = Field(ge=0, le=1e6)
+    warp_mm: float = Field(default=0.0, ge=0, le=1e6)
+    centre_mm: list[Coordinate] | None = None
     shape: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _of_its_landmarks(self) -> AnatomyFacts:
+        self.check_points("mean_shape", self.mean_shape)
+        for field in ("start_offset_mm", "centre_mm"):
+            if (place := getattr(self, field)) is not None and len(place) != self.ndim:
+                raise ValueError(f"{field}: holds {len(place)} coordinates in {self.ndim}D")
+        if self.shape is not None and len(PCAShape.from_json(self.shape).mean) != len(self.names) * self.ndim:
+            raise ValueError(f"shape: is not of {len(self.names)} landmarks")
+        return self
 
 
 @dataclass(frozen=True)

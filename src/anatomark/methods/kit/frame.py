@@ -18,7 +18,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, random_rotation
 from anatomark.errors import InputError
-from anatomark.methods.base import Method, MethodConfig, Study
+from anatomark.methods.base import Method, MethodConfig, Rounds, Study
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, ShapeModel, adapted_anatomy, start_centre
 from anatomark.methods.kit.augment import PointMap, PooledWarps
 from anatomark.methods.kit.posed import Views, placed, read_block
@@ -37,8 +37,8 @@ class FrameConfig(MethodConfig):
     shift: float | None = Field(default=None, ge=0)  # random shift of the block in training; None: 0.2, aligned 0.06
     scaling: float = Field(default=0.1, ge=0)  # random log scale in training
     shape_variance: float = Field(default=0.98, gt=0, le=1)
-    shape_modes: int = Field(default=30, ge=0)
-    warped_copies: int = Field(default=200, ge=0)
+    shape_modes: Rounds = Field(default=30, ge=0)
+    warped_copies: Rounds = Field(default=200, ge=0)
     warp_mm: float | None = Field(default=None, ge=0)  # largest displacement; None: from radius and number of cases
     warp_share: float = Field(default=0.8, ge=0, le=1)
     intensity: float = Field(default=1.0, ge=0)  # strength of the changes of contrast

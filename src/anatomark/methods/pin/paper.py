@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from anatomark.cases.case import Case
@@ -24,7 +24,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import PCAShape
 from anatomark.errors import InputError, nearest
-from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, Stage, Study
+from anatomark.methods.base import Batch, Batches, Evidence, Facts, Length, MethodConfig, Pixels, Rounds, Stage, Study
 from anatomark.methods.kit.layers import device_of, evaluating
 from anatomark.methods.kit.working import VoxelMethod, working_grid
 from anatomark.methods.pin.paper_net import PaperNet, Rule, cut_planes, pin_loss, plane_count, update
@@ -45,21 +45,21 @@ class PaperPINConfig(MethodConfig):
 
     mode: Literal["multiple", "single"] = "multiple"
     landmarks: list[str] | None = None
-    patch_px: int = Field(101, ge=4)
+    patch_px: Pixels = Field(101, ge=4)
     spacing_mm: float | None = Field(None, gt=0)
     alpha: float = Field(0.5, ge=0, le=1)
     huber: float | None = Field(None, gt=0)
     rule: Rule = "C"
-    starts: int | None = Field(None, ge=1)
-    iterations: int | None = Field(None, ge=1)
+    starts: Rounds | None = Field(None, ge=1)
+    iterations: Rounds | None = Field(None, ge=1)
     shape_model: Literal["pca", "autoencoder"] = "pca"
     variance: float = Field(0.995, gt=0, le=1)
-    modes: int | None = Field(None, ge=1)
+    modes: Rounds | None = Field(None, ge=1)
     whiten: bool = False
     sampling: Literal["uniform", "multiscale", "on_policy"] = "uniform"
     dropout: float = Field(0.5, ge=0, lt=1)
     intensity: Literal["none", "study"] = "none"
-    batch: int = Field(64, ge=1)
+    batch: Batches = Field(64, ge=1)
     lr: float = Field(1e-3, gt=0)
     steps: int = Field(100_000, ge=1)
     autoencoder_steps: int = Field(3_000, ge=1)
@@ -70,9 +70,17 @@ class PaperPINFacts(Facts):
     """``spacing_mm`` of the working grid; for several landmarks the PCA of their voxel coordinates
     (``PCAShape.to_json``), and with an autoencoder the shapes (M, N, D) themselves, null where not annotated."""
 
-    spacing_mm: float
+    spacing_mm: Length
     pca: dict[str, Any] | None = None
     shapes: list[list[list[float | None]]] | None = None
+
+    @model_validator(mode="after")
+    def _of_its_landmarks(self) -> PaperPINFacts:
+        if self.pca is not None and len(PCAShape.from_json(self.pca).mean) != len(self.names) * self.ndim:
+            raise ValueError(f"pca: is not of {len(self.names)} landmarks")
+        for k, shape in enumerate(self.shapes or ()):
+            self.check_points(f"shapes.{k}", shape)
+        return self
 
 
 class PaperPIN(VoxelMethod):

@@ -12,7 +12,7 @@ PCA's subspace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
-from anatomark.methods.base import Batch, Evidence, Stage, Study, Task
+from anatomark.methods.base import Angle, Batch, Batches, Channels, Evidence, Pixels, Rounds, Stage, Study, Task
 from anatomark.methods.kit.anatomy import AnatomyFacts, block_for
 from anatomark.methods.kit.augment import PointMap, random_intensity
 from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_shapes
@@ -37,39 +37,42 @@ from anatomark.methods.pin.net import ContextNet, PatchNet, read_votes, vote_los
 PASSES_DEG = (15.0, 10.0, 5.0)  # after the first look the coarse block is read again upright, turned by up to this
 
 
+Fraction = Annotated[float, Field(ge=0, le=100)]  # of the radius
+
+
 class Level(BaseModel):
     """One level of patches. Lengths are fractions of the model's radius (largest distance of a landmark from the
     centroid of the mean shape), so one default serves a mouse and a man."""
 
-    model_config = ConfigDict(extra="forbid")
-    px: int = Field(default=32, ge=8, multiple_of=8)
-    spacing: float  # of the finest scale
-    scales: list[float] = [1.0, 2.0]
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    px: Pixels = Field(default=32, ge=8, multiple_of=8)
+    spacing: Annotated[Fraction, Field(gt=0)]  # of the finest scale
+    scales: list[Annotated[Fraction, Field(gt=0)]] = Field(default=[1.0, 2.0], min_length=1, max_length=8)
     update: Literal["shape", "free"] = "free"  # move pose and shape parameters, or each landmark by itself
-    rotation_deg: float  # noise of the training states, standard deviation
-    shift: float
-    log_scale: float
-    reach: float  # free displacement of each landmark in training, uniform up to this
-    iterations: int = 3
-    width: int = 24
+    rotation_deg: Angle  # noise of the training states, standard deviation
+    shift: Fraction
+    log_scale: Fraction
+    reach: Fraction  # free displacement of each landmark in training, uniform up to this
+    iterations: Rounds = Field(default=3, ge=1)
+    width: Channels = Field(default=24, ge=1)
 
 
 class PINConfig(FrameConfig):
     """Settings of the recommended PIN. All ours; sizes in fractions of the model's radius unless they say mm."""
 
-    context_px: int = Field(default=32, ge=16)
+    context_px: Pixels = Field(default=32, ge=16)
     context_cover: float = Field(default=2.8, gt=0)  # side of the coarse block
-    context_starts: int = Field(default=8, ge=1)
+    context_starts: Rounds = Field(default=8, ge=1)
     shift: float = Field(default=0.25, ge=0)
     scaling: float = Field(default=0.15, ge=0)
     levels: list[Level] | None = None  # None: from radius and spacing
-    starts: int = Field(default=4, ge=1)
+    starts: Rounds = Field(default=4, ge=1)
     alpha: float = Field(default=0.5, ge=0, le=1)  # weight of cells' classification against the regression (eq. 2)
     cell_sigma: float = Field(default=0.7, gt=0)  # blur of the classification target, cells
-    warped_copies: int = Field(default=500, ge=0)
+    warped_copies: Rounds = Field(default=500, ge=0)
     free_step: bool = True  # False: stop at the shape model (for comparison)
-    batch: int | None = Field(default=None, ge=1)  # cases in a step of a level; None: about 384 landmarks
-    context_batch: int = Field(default=24, ge=1)
+    batch: Batches | None = Field(default=None, ge=1)  # cases in a step of a level; None: about 384 landmarks
+    context_batch: Batches = Field(default=24, ge=1)
     steps_context: int = Field(default=2000, ge=1)
     steps_level: int = Field(default=2000, ge=1)
 
@@ -77,7 +80,7 @@ class PINConfig(FrameConfig):
 class PINFacts(AnatomyFacts):
     """What PIN knows of the training data: the anatomy, and the levels from coarse to fine."""
 
-    levels: list[Level]
+    levels: list[Level] = Field(min_length=1)
 
 
 def default_levels(voxel: float) -> list[Level]:

@@ -11,11 +11,11 @@ vote's weight falls with its length, the rank of the joint layers, and the share
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -25,7 +25,18 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import procrustes
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Evidence, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import (
+    Batch,
+    Batches,
+    Channels,
+    Coordinate,
+    Evidence,
+    Length,
+    MethodConfig,
+    PerLandmark,
+    Stage,
+    Study,
+)
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, random_intensity
 from anatomark.methods.kit.frame import PosedMethod
@@ -70,16 +81,16 @@ class PaperT2DLConfig(MethodConfig):
     displacement_mm: float | None = Field(default=None, gt=0)
     alpha_mm: float | None = Field(default=None, gt=0)
     vote_share: float = Field(default=0.1, gt=0)
-    maps: list[int] = Field(default=[32, 64, 128], min_length=3, max_length=3)
-    hidden: int = Field(default=512, ge=1)
+    maps: list[Channels] = Field(default=[32, 64, 128], min_length=3, max_length=3)
+    hidden: Channels = Field(default=512, ge=1)
     per_block: int = Field(default=1, ge=1, le=2)
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    rank: int = Field(default=64, ge=1, le=64)
+    rank: Channels = Field(default=64, ge=1, le=64)
     decode: Literal["mean", "stage1", "votes", "full"] = "full"
     near: float = Field(default=0.25, ge=0)
     augment: float = Field(default=0.25, ge=0, le=1)
-    batch: int = Field(default=4, ge=1)
-    patches: int = Field(default=16, ge=2)
+    batch: Batches = Field(default=4, ge=1)
+    patches: Batches = Field(default=16, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     steps_patches: int = Field(default=60_000, ge=1)
     freeze_stage1: bool = False
@@ -94,11 +105,18 @@ class PaperT2DLFacts(AnatomyFacts):
     """``mean_world`` (N, D) mm: the mean of the landmarks where they lie, ``spread_mm`` (N,): root mean square distance
     from it along an axis; lengths as in the config."""
 
-    spacing_mm: float
-    displacement_mm: float
-    alpha_mm: float
-    mean_world: list[list[float]]
-    spread_mm: list[float]
+    spacing_mm: Length
+    displacement_mm: Length
+    alpha_mm: Length
+    mean_world: list[list[Coordinate]]
+    spread_mm: list[Annotated[float, Field(ge=0, le=1e6)]]
+
+    @model_validator(mode="after")
+    def _in_world(self) -> PaperT2DLFacts:
+        self.check_points("mean_world", self.mean_world)
+        if len(self.spread_mm) != len(self.names):
+            raise ValueError(f"spread_mm: holds {len(self.spread_mm)} numbers for {len(self.names)} landmarks")
+        return self
 
 
 class PaperT2DL(PosedMethod):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.shape import Pose, procrustes
 from anatomark.core.warp import Warp
+from anatomark.methods.base import Length, Stored
 from anatomark.methods.kit.augment import PointMap
 from anatomark.methods.kit.posed import read_block
 
@@ -27,15 +29,23 @@ LEAST = 0.2  # Jacobian
 KERNEL = 0.15  # radii: how far a landmark's departure reaches
 
 
-class PictureFacts(BaseModel):
+class PictureFacts(Stored):
     """A :class:`Picture` as plain JSON: ``shape`` in voxels, ``spacing_mm``, ``values`` (base64 of little-endian half
     floats in array order), and the number of ``cases`` that it is the mean of."""
 
-    model_config = ConfigDict(extra="forbid")
-    shape: list[int]
-    spacing_mm: float
+    shape: list[Annotated[int, Field(ge=2, le=512)]] = Field(min_length=2, max_length=3)
+    spacing_mm: Length
     values: str
-    cases: int = 1
+    cases: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> PictureFacts:
+        if len(set(self.shape)) > 1:
+            raise ValueError("shape: a mean picture is as wide as high")
+        picture = Picture.from_facts(self).values
+        if not bool(torch.isfinite(picture).all()) or float(picture.abs().max()) > 100:
+            raise ValueError("values: holds numbers that are no grey values")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +106,8 @@ class Picture:
 
     @classmethod
     def from_facts(cls, facts: PictureFacts) -> Picture:
-        flat = np.frombuffer(base64.b64decode(facts.values), dtype="<f2").astype(np.float32)
+        """The inverse of :meth:`facts`. Raises ValueError where the values are not so many half floats."""
+        flat = np.frombuffer(base64.b64decode(facts.values, validate=True), dtype="<f2").astype(np.float32)
         return cls(torch.from_numpy(flat.reshape(1, 1, *facts.shape)), facts.spacing_mm, facts.cases)
 
     @classmethod

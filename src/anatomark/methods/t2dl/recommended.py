@@ -23,7 +23,7 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes
 from anatomark.core.warp import Warp
-from anatomark.methods.base import Batch, PerLandmark, Stage, Study, Task
+from anatomark.methods.base import Batch, Batches, Channels, PerLandmark, Pixels, Rounds, Stage, Study, Task
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, random_intensity
 from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
@@ -47,22 +47,22 @@ class T2DLConfig(FrameConfig):
     """Settings of the recommended preset. All ours; lengths in the model's radius (largest distance of a landmark from
     the mean shape's centre) unless they say otherwise."""
 
-    cells: int | None = Field(default=None, ge=2)  # along the block's side; None: 8 in 2D, 3 in 3D
+    cells: Pixels | None = Field(default=None, ge=2)  # along the block's side; None: 8 in 2D, 3 in 3D
     cover: float = Field(default=3.0, gt=0)  # the block's side, patches' margins included
-    maps: list[int] | None = Field(default=None, min_length=2)  # of the trunk; None: 32, 64, 128; in 3D 16, 32, 64
-    narrow: int | None = Field(default=None, ge=4)  # of each cell's own layer; None: 64 in 2D, 96 in 3D
-    hidden: int = Field(default=256, ge=8)
+    maps: list[Channels] | None = Field(default=None, min_length=2)  # of the trunk; None: 32, 64, 128; in 3D 16, 32, 64
+    narrow: Channels | None = Field(default=None, ge=4)  # of each cell's own layer; None: 64 in 2D, 96 in 3D
+    hidden: Channels = Field(default=256, ge=8)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     alpha: float = Field(default=0.5, gt=0)  # distance at which a cell's error counts 1/e in the first stage
-    rank: int = Field(default=32, ge=1)  # of the joint layers
+    rank: Channels = Field(default=32, ge=1)  # of the joint layers
     decode: Literal["mean", "stage1", "votes", "full"] = "full"  # what the points are read from, for comparisons
-    passes: int = Field(default=4, ge=1)  # times that the block is read anew in the pose found
+    passes: Rounds = Field(default=4, ge=1)  # times that the block is read anew in the pose found
     settle: bool | None = None  # whether the mean picture draws the block onto itself before the views; None: in 3D
     settled_share: float = Field(default=0.4, ge=0, le=1)  # of training views that are drawn onto it
     field: bool | None = None  # whether landmarks share an affine field of each cell; None: where there are over 96
-    looks: int = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
-    starts: int = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
-    batch: int = Field(default=8, ge=2)
+    looks: Rounds = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
+    starts: Rounds = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
+    batch: Batches = Field(default=8, ge=2)
     steps: int = Field(default=2000, ge=1)
     chunk: int = Field(default=256, ge=1)  # landmarks that vote at once when located
 

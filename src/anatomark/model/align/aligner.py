@@ -9,23 +9,24 @@ Nothing is resampled in the end: :meth:`Alignment.moved` gives the same voxels a
 from __future__ import annotations
 
 import base64
+import math
 import time
 import zlib
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from anatomark.core.alignment import Alignment
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
-from anatomark.core.intensity import normalise
+from anatomark.core.intensity import check_rule, normalise
 from anatomark.core.resample import block_mean, low_pass
 from anatomark.core.shape import Pose, mean_shape, rotation_angle
 from anatomark.errors import InputError
-from anatomark.methods.base import MethodConfig, Study
+from anatomark.methods.base import Angle, Coordinate, Length, MethodConfig, Rounds, Stored, Study
 from anatomark.methods.kit.anatomy import block_for, start_centre
 from anatomark.methods.kit.posed import read_block
 from anatomark.model.align.mutual_information import Level, Template, distinct, improve, rotation_cover
@@ -42,15 +43,15 @@ class AlignConfig(MethodConfig):
     kind: Literal["rigid", "similarity", "affine"] = "similarity"  # what the image may be moved by
     rotations_deg: float | None = Field(default=None, gt=0, le=180)  # from upright; None: training poses, at least 75
     template_px: int = Field(default=64, ge=16, le=128)  # voxels along the template's sides
-    template_cases: int = Field(default=12, ge=1)  # training images averaged at most
+    template_cases: Rounds = Field(default=12, ge=1)  # training images averaged at most
     step_deg: float = Field(default=18.0, ge=5, le=60)  # each rotation of the search stands for a ball of this radius
     shift: float = Field(default=0.25, ge=0)  # radii: how far the shifts tried lie from the foreground's centre
-    starts: int = Field(default=24, ge=1)  # of the candidates measured, improved coarsely
-    finalists: int = Field(default=6, ge=1)  # of these, improved at the middle resolution
+    starts: Rounds = Field(default=24, ge=1)  # of the candidates measured, improved coarsely
+    finalists: Rounds = Field(default=6, ge=1)  # of these, improved at the middle resolution
     bins: int = Field(default=16, ge=4, le=64)  # intensity classes
 
 
-class AlignFacts(BaseModel):
+class AlignFacts(Stored):
     """The template, what lies where in it, and how far images may be turned from it.
 
     ``template`` (8 bits) and ``valid`` (1 bit a voxel; outside nothing was averaged): packed voxels of an image of
@@ -58,16 +59,27 @@ class AlignFacts(BaseModel):
     ``anchor_mm`` (D,): where the search's start centre of an image lies in it; ``intensity``: the rule of images.
     """
 
-    model_config = ConfigDict(extra="forbid")
     template: str
     valid: str
-    shape: list[int]
-    affine: list[list[float]]
-    mean_shape: list[list[float | None]]
-    radius_mm: float
-    rotations_deg: float
-    anchor_mm: list[float]
+    shape: list[Annotated[int, Field(ge=2, le=256)]] = Field(min_length=2, max_length=3)
+    affine: list[list[Coordinate]]
+    mean_shape: list[list[Coordinate | None]]
+    radius_mm: Length
+    rotations_deg: Annotated[Angle, Field(gt=0)]
+    anchor_mm: list[Coordinate]
     intensity: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _whole(self) -> AlignFacts:
+        d, count = len(self.shape), math.prod(self.shape)
+        check_rule(self.intensity)
+        if len(self.anchor_mm) != d or any(len(point) != d for point in self.mean_shape):
+            raise ValueError(f"anchor_mm and mean_shape: not all have {d} coordinates")
+        Grid(tuple(self.shape), np.asarray(self.affine))  # raises ValueError for what is no affine
+        sizes = {"template": count, "valid": -(-count // 8)}
+        if any(len(_unpacked(getattr(self, name), size)) != size for name, size in sizes.items()):
+            raise ValueError(f"template and valid: not of {' x '.join(map(str, self.shape))} voxels")
+        return self
 
 
 class Aligner:
@@ -81,8 +93,9 @@ class Aligner:
         self.mean_shape = np.asarray(facts.mean_shape, dtype=np.float64)
         self.intensity = facts.intensity
         shape = tuple(facts.shape)
-        values = np.frombuffer(zlib.decompress(base64.b64decode(facts.template)), np.uint8).reshape(shape)
-        bits = np.frombuffer(zlib.decompress(base64.b64decode(facts.valid)), np.uint8)
+        count = math.prod(shape)
+        values = _unpacked(facts.template, count).reshape(shape)
+        bits = _unpacked(facts.valid, -(-count // 8))
         self.template = Image(values[None].astype(np.float32) / 255, Grid(shape, np.asarray(facts.affine)))
         self.valid = np.unpackbits(bits, count=values.size).reshape(shape).astype(bool)
         self._levels = [self._level(width, points) for width, points in RESOLUTIONS]
@@ -202,6 +215,15 @@ def _posed_cases(study: Study) -> tuple[list[int], Array, list[Pose]]:
     first = int(np.argmax(defined > 0))
     centre = np.nanmean(shapes[first], 0) if defined[first] else study.cases[first].image().grid.centre
     return [first], shapes[first] - centre, [Pose(np.eye(d), centre)]
+
+
+def _unpacked(text: str, count: int) -> np.ndarray:
+    """The inverse of :func:`_packed`, of up to ``count`` bytes and one more. Raises ValueError."""
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), count + 1)
+    except zlib.error:
+        raise ValueError("packed voxels are damaged") from None
+    return np.frombuffer(data, np.uint8)
 
 
 def _packed(values: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import PCAShape, Pose, mean_rotation, mean_shape, procrustes, rotation_angle
-from anatomark.model.confidence.likeness import correlation, pictures, roughness
+from anatomark.model.confidence.likeness import PATCH_PX, WHOLE_PX, correlation, pictures, roughness
 from anatomark.model.confidence.radius import sigma_of
 
 MOST_PATCHES = 96  # landmarks whose surroundings are compared
@@ -63,8 +63,7 @@ class Reference:
     @cached_property
     def pictured(self) -> list[int]:
         """The landmarks that patches are taken of."""
-        n = len(self.names)
-        return sorted(set(np.linspace(0, n - 1, min(n, MOST_PATCHES)).round().astype(int).tolist()))
+        return _pictured(len(self.names))
 
     @classmethod
     def of_shapes(
@@ -117,12 +116,12 @@ class Reference:
         }
 
     @classmethod
-    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Reference:
-        """The inverse of :meth:`to_tensors`. Raises KeyError or ValueError for other tensors."""
+    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor], ndim: int) -> Reference:
+        """The inverse of :meth:`to_tensors`. Raises ValueError for tensors of others than ``names`` in ``ndim``
+        dimensions, and for numbers that cannot be."""
         t = {k: v.double().numpy() for k, v in tensors.items()}
-        if len(t["mean"]) != len(names):
-            raise ValueError(f"a reference of {len(t['mean'])} landmarks for {len(names)}")
-        shapes = PCAShape(t["shapes.mean"], t["shapes.modes"].reshape(t["mean"].size, -1), t["shapes.sd"])
+        _check_tensors(t, len(names), ndim)
+        shapes = PCAShape(t["shapes.mean"], t["shapes.modes"], t["shapes.sd"]).checked()
         return cls(
             names=tuple(names),
             mean=t["mean"],
@@ -195,6 +194,33 @@ class Reference:
             weights = 1 / (1 + np.nan_to_num(away / (2 * typical), nan=1e3) ** 2)
             pose = procrustes(self.mean, points, weights)
         return pose
+
+
+def _check_tensors(t: Mapping[str, Array], n: int, d: int) -> None:
+    """Raises ValueError unless these are the tensors of a reference of ``n`` landmarks in ``d`` dimensions."""
+    k = len(_pictured(n))
+    modes = t["shapes.sd"].size if "shapes.sd" in t else 0
+    shapes = {
+        "mean": (n, d), "rotation": (d, d), "size": (1,), "noise": (n,), "turns_deg": (1,), "shapes.mean": (n * d,),
+        "shapes.modes": (n * d, modes), "shapes.sd": (modes,), "whole": (WHOLE_PX[d] ** d,),
+        "patches": (k, PATCH_PX[d] ** d), "count": (1,), "counts": (k,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        there = t[name].shape if name in t else "missing"
+        if there != shape:
+            raise ValueError(f"{name} is {there}, not {shape} as of {n} landmarks in {d}D")
+    if strange := sorted(t.keys() - shapes.keys()):
+        raise ValueError(f"{strange[0]} is none of its tensors")
+    if np.abs(t["rotation"] @ t["rotation"].T - np.eye(d)).max() > 1e-3 or np.linalg.det(t["rotation"]) < 0:
+        raise ValueError("rotation is none")
+    if not (t["size"][0] > 0 and _radius(t["mean"]) > 0 and (t["noise"] > 0).all() and 0 <= t["turns_deg"][0] <= 180):
+        raise ValueError("size, mean shape, noise and degrees are not all above 0")
+    if (t["counts"] < 0).any() or (t["counts"] > t["count"][0]).any():
+        raise ValueError("there are more pictures of a landmark than of the whole")
+
+
+def _pictured(n: int) -> list[int]:
+    return sorted(set(np.linspace(0, n - 1, min(n, MOST_PATCHES)).round().astype(int).tolist()))
 
 
 def _near(grid: Grid, points: Array) -> NDArray[np.bool_]:

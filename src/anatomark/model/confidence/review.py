@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from anatomark.cases.case import Case
@@ -22,16 +20,18 @@ from anatomark.cases.division import spread
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
-from anatomark.io.atomic import write_bytes
+from anatomark.io.atomic import read_bytes, write_bytes
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.model.align.aligner import AlignFacts
 from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence import with_absent
 from anatomark.model.confidence.reference import Measured, Reference
 from anatomark.model.residuals import Residuals
+from anatomark.model.tensors import read_tensors
 from anatomark.progress import Reporter
 
 REFERENCE = "reference.safetensors"
+LARGEST = 1e6  # of its numbers, mm and counts
 MOST = 60  # cases that are measured, of the training cases and of the independent ones
 LIMIT = 0.95  # share of usual cases that may not be flagged
 LEAST_LIMIT = 4.0  # robust standard deviations
@@ -230,15 +230,19 @@ def write_reference(folder: Path, review: Review) -> None:
     write_bytes(folder / REFERENCE, save_tensors(review.reference.to_tensors()))
 
 
-def read_review(folder: Path, names: Sequence[str], calibration: Mapping[str, Any]) -> tuple[Review | None, bytes]:
-    """What a run folder holds, and the bytes of its reference; None where it was made without. Raises InputError."""
+def read_review(
+    folder: Path, names: Sequence[str], ndim: int, calibration: Mapping[str, Any]
+) -> tuple[Review | None, bytes]:
+    """What a run folder holds for landmarks ``names`` in ``ndim`` dimensions and a checked ``calibration``, and the
+    bytes of its reference; None where it was made without. Raises InputError."""
     path, facts = folder / REFERENCE, calibration.get("trust")
-    if facts is None or not path.exists():
+    if facts is None:
         return None, b""
+    if not path.exists():
+        raise InputError(f"{folder}: has no {REFERENCE}, to which `trust` in calibration.json belongs")
+    data = read_bytes(path)
+    tensors = read_tensors(path, data, LARGEST)
     try:
-        data = path.read_bytes()
-        return Review(Reference.from_tensors(names, load_tensors(data)), Usual.from_json(facts)), data
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: does not fit plan.json and calibration.json: {error}") from None
+        return Review(Reference.from_tensors(names, tensors, ndim), Usual.from_json(facts)), data
+    except ValueError as error:
+        raise InputError(f"{path}: does not fit plan.json: {error}") from None

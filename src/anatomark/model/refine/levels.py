@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from anatomark.core.grid import Array
-from anatomark.methods.base import Evidence
+from anatomark.methods.base import Evidence, Length, Share, Stored
 
 FEWEST = 30  # errors from which on their quantiles size a sub-image
 MOST_FOUND = 0.75  # share of cases that must be found for the others to count as exceptions
@@ -15,17 +15,16 @@ GUESSED = (0.1, 0.04, 0.02)  # radii: errors to cover where none were measured
 CENTRAL = (0.5, 0.9, 0.9)  # of a level's half width: so far reach the errors to cover; the first needs surroundings too
 
 
-class LevelFacts(BaseModel):
+class LevelFacts(Stored):
     """A level's sub-images: ``spacing_mm`` of their pixels, ``half_mm`` of their width, made for errors up to
     ``reach_mm`` by ``source``; they cover a share ``coverage`` of so many ``errors``."""
 
-    model_config = ConfigDict(extra="forbid")
-    spacing_mm: float
-    reach_mm: float
-    half_mm: float
+    spacing_mm: Length
+    reach_mm: Length
+    half_mm: Length
     source: str
-    coverage: float | None
-    errors: int
+    coverage: Share | None
+    errors: int = Field(ge=0)
 
     def described(self, px: int) -> str:
         """For the model card; ``px``: pixels along a sub-image."""

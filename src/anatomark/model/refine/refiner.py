@@ -24,7 +24,21 @@ from anatomark.core.intensity import normalise
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import block_mean
 from anatomark.core.shape import Pose, procrustes, rotation_from_vector
-from anatomark.methods.base import Batch, Evidence, Facts, MethodConfig, PerLandmark, Stage, Study
+from anatomark.methods.base import (
+    Batch,
+    Batches,
+    Channels,
+    Coordinate,
+    Evidence,
+    Facts,
+    Length,
+    MethodConfig,
+    PerLandmark,
+    Pixels,
+    Rounds,
+    Stage,
+    Study,
+)
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts, block_for, pose_onto
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import PosedMethod
@@ -46,15 +60,15 @@ class RefineConfig(MethodConfig):
     enabled: bool | None = None
     only: bool = False  # train the refiner alone, on top of the model that the run starts from
     levels: int = Field(default=2, ge=1, le=3)
-    px: int | None = Field(default=None, ge=16, multiple_of=16)  # None: 64 in 2D, 32 in 3D
+    px: Pixels | None = Field(default=None, ge=16, multiple_of=16)  # None: 64 in 2D, 32 in 3D
     scales: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0, 2.0], min_length=1)  # channels, in spacings
     trunk: Literal["shared", "grouped"] = "grouped"
-    width: int = Field(default=32, ge=4, multiple_of=2)
+    width: Channels = Field(default=32, ge=4, multiple_of=2)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     coverage: float = Field(default=0.99, gt=0, lt=1)  # share of the errors before that the sub-images must cover
     reach_mm: list[Annotated[float, Field(gt=0)]] | None = None  # errors to cover, per level; None: from validation
-    passes: int = Field(default=2, ge=1)  # of each level: from the second on the sub-images are centred better
-    looks: int = Field(default=1, ge=1)  # from slightly different places in each pass; more made nothing better
+    passes: Rounds = Field(default=2, ge=1)  # of each level: from the second on the sub-images are centred better
+    looks: Rounds = Field(default=1, ge=1)  # from slightly different places in each pass; more made nothing better
     chunk: int = Field(default=64, ge=1)  # landmarks in one call
     alpha: float = Field(default=0.5, ge=0, le=1)  # weight of classification against regression
     rotation_deg: float = Field(default=4.0, ge=0)
@@ -62,7 +76,7 @@ class RefineConfig(MethodConfig):
     warp_share: float = Field(default=0.8, ge=0, le=1)
     crop_share: float = Field(default=0.1, ge=0, le=1)  # training examples that are cut off near a landmark
     intensity: float = Field(default=1.0, ge=0)
-    batch: int | None = Field(default=None, ge=2)  # cases in a step; None: about 150 landmarks
+    batch: Batches | None = Field(default=None, ge=2)  # cases in a step; None: about 150 landmarks
     steps: int = Field(default=2000, ge=1)
     share: float = Field(default=2.0, gt=0)  # of a time budget, per level
 
@@ -79,11 +93,16 @@ class RefinerFacts(Facts):
     """``mean_shape`` (N, D) mm, ``radius_mm`` and ``warp_mm`` as of an anatomy; ``voxel_mm``: the training images'
     finest spacing, median; the ``levels`` sized so far."""
 
-    mean_shape: list[list[float]]
-    radius_mm: float
-    warp_mm: float
-    voxel_mm: float
-    levels: list[LevelFacts] = []
+    mean_shape: list[list[Coordinate]]
+    radius_mm: Length
+    warp_mm: float = Field(ge=0, le=1e6)
+    voxel_mm: Length
+    levels: list[LevelFacts] = Field(default=[], max_length=3)
+
+    @model_validator(mode="after")
+    def _of_its_landmarks(self) -> RefinerFacts:
+        self.check_points("mean_shape", self.mean_shape)
+        return self
 
 
 class Refiner(PosedMethod):

@@ -332,7 +332,7 @@ def test_tensors_hold_the_whole_reference() -> None:
     reference = reference.with_pictures([measured(reference, s) for s in shapes])
     tensors = reference.to_tensors()
     assert {k for k, t in tensors.items() if t.dtype == torch.float16} == {"whole", "patches", "shapes.modes"}
-    again = Reference.from_tensors(NAMES, tensors)
+    again = Reference.from_tensors(NAMES, tensors, RING.shape[1])
     assert (again.names, again.count, again.turns_deg) == (NAMES, 9, 7.0)
     assert again.size == pytest.approx(reference.size, rel=1e-6)
     for key in ("mean", "rotation", "noise", "counts"):
@@ -343,5 +343,5 @@ def test_tensors_hold_the_whole_reference() -> None:
     np.testing.assert_allclose(again.shapes.modes, reference.shapes.modes, atol=1e-3)
     np.testing.assert_allclose(again.shapes.sd, reference.shapes.sd, rtol=1e-6)
     np.testing.assert_allclose(again.shapes.mean, reference.shapes.mean, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="a reference of 12 landmarks for 11"):
-        Reference.from_tensors(NAMES[:11], tensors)
+    with pytest.raises(ValueError, match="of 11 landmarks in 2D"):
+        Reference.from_tensors(NAMES[:11], tensors, RING.shape[1])

@@ -22,6 +22,7 @@ from anatomark.model.confidence.review import REFERENCE
 from anatomark.model.config import make_config
 from anatomark.model.model import plain_flags
 from anatomark.model.predict import load, predict
+from anatomark.model.run_files import write_list
 from anatomark.progress import Reporter
 from anatomark.training.calibrate import calibrate
 from anatomark.training.fit import fit
@@ -62,7 +63,9 @@ def test_the_reference_is_part_of_the_models_identity(home: Path, tmp_path: Path
     first, second = load(home / "run"), load(tmp_path / "again")
     assert set(first.run.weights) == set(second.run.weights)
     assert second.run.review.usual.independent == first.run.review.usual.independent > 0
-    (tmp_path / "again" / REFERENCE).unlink()
+    facts = tiny.read_json(tmp_path / "again" / "calibration.json")
+    (tmp_path / "again" / "calibration.json").write_text(json.dumps({**facts, "trust": None}))
+    write_list(tmp_path / "again")
     assert load(tmp_path / "again").run.review is None
     assert load(tmp_path / "again").hash != second.hash
 
@@ -98,7 +101,10 @@ def test_without_independent_cases_only_the_flag_is_learned(home: Path, tmp_path
 def test_a_damaged_reference_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
     calibrate(home / "run", home / "data" / "cases.csv", tmp_path / "run")
     (tmp_path / "run" / REFERENCE).write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match=f"{REFERENCE}: does not fit"):
+    with pytest.raises(InputError, match=f"{REFERENCE}: is not the file that was written"):
+        load(tmp_path / "run")
+    write_list(tmp_path / "run")
+    with pytest.raises(InputError, match=f"{REFERENCE}: is not a safetensors file"):
         load(tmp_path / "run")
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -144,6 +150,7 @@ def test_files_of_a_prediction_say_absent(tmp_path: Path, monkeypatch: pytest.Mo
     facts = tiny.read_json(tmp_path / "run" / "calibration.json")
     facts["presence"] = {"threshold": 0.5}
     (tmp_path / "run" / "calibration.json").write_text(json.dumps(facts))
+    write_list(tmp_path / "run")
     model, out = load(tmp_path / "run"), tmp_path / "out"
     predict(model, [tmp_path / "data" / "case0.png"], out, spacing=2.0, pictures=True)
     for name in ("case0.mrk.json", "case0.json", "case0.csv"):

@@ -1,0 +1,67 @@
+"""Whether an image is of a size that a model can know: a wrong spacing is said before anything is resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from anatomark.cases.case import Case
+from anatomark.cases.look.sizes import FACTOR, described_length, described_size, longest_mm
+from anatomark.core.image import Image
+from anatomark.errors import InputError
+from anatomark.methods.base import Length, Stored
+
+MOST_SPANS = 25.0  # of runs that did not note their images' sizes: an image in extents of the landmarks in it
+FINEST = 1e-6  # voxels of an image, in its longest side
+
+
+class SizeFacts(Stored):
+    """``longest_mm``: of the longest sides of the training images the smallest and the largest."""
+
+    longest_mm: list[Length] = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SizeFacts:
+        if self.longest_mm[0] > self.longest_mm[1]:
+            raise ValueError("longest_mm: the smaller comes first")
+        return self
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> SizeFacts:
+        """From the headers of the training images. Raises InputError."""
+        sides = [longest_mm(case.grid(case.landmarks.ndim)) for case in cases]
+        return cls(longest_mm=[min(sides), max(sides)])
+
+
+def check_size(image: Image, sizes: SizeFacts | None, facts: Any) -> None:
+    """Raises InputError for an image whose longest side is more than ``FACTOR`` times that of the largest training
+    image, or less than the smallest one's by that. ``sizes``: None in runs of earlier versions; there the extent of the
+    mean shape in the method's ``facts``, if it has one, stands in: an image may be ``MOST_SPANS`` times as large."""
+    side = longest_mm(image.grid)
+    if sizes is not None:
+        low, high = sizes.longest_mm
+        known, low, high = f"training images were {_range(low, high)}", low / FACTOR, high * FACTOR
+    elif (span := _span(facts)) > 0:
+        known, low, high = f"the landmarks of the training images span {_range(span, span)}", span / FACTOR, span
+        high *= MOST_SPANS
+    else:
+        return
+    if low <= side <= high and image.grid.spacing.min() > FINEST * side:
+        return
+    where = str(image.meta.get("path") or "the image")
+    raise InputError(f"{where}: is {described_size(image.grid)}; {known}: is the spacing right?")
+
+
+def _range(low: float, high: float) -> str:
+    """Of lengths, the longest of an image's."""
+    a, b = described_length(low), described_length(high)
+    return a if a == b else f"{a} to {b}"
+
+
+def _span(facts: Any) -> float:
+    """Twice the largest distance of a landmark from the centre of the mean shape; 0 where there is none."""
+    mean = np.asarray(getattr(facts, "mean_shape", ()), dtype=np.float64)
+    return 2 * float(np.linalg.norm(mean - mean.mean(0), axis=1).max()) if mean.ndim == 2 else 0.0
