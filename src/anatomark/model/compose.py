@@ -21,18 +21,22 @@ from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig,
 from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
 from anatomark.model.config import RunConfig, checked, method_of, refined
 from anatomark.model.refine.refiner import RefineConfig, Refiner, RefinerFacts
+from anatomark.model.settle import SettleFacts, settled
 from anatomark.model.start import moved_weights
 
 METHOD, REFINE = "method", "refine"  # the parts; what their tensors' names begin with
+SETTLE = "settle"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run knows of its training data: the facts of its method, and of what stands before and after it."""
+    """What a run knows of its training data: the facts of its method, and of what stands before and after it;
+    ``settle``: where held-out cases said that the mean shape must help."""
 
     method: Facts
     align: AlignFacts | None = None
     refine: RefinerFacts | None = None
+    settle: SettleFacts | None = None
 
     @property
     def names(self) -> list[str]:
@@ -50,6 +54,8 @@ class Plan:
             facts["align"] = None if self.align is None else self.align.model_dump(mode="json")
         if self.refine is not None:
             facts[REFINE] = self.refine.own()
+        if self.settle is not None:
+            facts[SETTLE] = self.settle.model_dump(mode="json")
         return {**shared, "facts": facts}
 
     @classmethod
@@ -57,11 +63,12 @@ class Plan:
         """The inverse of :meth:`to_json`, for a run of ``method``. Raises InputError that names ``where``."""
         shared = dict(data) if isinstance(data, Mapping) else {}
         own = dict(shared.pop("facts", None) or {})
-        align, refine = own.pop("align", None), own.pop(REFINE, None)
+        align, refine, settle = own.pop("align", None), own.pop(REFINE, None), own.pop(SETTLE, None)
         return cls(
             checked(method.Facts, {**shared, **own}, where),
             None if align is None else checked(AlignFacts, align, f"{where}: facts.align"),
             None if refine is None else checked(RefinerFacts, {**shared, **refine}, f"{where}: facts.refine"),
+            None if settle is None else checked(SettleFacts, settle, f"{where}: facts.settle"),
         )
 
 
@@ -134,7 +141,7 @@ class Composed(nn.Module):
 
     def __init__(self, parts: Composition, plan: Plan):
         super().__init__()
-        self.parts, self.align_facts = parts, plan.align
+        self.parts, self.align_facts, self.settle = parts, plan.align, plan.settle
         self.method = parts.method(parts.settings, plan.method)
         self.refine = None if plan.refine is None else Refiner(parts.refine, plan.refine)
         self.aligner = None if plan.align is None else Aligner(parts.align, plan.align)
@@ -143,7 +150,9 @@ class Composed(nn.Module):
     @property
     def plan(self) -> Plan:
         """As it is now: training settles some of it."""
-        return Plan(self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts)
+        return Plan(
+            self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts, self.settle
+        )
 
     # ------------------------------------------------------------------ training
 
@@ -218,7 +227,8 @@ class Composed(nn.Module):
         landmarks = self.method.locate(self._for_method(moved, alignment))
         if self.refine is not None and self.refines:
             landmarks = self.refine.locate(moved, landmarks)
-        return Located(landmarks if alignment is None else alignment.from_template(landmarks), alignment)
+        landmarks = landmarks if alignment is None else alignment.from_template(landmarks)
+        return Located(landmarks if self.settle is None else settled(landmarks, self.settle), alignment)
 
     def before_stages(self, image: Image) -> dict[str, Landmarks]:
         """What the stages that ask for evidence start from, by the stage's name, in the image's world."""

@@ -45,14 +45,19 @@ class FrameConfig(MethodConfig):
 
 
 def prepare_shapes(
-    settings: FrameConfig, study: Study, rotations_deg: float | None = None
+    settings: FrameConfig, study: Study, rotations_deg: float | None = None, least_deg: float = 30.0
 ) -> tuple[Anatomy, dict[str, Any]]:
     """The anatomy of the training cases, and the fields of ``AnatomyFacts`` with its shape model (with warped copies).
-    The range of poses is the settings', else ``rotations_deg``, else that of the cases."""
+    The range of poses is the settings', else ``rotations_deg``, else that of the cases, ``least_deg`` at least."""
     if settings.rotations_deg is not None:
         rotations_deg = settings.rotations_deg
     anatomy = Anatomy.of(
-        study.cases, study.names, study.intensity, rotations_deg=rotations_deg, warp_mm=settings.warp_mm
+        study.cases,
+        study.names,
+        study.intensity,
+        rotations_deg=rotations_deg,
+        warp_mm=settings.warp_mm,
+        least_deg=least_deg,
     )
     shape = anatomy.shape_model(
         variance=settings.shape_variance, most=settings.shape_modes, copies=settings.warped_copies
@@ -61,10 +66,10 @@ def prepare_shapes(
     return anatomy, {**facts, "shape": shape.to_json()}
 
 
-def prepare_frame(settings: FrameConfig, study: Study) -> tuple[Anatomy, dict[str, Any]]:
+def prepare_frame(settings: FrameConfig, study: Study, least_deg: float = 30.0) -> tuple[Anatomy, dict[str, Any]]:
     """:func:`prepare_shapes`; where the cases are aligned to a template, poses are the little that this leaves, and the
     search begins where the template has the anatomy."""
-    anatomy, facts = prepare_shapes(settings, study, LEFT_DEG if study.aligned else None)
+    anatomy, facts = prepare_shapes(settings, study, LEFT_DEG if study.aligned else None, least_deg)
     return anatomy, {**facts, **start_facts(anatomy, study, settings.shift, SHIFT)}
 
 
@@ -130,13 +135,14 @@ class PosedMethod(Method):
 
 
 class BlockMethod(PosedMethod):
-    """A method whose network reads one block of the image in the frame of the mean shape: ``px`` voxels a side,
-    ``spacing`` mm apart; it says where landmarks lie from the block's middle in lengths of ``unit`` mm."""
+    """A method whose network reads one block of the image in the frame of the mean shape: ``px`` voxels a side (or
+    along each array axis), ``spacing`` mm apart; it says where landmarks lie from the block's middle in lengths of
+    ``unit`` mm."""
 
     Facts: ClassVar[type[AnatomyFacts]] = AnatomyFacts
     taken_over: ClassVar[tuple[str, ...]] = ()  # facts that another model's weights need as they were
     at_once: ClassVar[int] = 8  # blocks that the network reads
-    px: int
+    px: int | tuple[int, ...]
     spacing: float
     unit: float
 
