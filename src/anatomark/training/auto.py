@@ -186,7 +186,7 @@ def settled(
     minutes = config.minutes or favourite.settings.get("minutes")
     if run is None or report is None or minutes is None or not _triable(task, division):
         return applied(config, favourite)
-    known = {key: favourite.settings[key] for key in ("method", "align") if key in favourite.settings}
+    known: dict[str, Any] = {key: favourite.settings[key] for key in ("method", "align") if key in favourite.settings}
     tried = candidates(task, division, known, free=asked["align"] is None)
     chosen, lines = decide(tried, config, division, run, minutes / models, report)
     if lines:

@@ -119,15 +119,16 @@ class Heatmap(BlockMethod):
         reach = np.array(facts.reach_mm or [config.cover * self.radius / 2] * d)
         whole = config.stem * (max(2 ** (len(maps) - 1), SHRINK) if config.spatial else 2 ** (len(maps) - 1))
         self.spacing = 2 * float(reach.max()) / px
-        self.px = tuple(int(-(-2 * r // (self.spacing * whole)) * whole) for r in reach[::-1] * (1 - 1e-9))
+        self.px = px
+        self._sides = tuple(int(-(-2 * r // (self.spacing * whole)) * whole) for r in reach[::-1] * (1 - 1e-9))
         self.net = HeatmapNet(
             d, n, maps=maps, stem=config.stem, spatial=config.spatial, log=self.log,
-            context=self.px if config.context else None, local=config.local,
+            context=self._sides if config.context else None, local=config.local,
         )  # fmt: skip
         if px % self.net.whole:
             raise InputError(f"method.px: {px} cannot be halved so often; take a multiple of {self.net.whole}")
         self.unit = self.spacing * config.stem  # a cell
-        self.cells = np.array(self.px[::-1]) // config.stem  # along the model's axes
+        self.cells = np.array(self._sides[::-1]) // config.stem  # along the model's axes
         self.log_sigma = torch.nn.Parameter(torch.full((n,), float(np.log(config.sigma))))
         self.tree = Tree.from_json(facts.tree) if facts.tree is not None else None
 
@@ -142,6 +143,10 @@ class Heatmap(BlockMethod):
         if config.tree:
             own["tree"] = Tree.learned(anatomy.aligned, anatomy.radius).to_json()
         return HeatmapFacts(**facts, **own)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return self._sides
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """The maps, where they end and where the spatial configuration's branch reads and writes them."""
