@@ -9,6 +9,7 @@ import numpy as np
 
 from anatomark.cases.division import Division
 from anatomark.io.atomic import write_json, write_text
+from anatomark.model.confidence.radius import described_radii
 from anatomark.model.confidence.review import write_reference
 from anatomark.model.config import write_config
 from anatomark.model.residuals import Residuals
@@ -50,6 +51,7 @@ def finish(
     how = "out-of-fold" if out_of_fold is not None else division.how
     learned = learn_confidence(composed.plan, division, independent, how, state.report)
     learned.facts["unproven"] = unproven
+    state.report.say(described_radii(learned.facts))
     if learned.review is not None:
         write_reference(run, learned.review)
     write_json(run / "calibration.json", learned.facts)

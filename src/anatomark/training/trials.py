@@ -25,7 +25,7 @@ from anatomark.training.baselines import judged
 from anatomark.training.loop import train_stage
 from anatomark.training.start import start
 
-SHARE = 0.2  # of the time, for all trials
+SHARE = 0.25  # of the time, for all trials
 LEAST_MINUTES, MOST_MINUTES = 0.4, 4.0  # of one trial: in less nothing is learned, in more nothing decided
 CASES, HELD = 120, 12  # training and held-out cases of a trial, at most
 CLEARLY = 0.9  # of the favourite's error: another must stay below it
@@ -52,12 +52,13 @@ class Tried:
 
 
 def candidates(task: Task, division: Division, favourite: Mapping[str, Any], free: bool) -> list[Candidate]:
-    """The favourite first. ``free``: whether the user left the alignment open."""
+    """The favourite first: ``favourite``, or where neighbours are confused the tree. ``free``: whether the user left
+    the alignment open."""
     name = favourite["method"]["name"]
     out = [Candidate(_label(favourite), favourite)]
     confused, alike = neighbours_confused(division), lie_alike(division)
-    if confused:
-        out.append(_with(favourite, "heatmap", preset="tree"))
+    if confused:  # no global shape model can tell one neighbour from the other
+        out.insert(0, _with(favourite, "heatmap", preset="tree"))
     for other in ("pin", "global_to_local", "heatmap"):
         if other != name and not (other == "heatmap" and confused):
             out.append(_with(favourite, other, align=False if task.ndim == 3 and alike and free else None))

@@ -78,13 +78,16 @@ BATCH = {2: 4, 3: 2}
 CANDIDATES = 12  # peaks of a map
 UPRIGHT_DEG = 10.0  # least range of poses of a fitted block
 UPRIGHT_MOST_DEG = 45.0  # above it a block is not fitted
+FINER = 0.75  # of the images' finest spacing: a finer block shows nothing more
 ROOM, NARROWEST = 1.15, 0.35  # of a fitted block's half, beside what the landmarks reach; of its longest side
 
 
 class HeatmapFacts(AnatomyFacts):
-    """``reach_mm`` (D,): half the sides of a fitted block; ``tree``: :class:`Tree`; None: neither."""
+    """``reach_mm`` (D,): half the sides of a fitted block; ``px``: of its longest side where the images hold less than
+    the usual block; ``tree``: :class:`Tree`; None: none of these."""
 
     reach_mm: list[float] | None = None
+    px: int | None = None
     tree: dict[str, Any] | None = None
 
 
@@ -107,7 +110,7 @@ class Heatmap(BlockMethod):
             "batch": 6,
         },
     }
-    taken_over: ClassVar[tuple[str, ...]] = ("reach_mm",)
+    taken_over: ClassVar[tuple[str, ...]] = ("reach_mm", "px")
     aligned: ClassVar[bool] = True
     at_once: ClassVar[int] = 4
 
@@ -115,9 +118,9 @@ class Heatmap(BlockMethod):
         super().__init__(config, facts)
         n, d = len(self.names), self.ndim
         self.log = config.loss == "softmax"
-        maps, px = config.maps or MAPS[d], config.px or (LONG if config.fitted else PX)[d]
+        maps, px = config.maps or MAPS[d], config.px or facts.px or usual_px(config, d)
         reach = np.array(facts.reach_mm or [config.cover * self.radius / 2] * d)
-        whole = config.stem * (max(2 ** (len(maps) - 1), SHRINK) if config.spatial else 2 ** (len(maps) - 1))
+        whole = _whole(config, d)
         self.spacing = 2 * float(reach.max()) / px
         self.px = px
         self._sides = tuple(int(-(-2 * r // (self.spacing * whole)) * whole) for r in reach[::-1] * (1 - 1e-9))
@@ -136,10 +139,15 @@ class Heatmap(BlockMethod):
     def prepare(cls, config: HeatmapConfig, study: Study) -> HeatmapFacts:
         if not config.fitted:
             anatomy, facts = prepare_frame(config, study)
-            own = {}
+            own: dict[str, Any] = {}
         else:
             anatomy, facts = prepare_frame(config, study, least_deg=UPRIGHT_DEG)
             own = {"reach_mm": _reach(study, anatomy, config.cover).tolist()}
+        side = 2 * max(own.get("reach_mm", [config.cover * anatomy.radius / 2]))
+        d, whole = study.cases[0].landmarks.ndim, _whole(config, study.cases[0].landmarks.ndim)
+        enough = int(-(-side // (FINER * anatomy.spacing * whole)) * whole)
+        if config.px is None and enough < usual_px(config, d):
+            own["px"] = enough
         if config.tree:
             own["tree"] = Tree.learned(anatomy.aligned, anatomy.radius).to_json()
         return HeatmapFacts(**facts, **own)
@@ -227,6 +235,17 @@ class Heatmap(BlockMethod):
         sure, best = belief.max(-1)
         found = peaks(maps, sigma, log=True, at=of.at.gather(-1, best[..., None])[..., 0])
         return found._replace(score=(found.score * sure).sqrt())
+
+
+def usual_px(config: HeatmapConfig, ndim: int) -> int:
+    """Of a block's longest side where neither the settings nor coarse images say so."""
+    return (LONG if config.fitted else PX)[ndim]
+
+
+def _whole(config: HeatmapConfig, ndim: int) -> int:
+    """Voxels that a side is a multiple of."""
+    halvings = len(config.maps or MAPS[ndim]) - 1
+    return config.stem * max(2**halvings, SHRINK if config.spatial else 1)
 
 
 def _reach(study: Study, anatomy: Anatomy, cover: float) -> Array:
