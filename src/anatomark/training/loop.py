@@ -196,7 +196,7 @@ def fix_steps(state: State) -> None:
         needed = state.config.minutes * max(1.0, ENOUGH_STEPS * per_step / max(budget, 1e-9))
         state.report.say(
             f"{state.stage.name}: {steps} steps teach a network nothing; {ENOUGH_STEPS} would take {needed:.0f} "
-            f"minutes in all: give --minutes {needed:.0f} or more"
+            f"minutes in all: give `minutes` {needed:.0f} or more"
         )
 
 

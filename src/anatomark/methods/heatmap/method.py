@@ -137,6 +137,7 @@ class Heatmap(BlockMethod):
 
     @classmethod
     def prepare(cls, config: HeatmapConfig, study: Study) -> HeatmapFacts:
+        """The frame, and what ``fitted`` and ``tree`` ask for."""
         if not config.fitted:
             anatomy, facts = prepare_frame(config, study)
             own: dict[str, Any] = {}

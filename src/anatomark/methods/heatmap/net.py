@@ -105,7 +105,7 @@ def local_contrast(blocks: torch.Tensor) -> torch.Tensor:
 def _blurred(x: torch.Tensor) -> torch.Tensor:
     """Means over cubes of 9 cells of 4 voxels, linear in between."""
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
-    coarse = pool(pool(x, 4), 9, 1, 4, count_include_pad=False)
+    coarse = pool(F.pad(pool(x, 4), (4, 4) * (x.ndim - 2), mode="replicate"), 9, 1)
     mode = "bilinear" if x.ndim == 4 else "trilinear"
     return F.interpolate(coarse, size=x.shape[2:], mode=mode, align_corners=False)
 

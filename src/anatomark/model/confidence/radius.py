@@ -105,11 +105,11 @@ def described_radii(calibration: dict[str, Any]) -> str:
     """Whether radii are given and how far they rest on anything, one line."""
     cases = int(calibration.get("cases") or 0)
     if not cases:
-        return "radii: none, because no case was held out; give more training cases, a val split or --folds"
+        return "radii: none, because no case was held out; give more training cases, a val split or `folds`"
     if (calibration.get("pooled") or {}).get("radius90_mm") is None:
-        return f"radii: none, because {cases} held-out case{'s' * (cases != 1)} hold too few landmarks; use --folds"
+        return f"radii: none, because {cases} held-out case{'s' * (cases != 1)} hold too few landmarks; use `folds`"
     if cases < FEWEST_CASES:
-        return f"radii: rough, learned from {cases} held-out case{'s' * (cases != 1)} and widened for that; use --folds"
+        return f"radii: rough, learned from {cases} held-out case{'s' * (cases != 1)} and widened for that; use `folds`"
     return f"radii: learned from {cases} held-out cases"
 
 
