@@ -233,9 +233,8 @@ class Heatmap(BlockMethod):
         of = candidates(maps, CANDIDATES)
         volume = float(np.prod(self.cells)) * self.unit**self.ndim
         belief = self.tree.beliefs(of.places.cpu() * self.unit, of.log_mass.cpu(), volume).to(maps)
-        sure, best = belief.max(-1)
-        found = peaks(maps, sigma, log=True, at=of.at.gather(-1, best[..., None])[..., 0])
-        return found._replace(score=(found.score * sure).sqrt())
+        best = belief.argmax(-1, keepdim=True)
+        return peaks(maps, sigma, log=True, at=of.at.gather(-1, best)[..., 0])  # a belief is too sure to be a score
 
 
 def usual_px(config: HeatmapConfig, ndim: int) -> int:

@@ -56,7 +56,8 @@ class Tree:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"edges": [list(e) for e in self.edges], "offset": self.offset.tolist(), "covariance": self.covariance.tolist()}
+        edges = [list(e) for e in self.edges]
+        return {"edges": edges, "offset": self.offset.tolist(), "covariance": self.covariance.tolist()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tree:
