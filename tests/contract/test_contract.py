@@ -79,6 +79,8 @@ TABLE: dict[str, dict[str, Row]] = {
         "recommended": Row(("px=24", "maps=[4, 8]", "stem=1", "looks=2", *FRAME), untrained=("log_sigma",)),
         "scn": Row(("px=24", "maps=[4, 8]", "stem=1", "looks=2", "spatial=4", "learn_sigma=true", *FRAME),
                    same_as="recommended", mixing=("heatmaps.*",)),
+        "tree": Row(("px=24", "maps=[4, 8]", "stem=1", "looks=2", *FRAME), same_as="recommended",
+                    untrained=("log_sigma",)),
     },
     "dqn": {
         "recommended": Row(("voxels=16", "patch_px=9", "layers=[[4, 3], [8, 3]]", "hidden=8", "narrow=4", "starts=2",

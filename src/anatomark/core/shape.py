@@ -76,6 +76,19 @@ def procrustes(source: Array, target: Array, weights: Array | None = None, *, sc
     return Pose(rotation, mean_b - size * rotation @ mean_a, size)
 
 
+def robust_pose(mean: Array, points: Array, rounds: int = 10) -> Pose:
+    """Similarity of ``mean`` (N, D) to ``points`` (N, D), NaN = missing, those far off counting little (Cauchy weights
+    about twice the median distance)."""
+    radius = float(np.linalg.norm(mean - mean.mean(0), axis=1).max())
+    pose = procrustes(mean, points)
+    for _ in range(rounds):
+        away = np.linalg.norm(pose.apply(mean) - points, axis=1)
+        typical = max(float(np.nanmedian(away)) if np.isfinite(away).any() else 0.0, 0.01 * radius, 1e-12)
+        weights = 1 / (1 + np.nan_to_num(away / (2 * typical), nan=1e3) ** 2)
+        pose = procrustes(mean, points, weights)
+    return pose
+
+
 def mean_shape(shapes: Array, *, scale: bool = True, rounds: int = 10) -> tuple[Array, list[Pose]]:
     """Generalised Procrustes: the mean of ``shapes`` (M, N, D), NaN = missing, and each shape's pose on it.
 

@@ -22,19 +22,23 @@ from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig,
 from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
 from anatomark.model.config import RunConfig, checked, method_of, refined
 from anatomark.model.refine.refiner import RefineConfig, Refiner, RefinerFacts
+from anatomark.model.settle import SettleFacts, settled
 from anatomark.model.sizes import SizeFacts, check_size
 from anatomark.model.start import moved_weights
 
 METHOD, REFINE = "method", "refine"  # the parts; what their tensors' names begin with
+SETTLE = "settle"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run knows of its training data: the facts of its method, and of what stands before and after it."""
+    """What a run knows of its training data: the facts of its method, and of what stands before and after it;
+    ``settle``: where held-out cases said that the mean shape must help."""
 
     method: Facts
     align: AlignFacts | None = None
     refine: RefinerFacts | None = None
+    settle: SettleFacts | None = None
     images: SizeFacts | None = None  # None: runs of earlier versions
 
     @property
@@ -54,6 +58,8 @@ class Plan:
             facts["align"] = None if self.align is None else self.align.model_dump(mode="json")
         if self.refine is not None:
             facts[REFINE] = self.refine.own()
+        if self.settle is not None:
+            facts[SETTLE] = self.settle.model_dump(mode="json")
         images = {} if self.images is None else {"images": self.images.model_dump(mode="json")}
         return {**shared, **images, "facts": facts}
 
@@ -65,15 +71,26 @@ class Plan:
         if not isinstance(own, dict):
             raise InputError(f"{where}: facts: expected keys and values, found {type(own).__name__}")
         own = dict(own)
-        align, refine = own.pop("align", None), own.pop(REFINE, None)
+        align, refine, settle = own.pop("align", None), own.pop(REFINE, None), own.pop(SETTLE, None)
         if refine is not None and not isinstance(refine, dict):
             raise InputError(f"{where}: facts.refine: expected keys and values, found {type(refine).__name__}")
+        facts = checked(method.Facts, {**shared, **own}, where)
         return cls(
-            checked(method.Facts, {**shared, **own}, where),
+            facts,
             None if align is None else checked(AlignFacts, align, f"{where}: facts.align"),
             None if refine is None else checked(RefinerFacts, {**shared, **refine}, f"{where}: facts.refine"),
+            None if settle is None else _settle(checked(SettleFacts, settle, f"{where}: facts.settle"), facts, where),
             None if images is None else checked(SizeFacts, images, f"{where}: images"),
         )
+
+
+def _settle(settle: SettleFacts, facts: Facts, where: str) -> SettleFacts:
+    """The same, if it is of these landmarks. Raises InputError."""
+    try:
+        facts.check_points("mean_shape", settle.mean_shape)
+    except ValueError as error:
+        raise InputError(f"{where}: facts.settle: {error}") from None
+    return settle
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ class Composition:
             facts = self.method.adapted(facts, old.method)
         if after is not None and old is not None and old.refine is not None:
             after = Refiner.adapted(after, old.refine)
-        return Plan(facts, align, after, images)
+        return Plan(facts, align, after, images=images)
 
     def _aligns(self, study: Study) -> bool:
         """As the config says, else where the method's author wants it and the images are 3D: projections of a head that
@@ -145,7 +162,7 @@ class Composed(nn.Module):
 
     def __init__(self, parts: Composition, plan: Plan):
         super().__init__()
-        self.parts, self.align_facts, self.images = parts, plan.align, plan.images
+        self.parts, self.align_facts, self.settle, self.images = parts, plan.align, plan.settle, plan.images
         self.method = parts.method(parts.settings, plan.method)
         self.refine = None if plan.refine is None else Refiner(parts.refine, plan.refine)
         self.aligner = None if plan.align is None else Aligner(parts.align, plan.align)
@@ -155,7 +172,11 @@ class Composed(nn.Module):
     def plan(self) -> Plan:
         """As it is now: training settles some of it."""
         return Plan(
-            self.method.facts, self.align_facts, None if self.refine is None else self.refine.facts, self.images
+            self.method.facts,
+            self.align_facts,
+            None if self.refine is None else self.refine.facts,
+            self.settle,
+            self.images,
         )
 
     # ------------------------------------------------------------------ training
@@ -233,7 +254,8 @@ class Composed(nn.Module):
         landmarks = self.method.locate(self._for_method(moved, alignment))
         if self.refine is not None and self.refines:
             landmarks = self.refine.locate(moved, landmarks)
-        return Located(landmarks if alignment is None else alignment.from_template(landmarks), alignment)
+        landmarks = landmarks if alignment is None else alignment.from_template(landmarks)
+        return Located(landmarks if self.settle is None else settled(landmarks, self.settle), alignment)
 
     def before_stages(self, image: Image) -> dict[str, Landmarks]:
         """What the stages that ask for evidence start from, by the stage's name, in the image's world."""

@@ -57,10 +57,13 @@ class Model:
         if not any(landmarks.descriptions):
             landmarks = replace(landmarks, descriptions=tuple(self.run.plan.method.descriptions))
         prediction = Prediction(landmarks, align_seconds=None if alignment is None else alignment.seconds)
+        unproven = self.calibration.get("unproven")
+        doubts = (unproven,) if unproven else ()  # every answer of such a model must be looked at
         if self.run.review is None:
-            return replace(prediction, flags=tuple(plain_flags(landmarks, image)))
+            return replace(prediction, flags=(*doubts, *plain_flags(landmarks, image)))
         judged = self.run.review.judge(image, landmarks)
-        return replace(prediction, flags=judged.reasons, suspicion=judged.suspicion, suspicion_limit=judged.limit)
+        flags = (*doubts, *judged.reasons)
+        return replace(prediction, flags=flags, suspicion=judged.suspicion, suspicion_limit=judged.limit)
 
 
 def fitting(image: Image | str | os.PathLike[str], spacing: Spacing, ndim: int, model: str) -> Image:

@@ -5,8 +5,10 @@ Every rule rests on figures of ``docs/benchmarks.md``; none knows the name of a 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from anatomark.cases.look.fingerprint import two_observers
 from anatomark.core.shape import mean_shape, rotation_angle
 from anatomark.methods.base import Task
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged
+from anatomark.progress import Reporter
+from anatomark.training.trials import candidates, decide
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
 ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy lies in any pose
@@ -26,6 +30,7 @@ STEPS_A_MINUTE = 250.0  # PIN and its refiner on one core: 216 on skulls, 275 on
 ONE_LEVEL = 0.12  # radii: a finest sub-image that reaches so far needs no coarser one before it
 WIDTHS = ((8, 16), (50, 24))  # fewer cases than the first: channels of each refiner network; else the usual number
 REFINED_AT_ONCE = 6  # cases in a step of the refiner in 3D
+HELD_LEAST = 2  # held-out cases from which on trials decide
 HEADERS = 8  # images whose spacing is read
 Row = tuple[str, Any, str]  # dotted key of the config, value, one sentence why
 SAME_FRAME_DEG = 30.0  # beyond this an observer's habits have no fixed direction in the world
@@ -159,15 +164,48 @@ def usual_minutes(count: int, ndim: int) -> tuple[float, str]:
     return 60.0, f"{_cases(count)} in {ndim}D; raise it where the log still falls at the end"
 
 
-def settled(config: RunConfig, division: Division, models: int = 1) -> RunConfig:
+def settled(
+    config: RunConfig,
+    division: Division,
+    models: int = 1,
+    *,
+    run: Path | None = None,
+    began: float = 0.0,
+    report: Reporter | None = None,
+) -> RunConfig:
     """The complete config of a run whose method is ``auto``, with the ``reasons``; what the user set stays. ``models``:
-    among how many the minutes are shared."""
+    among how many the minutes are shared. In the folder ``run`` candidates are tried where time allows; the minutes
+    since ``began`` (of ``time.monotonic``) are then taken off."""
     assert config.method.name == AUTO
     steps = config.steps or sum(config.stage_steps.values()) or None
     asked = {"refine": config.refine.enabled, "align": config.align.enabled}
-    choice = choose(task_of_division(division), config.minutes, steps, **asked, models=models)
+    task = task_of_division(division)
+    choice = choose(task, config.minutes, steps, **asked, models=models)
     rows = tuple(row for row in choice.rows if row[0] == "method.name" or not _given(config, row[0]))
-    return applied(config, Choice(rows))
+    favourite = Choice(rows)
+    minutes = config.minutes or favourite.settings.get("minutes")
+    if run is None or report is None or minutes is None or not _triable(task, division):
+        return applied(config, favourite)
+    known: dict[str, Any] = {key: favourite.settings[key] for key in ("method", "align") if key in favourite.settings}
+    tried = candidates(task, division, known, free=asked["align"] is None)
+    chosen, lines = decide(tried, config, division, run, minutes / models, report)
+    if lines:
+        name, preset = (chosen.settings["method"].get(k, "recommended") for k in ("name", "preset"))
+        aligned = chosen.settings.get("align", {}).get("enabled")
+        why = "it erred least in trials on held-out cases, or hardly more than the method that did"
+        others = [
+            r if r[0] != "align.enabled" or r[1] == aligned else (r[0], aligned, "so it was tried") for r in rows[1:]
+        ]
+        presets = [("method.preset", preset, "so it was tried")] if preset != "recommended" else []
+        rows = (("method.name", name, why), *presets, *others)
+    done = applied(config, Choice(rows))
+    left = max(0.2 * minutes, minutes - (time.monotonic() - began) / 60)
+    return done.model_copy(update={"minutes": left, "reasons": [*lines, *done.reasons]})
+
+
+def _triable(task: Task, division: Division) -> bool:
+    """Whether trials can say anything: held-out cases, and few enough landmarks for more than one method."""
+    return division.independent and len(division.val) >= HELD_LEAST and 3 <= task.landmarks <= MANY
 
 
 def aligned_in_any_pose(config: RunConfig, division: Division) -> RunConfig:

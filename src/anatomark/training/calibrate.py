@@ -14,7 +14,7 @@ from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
 from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
-from anatomark.model.confidence.radius import LEVEL, calibrated
+from anatomark.model.confidence.radius import LEVEL, calibrated, described_radii
 from anatomark.model.confidence.review import Review, described_review, learn_review, write_reference
 from anatomark.model.residuals import Residuals, residuals_in
 from anatomark.model.run_files import write_list
@@ -98,11 +98,11 @@ def calibrate(
 @dataclass(frozen=True)
 class Learned:
     """How far to trust a model: what ``calibration.json`` holds, the review flag, and a line each on the threshold of
-    absence and the flag."""
+    absence, the radii and the flag."""
 
     facts: dict[str, Any]
     review: Review | None
-    lines: tuple[str, str]
+    lines: tuple[str, ...]
 
 
 def learn_confidence(
@@ -122,7 +122,7 @@ def learn_confidence(
         "presence": presence,
         "trust": None if review is None else review.usual.to_json(),
     }
-    return Learned(facts, review, (described_presence(presence), described_review(review)))
+    return Learned(facts, review, (described_presence(presence), described_radii(facts), described_review(review)))
 
 
 def _division(run: Run, manifest_path: str | os.PathLike[str]) -> Division:

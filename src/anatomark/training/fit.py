@@ -68,7 +68,7 @@ def fit(
     ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by
     ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
     """
-    run, report = Path(out), report or Reporter()
+    run, report, clock = Path(out), report or Reporter(), time.monotonic()
     asked = make_config(config, settings.pop("set", ()), **settings)
     request = resumed(run, asked, resume)
     if (run / WEIGHTS).exists():
@@ -79,15 +79,15 @@ def fit(
     there = written.exists()
     used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))
     division = read_division(cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed)
-    if not there and used.method.name == AUTO:
-        used = settled(used, division, folds + 1 if folds else 1)
-    elif not there and source is None:
-        used = aligned_in_any_pose(used, division)
-    for line in used.reasons:
-        report.say(line)
     with _folder(run):
         if request is asked:
             write_request(run, asked)
+        if not there and used.method.name == AUTO:
+            used = settled(used, division, folds + 1 if folds else 1, run=run, began=clock, report=report)
+        elif not there and source is None:
+            used = aligned_in_any_pose(used, division)
+        for line in used.reasons:
+            report.say(line)
         residuals = None
         if folds:
             residuals, used = cross_validate(fit_division, division, run, used, folds, init=source, report=report)
@@ -139,7 +139,7 @@ def fit_division(
     while state.at < len(state.stages):
         train_stage(state)
     residuals = _final_residuals(state, crops=division.independent and out_of_fold is None)
-    finish(state, division, residuals, out_of_fold)
+    residuals = finish(state, division, residuals, out_of_fold)
     if config.cache is None:
         shutil.rmtree(run / "cache", ignore_errors=True)
     (run / CHECKPOINT).unlink(missing_ok=True)

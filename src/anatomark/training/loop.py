@@ -25,6 +25,8 @@ SHORTEST_INTERVAL = 50  # steps between validations
 ROUND = 50  # batches from one call of Method.collect
 VALIDATIONS = 10  # per stage, evenly spread; fewer in short stages
 VALIDATION_SHARE = 0.1  # of a time budget
+FEWEST_STEPS, ENOUGH_STEPS = 50, 500  # of a stage: fewer are hopeless; that many begin to teach something
+BUSY = 0.5  # of the threads' time that a training gets: below it others take the rest
 Flags = NDArray[np.bool_]
 
 
@@ -176,16 +178,26 @@ def fix_steps(state: State) -> None:
     shares = [s.share for s in state.stages[state.at :]]
     left = state.config.minutes * 60 - state.seconds
     budget = max(0.0, left) * state.stage.share / max(1e-9, sum(shares))
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     per_validation = _time_validation(state)
     per_step = _time_step(state, min(20.0, 0.05 * budget))
-    budget -= time.monotonic() - began
+    took = time.monotonic() - began
+    share = (time.process_time() - worked) / max(took, 1e-9)
+    if state.device.type == "cpu" and share < BUSY:
+        state.report.say(f"{state.stage.name}: the machine is busy: this training gets {share:.0%} of one core")
+    budget -= took
     validations = int(np.clip(VALIDATION_SHARE * budget / max(1e-9, per_validation), 1, VALIDATIONS))
     steps = max(1, int((budget - validations * per_validation) / per_step))
     state.stages[state.at] = replace(state.stage, steps=steps)
     state.config.stage_steps[state.stage.name] = steps
     state.config.validate_every[state.stage.name] = max(1, -(-steps // validations))
     state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {steps} steps")
+    if steps < FEWEST_STEPS:
+        needed = state.config.minutes * max(1.0, ENOUGH_STEPS * per_step / max(budget, 1e-9))
+        state.report.say(
+            f"{state.stage.name}: {steps} steps teach a network nothing; {ENOUGH_STEPS} would take {needed:.0f} "
+            f"minutes in all: give `minutes` {needed:.0f} or more"
+        )
 
 
 def _time_step(state: State, seconds: float) -> float:

@@ -34,7 +34,7 @@ def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
     up."""
     config = begun(run)
     if config is None:
-        ours = ("cache", "folds", REQUEST)
+        ours = ("cache", "folds", "trials", REQUEST)
         if run.exists() and (not run.is_dir() or any(p.name not in ours for p in run.iterdir())):
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked

@@ -2,7 +2,9 @@
 
 Payer et al. (2016, 2019), and what nnU-Net-style systems do: a U-Net over the whole anatomy learns one Gaussian per
 landmark (``recommended``), or its maps of the local appearance are multiplied by those of a branch that sees only
-these, the SpatialConfiguration-Net (``scn``). The frame, poses, warps and changes of contrast are those of our own
+these, the SpatialConfiguration-Net (``scn``). ``tree``, for what is long, bent and repetitive, reads a block as long as
+the anatomy, whose ends see each other, and takes of each map the peak that its neighbours in a tree agree with
+(``tree.py``). The frame, poses, warps and changes of contrast are those of our own
 recommended presets: a block in the frame of the mean shape, at a spacing given by the anatomy's size, read anew in the
 pose that the points have.
 """
@@ -14,16 +16,27 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anatomark.cases.case import Case
+from anatomark.cases.division import spread
+from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose
 from anatomark.errors import InputError
-from anatomark.methods.base import Batch, Batches, Channels, PerLandmark, Pixels, Rounds, Stage, Study
-from anatomark.methods.heatmap.net import LEAST_SIGMA, HeatmapNet, cross_entropy, peaks, squared_error
-from anatomark.methods.kit.anatomy import AnatomyFacts
+from anatomark.methods.base import Batch, Batches, Channels, Length, PerLandmark, Pixels, Rounds, Stage, Study
+from anatomark.methods.heatmap.net import (
+    LEAST_SIGMA,
+    SHRINK,
+    HeatmapNet,
+    candidates,
+    cross_entropy,
+    peaks,
+    squared_error,
+)
+from anatomark.methods.heatmap.tree import Tree, TreeFacts
+from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
 from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
 from anatomark.methods.kit.posed import turned
@@ -47,42 +60,110 @@ class HeatmapConfig(FrameConfig):
     sigma_penalty: float = Field(default=0.05, gt=0)  # weight of the mean squared sigma then
     passes: Rounds = Field(default=2, ge=1)  # times that the block is read anew in the pose found
     looks: Rounds = Field(default=4, ge=1)  # slightly turned views of the last pass, averaged
+    local: bool = False  # the network also sees the block freed from local mean and contrast
+    context: bool = False  # the coarsest cells look at each other
+    tree: bool = False  # neighbours decide between a map's peaks
+    fitted: bool = False  # the block is no wider along each axis than the anatomy needs; px is its longest side
     starts: Rounds = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
     lr: float = Field(default=2e-3, gt=0)
     batch: Batches | None = Field(default=None, ge=1)  # None: 4 in 2D, 2 in 3D
     steps: int = Field(default=6000, ge=1)
 
 
-PX = {2: 256, 3: 80}
+PX, LONG = {2: 256, 3: 80}, {2: 320, 3: 96}  # LONG: of a fitted block's longest side
 MAPS = {2: [32, 48, 64, 96, 128], 3: [16, 32, 48, 64]}
 BATCH = {2: 4, 3: 2}
+
+
+CANDIDATES = 12  # peaks of a map
+UPRIGHT_DEG = 10.0  # least range of poses of a fitted block
+UPRIGHT_MOST_DEG = 45.0  # above it a block is not fitted
+FINER = 0.75  # of the images' finest spacing: a finer block shows nothing more
+ROOM, NARROWEST = 1.15, 0.35  # of a fitted block's half, beside what the landmarks reach; of its longest side
+
+
+class HeatmapFacts(AnatomyFacts):
+    """``reach_mm`` (D,): half the sides of a fitted block; ``px``: of its longest side where the images hold less than
+    the usual block; ``tree``: :class:`Tree`; None: none of these."""
+
+    reach_mm: list[Length] | None = None
+    px: Pixels | None = Field(default=None, ge=1)
+    tree: TreeFacts | None = None
+
+    @model_validator(mode="after")
+    def _of_these_landmarks(self) -> HeatmapFacts:
+        if self.reach_mm is not None and len(self.reach_mm) != self.ndim:
+            raise ValueError(f"reach_mm: holds {len(self.reach_mm)} lengths in {self.ndim}D")
+        if self.tree is not None:
+            self.tree.check(len(self.names), self.ndim)
+        return self
 
 
 class Heatmap(BlockMethod):
     """One heatmap for each landmark over a block in the frame of the anatomy."""
 
     Config = HeatmapConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recommended": {}, "scn": {"spatial": 32}}
+    Facts = HeatmapFacts
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "recommended": {},
+        "scn": {"spatial": 32},
+        "tree": {
+            "context": True,
+            "local": True,
+            "tree": True,
+            "fitted": True,
+            "stem": 4,
+            "maps": [40, 64, 96, 128],
+            "sigma": 1.0,
+            "batch": 6,
+        },
+    }
+    taken_over: ClassVar[tuple[str, ...]] = ("reach_mm", "px")
     aligned: ClassVar[bool] = True
     at_once: ClassVar[int] = 4
 
-    def __init__(self, config: HeatmapConfig, facts: AnatomyFacts):
+    def __init__(self, config: HeatmapConfig, facts: HeatmapFacts):
         super().__init__(config, facts)
         n, d = len(self.names), self.ndim
         self.log = config.loss == "softmax"
-        maps = config.maps or MAPS[d]
-        self.net = HeatmapNet(d, n, maps=maps, stem=config.stem, spatial=config.spatial, log=self.log)
-        self.px = config.px or PX[d]
-        if self.px % self.net.whole:
-            raise InputError(f"method.px: {self.px} cannot be halved so often; take a multiple of {self.net.whole}")
-        self.spacing = config.cover * self.radius / self.px
+        maps, px = config.maps or MAPS[d], config.px or facts.px or usual_px(config, d)
+        reach = np.array(facts.reach_mm or [config.cover * self.radius / 2] * d)
+        whole = _whole(config, d)
+        self.spacing = 2 * float(reach.max()) / px
+        self.px = px
+        self._sides = tuple(int(-(-2 * r // (self.spacing * whole)) * whole) for r in reach[::-1] * (1 - 1e-9))
+        self.net = HeatmapNet(
+            d, n, maps=maps, stem=config.stem, spatial=config.spatial, log=self.log,
+            context=self._sides if config.context else None, local=config.local,
+        )  # fmt: skip
+        if px % self.net.whole:
+            raise InputError(f"method.px: {px} cannot be halved so often; take a multiple of {self.net.whole}")
         self.unit = self.spacing * config.stem  # a cell
-        self.cells = self.px // config.stem
+        self.cells = np.array(self._sides[::-1]) // config.stem  # along the model's axes
         self.log_sigma = torch.nn.Parameter(torch.full((n,), float(np.log(config.sigma))))
+        self.tree = Tree.of(facts.tree) if facts.tree is not None else None
 
     @classmethod
-    def prepare(cls, config: HeatmapConfig, study: Study) -> AnatomyFacts:
-        return AnatomyFacts(**prepare_frame(config, study)[1])
+    def prepare(cls, config: HeatmapConfig, study: Study) -> HeatmapFacts:
+        """The frame, and what ``fitted`` and ``tree`` ask for."""
+        if not config.fitted:
+            anatomy, facts = prepare_frame(config, study)
+            own: dict[str, Any] = {}
+        else:
+            anatomy, facts = prepare_frame(config, study, least_deg=UPRIGHT_DEG)
+            own = {"reach_mm": _reach(study, anatomy, config.cover).tolist()}
+        side = 2 * max(own.get("reach_mm", [config.cover * anatomy.radius / 2]))
+        d, whole = study.cases[0].landmarks.ndim, _whole(config, study.cases[0].landmarks.ndim)
+        enough = int(-(-side // (FINER * anatomy.spacing * whole)) * whole)
+        if config.px is None and enough < usual_px(config, d):
+            own["px"] = enough
+        if config.tree:
+            own["tree"] = Tree.learned(anatomy.aligned, anatomy.radius).facts()
+        return HeatmapFacts(**facts, **own)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return self._sides
 
     def per_landmark(self) -> Mapping[str, int | PerLandmark]:
         """The maps, where they end and where the spatial configuration's branch reads and writes them."""
@@ -154,4 +235,40 @@ class Heatmap(BlockMethod):
         return self.model.fit(views.points[best], views.score[best] + 1e-3)[0]
 
     def _read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return peaks(self.net(blocks.to(self.log_sigma.device)), self._sigma(), log=self.log)
+        maps, sigma = self.net(blocks.to(self.log_sigma.device)), self._sigma()
+        if self.tree is None:
+            return peaks(maps, sigma, log=self.log)
+        of = candidates(maps, CANDIDATES)
+        volume = float(np.prod(self.cells)) * self.unit**self.ndim
+        belief = self.tree.beliefs(of.places.cpu() * self.unit, of.log_mass.cpu(), volume).to(maps)
+        best = belief.argmax(-1, keepdim=True)
+        return peaks(maps, sigma, log=True, at=of.at.gather(-1, best)[..., 0])  # a belief is too sure to be a score
+
+
+def usual_px(config: HeatmapConfig, ndim: int) -> int:
+    """Of a block's longest side where neither the settings nor coarse images say so."""
+    return (LONG if config.fitted else PX)[ndim]
+
+
+def _whole(config: HeatmapConfig, ndim: int) -> int:
+    """Voxels that a side is a multiple of."""
+    halvings = len(config.maps or MAPS[ndim]) - 1
+    return config.stem * max(2**halvings, SHRINK if config.spatial else 1)
+
+
+def _reach(study: Study, anatomy: Anatomy, cover: float) -> Array:
+    """(D,) mm half the sides of a block about where a search begins that holds the anatomy of nearly all cases, and
+    little outside their images."""
+    d = anatomy.mean.shape[1]
+    most = np.full(d, cover * anatomy.radius / 2)
+    if anatomy.rotations_deg > UPRIGHT_MOST_DEG:
+        return most
+    shapes = np.stack([c.landmarks.select(study.names).points for c in study.cases])
+    away = np.abs(shapes - np.nanmedian(shapes, 1, keepdims=True))
+    far = np.nanquantile(away.reshape(-1, d), 0.995, axis=0)
+    reach = ROOM * far + anatomy.stray / 2
+    some = [study.cases[i].grid(d) for i in spread(len(study.cases), 40)]
+    sides = np.array([np.abs(g.axes) @ np.asarray(g.shape) for g in some])
+    middle = np.abs(anatomy.offset) if d == 2 else sides.max(0)  # in 3D a search begins anywhere
+    reach = np.minimum(reach, np.quantile(sides, 0.9, axis=0) / 2 + middle)
+    return np.asarray(np.clip(reach, NARROWEST * reach.max(), most))

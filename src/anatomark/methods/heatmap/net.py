@@ -19,6 +19,7 @@ from anatomark.methods.kit.layers import channels_last, conv, lattice
 from anatomark.methods.kit.precision import plain_precision
 
 GROUP = 8  # channels that are normalised together, more where a width is no multiple of it
+LEAST_CONTRAST = 0.03  # of the normalised values: a standard deviation below it is noise
 SHRINK = 4  # the spatial configuration is looked at in cells so many times as wide
 SPATIAL_KERNEL = {2: 7, 3: 5}
 FOREGROUND = 10.0  # weight of a squared error at a target's peak, added to 1
@@ -35,19 +36,32 @@ class HeatmapNet(nn.Module):
     convolution thins by ``stem``. ``spatial``: the SpatialConfiguration-Net; the U-Net's maps are those of the local
     appearance, and they are multiplied by maps that convolutions of ``spatial`` channels, which see nothing but all
     landmarks' local maps at a quarter of their resolution, derive from them. ``log``: maps are logarithms up to a
-    constant, normalised by a softmax over the cells, so multiplying is adding.
+    constant, normalised by a softmax over the cells, so multiplying is adding. ``context``: the block's size; the
+    coarsest cells then look at each other, knowing where they lie (:class:`Context`). ``local``: a second channel holds
+    the block freed from its local mean and contrast (:func:`local_contrast`).
     """
 
     def __init__(
-        self, ndim: int, landmarks: int, *, maps: Sequence[int], stem: int, spatial: int | None = None, log: bool = True
+        self,
+        ndim: int,
+        landmarks: int,
+        *,
+        maps: Sequence[int],
+        stem: int,
+        spatial: int | None = None,
+        log: bool = True,
+        context: Sequence[int] | None = None,
+        local: bool = False,
     ):
         super().__init__()
-        self.ndim, self.log, self.stride = ndim, log, stem
+        self.ndim, self.log, self.stride, self.local = ndim, log, stem, local
         self.whole = stem * max(2 ** (len(maps) - 1), SHRINK if spatial else 1)  # a block is a multiple of it
         steps = list(itertools.pairwise(maps))
-        self.stem = _normed(ndim, 1, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)))
+        self.stem = _normed(ndim, 1 + local, maps[0], *((3, 1, 1) if stem == 1 else (2 * stem, stem, stem // 2)))
         down = [nn.Sequential(_normed(ndim, a, b, 2, 2, 0), _normed(ndim, b, b)) for a, b in steps]
         self.down = nn.ModuleList([_normed(ndim, maps[0], maps[0]), *down])
+        coarsest = [n // (stem * 2 ** len(steps)) for n in context] if context else None
+        self.context = Context(ndim, maps[-1], coarsest) if coarsest else None
         self.lateral = nn.ModuleList(conv(ndim)(b, a, 1) for a, b in steps)
         self.up = nn.ModuleList(_normed(ndim, a, a) for a, _ in steps)
         self.head = _ending(conv(ndim)(maps[0], landmarks, 1), 1e-2, 0.0)
@@ -57,12 +71,15 @@ class HeatmapNet(nn.Module):
 
     def forward(self, blocks: torch.Tensor) -> torch.Tensor:
         """(B, N, *cells) float32; see the class."""
+        if self.local:
+            blocks = torch.cat([blocks, local_contrast(blocks)], 1)
         with plain_precision(blocks, self.training):
             x = self.stem(channels_last(blocks) if self.ndim == 2 else blocks)
             seen = []
             for level in self.down:
                 x = level(x)
                 seen.append(x)
+            x = x if self.context is None else self.context(x)
             for i in reversed(range(len(self.up))):
                 x = self.up[i](seen[i] + self._interpolated(self.lateral[i](x), 2))
             local = self.head(x)
@@ -76,6 +93,45 @@ class HeatmapNet(nn.Module):
     def _interpolated(self, x: torch.Tensor, factor: int) -> torch.Tensor:
         mode = "bilinear" if self.ndim == 2 else "trilinear"
         return F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False)
+
+
+def local_contrast(blocks: torch.Tensor) -> torch.Tensor:
+    """Blocks (B, 1, *S) less their mean over some 36 voxels, over their standard deviation there: a structure looks
+    alike in the bright and the dark parts of a radiograph."""
+    rest = blocks - _blurred(blocks)
+    return rest / (_blurred(rest.square()).clamp(min=0).sqrt() + LEAST_CONTRAST)
+
+
+def _blurred(x: torch.Tensor) -> torch.Tensor:
+    """Means over cubes of 9 cells of 4 voxels, linear in between."""
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    coarse = pool(F.pad(pool(x, 4), (4, 4) * (x.ndim - 2), mode="replicate"), 9, 1)
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(coarse, size=x.shape[2:], mode=mode, align_corners=False)
+
+
+class Context(nn.Module):
+    """Two layers of self-attention over all cells (B, C, *cells) and where they lie (Vaswani et al. 2017): what is
+    found at one end of an anatomy tells which of many alike parts lies at the other."""
+
+    HEADS = 4
+    LAYERS = 2
+
+    def __init__(self, ndim: int, width: int, cells: Sequence[int]):
+        super().__init__()
+        self.place = nn.Parameter(0.02 * torch.randn(1, width, *cells))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, self.HEADS, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(self.LAYERS)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape, x = x.shape, (x + self.place.to(x.dtype)).flatten(2).mT
+        for layer in self.layers:
+            x = layer(x)
+        return x.mT.reshape(shape)
 
 
 def _normed(ndim: int, before: int, after: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
@@ -108,18 +164,17 @@ def cell_line(cells: int) -> torch.Tensor:
     return torch.arange(cells) + 0.5 - cells / 2
 
 
-def gaussian_lines(target: torch.Tensor, sigma: torch.Tensor, cells: int) -> list[torch.Tensor]:
+def gaussian_lines(target: torch.Tensor, sigma: torch.Tensor, cells: Sequence[int]) -> list[torch.Tensor]:
     """The factors of Gaussians at ``target`` (B, N, D), x first, with standard deviations ``sigma`` (N,), in cells: for
-    each array axis (z, y, x order) (B, N, cells), 1 at the peak."""
-    line = cell_line(cells).to(target)
-    away = (line - target.flip(-1)[..., None]) / sigma[:, None, None]
-    return list(torch.exp(-0.5 * away.square()).unbind(2))
+    each array axis (z, y, x order), of which there are ``cells``, (B, N, cells), 1 at the peak."""
+    away = [cell_line(n).to(target) - at[..., None] for n, at in zip(cells, target.flip(-1).unbind(-1), strict=True)]
+    return [torch.exp(-0.5 * (a / sigma[:, None]).square()) for a in away]
 
 
 def cross_entropy(maps: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """(B, N) Kullback-Leibler divergence of the softmax of ``maps`` (B, N, *S) from the Gaussians about ``target``,
     normalised on the grid: the cross entropy, less the target's own, which matters only where ``sigma`` is learned."""
-    lines = [g / g.sum(-1, keepdim=True).clamp(min=1e-12) for g in gaussian_lines(target, sigma, maps.shape[-1])]
+    lines = [g / g.sum(-1, keepdim=True).clamp(min=1e-12) for g in gaussian_lines(target, sigma, maps.shape[2:])]
     mean = maps
     for line in reversed(lines):  # the map's mean over the target, one axis after the other
         mean = (mean * line.view(*line.shape[:2], *(1,) * (mean.ndim - 3), -1)).sum(-1)
@@ -131,7 +186,7 @@ def squared_error(maps: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor,
     """(B, N) weighted squared error from Gaussians of equal mass, 1 high where ``sigma`` is what it began with
     (``first``), as a share of what empty maps have there."""
     d = target.shape[-1]
-    lines = gaussian_lines(target, sigma, maps.shape[-1])
+    lines = gaussian_lines(target, sigma, maps.shape[2:])
     goal = lines[0]
     for line in lines[1:]:
         goal = goal[..., None] * line.view(*line.shape[:2], *(1,) * (goal.ndim - 2), -1)
@@ -150,27 +205,52 @@ class Peaks(NamedTuple):
     score: torch.Tensor
 
 
-def peaks(maps: torch.Tensor, sigma: torch.Tensor, *, log: bool) -> Peaks:
-    """Where the mode nearest to each map's highest cell lies: the fixed point of the mean in a Gaussian window of twice
-    ``sigma`` (N,) cells (mean shift), which for a Gaussian map is its mean, whatever part of a cell it falls on.
+class Candidates(NamedTuple):
+    """Each map's highest peaks: ``at`` (B, N, K) their cells, flat; ``places`` (B, N, K, D), x first, in cells from the
+    block's middle; ``log_mass`` (B, N, K) the logarithm of the map's share about them."""
+
+    at: torch.Tensor
+    places: torch.Tensor
+    log_mass: torch.Tensor
+
+
+def candidates(maps: torch.Tensor, count: int, reach: int = 2) -> Candidates:
+    """The ``count`` highest cells of log maps (B, N, *S) that none within ``reach`` cells exceeds."""
+    d, side = maps.ndim - 2, 2 * reach + 1
+    most = (F.max_pool2d if d == 2 else F.max_pool3d)(maps, side, 1, reach)
+    mass = maps.flatten(2).softmax(-1).view_as(maps)
+    around = (F.avg_pool2d if d == 2 else F.avg_pool3d)(mass, side, 1, reach) * side**d
+    height, at = torch.where(maps >= most, mass, -1.0).flatten(2).topk(min(count, mass[0, 0].numel()), -1)
+    share = around.flatten(2).gather(-1, at).clamp(1e-7, 1)
+    return Candidates(at, _place(at, maps.shape[2:]), torch.where(height < 0, -1e9, share.log()))
+
+
+def peaks(maps: torch.Tensor, sigma: torch.Tensor, *, log: bool, at: torch.Tensor | None = None) -> Peaks:
+    """Where the mode nearest to each map's highest cell, or to the flat cell ``at`` (B, N), lies: the fixed point of
+    the mean in a Gaussian window of twice ``sigma`` (N,) cells (mean shift), which for a Gaussian map is its mean,
+    whatever part of a cell it falls on.
 
     Raw maps (not ``log``) are taken as the weights that they are, scored also by their height.
     """
     b, n, *shape = maps.shape
     d, flat = len(shape), maps.flatten(2).flatten(0, 1)
     mass = flat.softmax(-1) if log else flat.clamp(min=0)
-    top, at = mass.max(-1, keepdim=True)
+    if at is None:
+        top, cell = mass.max(-1, keepdim=True)
+    else:
+        cell = at.reshape(-1, 1)
+        top = mass.gather(-1, cell)
     mass = torch.where(mass >= FLOOR["softmax" if log else "l2"] * top, mass, 0)
     if not log:
         mass = mass / mass.sum(-1, keepdim=True).clamp(min=1e-12)
-    line = cell_line(shape[0]).to(maps)
-    point = torch.stack([line[at[:, 0] // shape[0] ** a % shape[0]] for a in range(d)], -1)
+    lines = [cell_line(size).to(maps) for size in shape]
+    point = _place(cell[:, 0], shape)
     width = (2 * sigma).repeat(b)
     for _ in range(SHIFTS):
-        near, point = _windowed(mass.view(-1, *shape), point, width, line)
+        near, point = _windowed(mass.view(-1, *shape), point, width, lines)
     usual = 0.8 ** (d / 2)  # what a window of twice its width leaves of a Gaussian
     score = (near / usual).clamp(0, 1) * (1 if log else top[:, 0].clamp(0, 1))
-    places = lattice([line] * d)
+    places = lattice(lines)
     products = (places[:, :, None] * places[:, None]).flatten(1)
     total = mass.sum(-1, keepdim=True).clamp(min=1e-12)
     first, second = mass @ places / total, (mass @ products / total).view(-1, d, d)
@@ -180,15 +260,24 @@ def peaks(maps: torch.Tensor, sigma: torch.Tensor, *, log: bool) -> Peaks:
     return Peaks(point.view(b, n, d), covariance.view(b, n, d, d), score.view(b, n))
 
 
+def _place(at: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(..., D), x first, in cells from the middle, of flat cells (...) of a block of ``shape``."""
+    out = []
+    for size in reversed(shape):
+        out.append(at % size + 0.5 - size / 2)
+        at = at // size
+    return torch.stack(out, -1).float()
+
+
 def _windowed(
-    mass: torch.Tensor, point: torch.Tensor, width: torch.Tensor, line: torch.Tensor
+    mass: torch.Tensor, point: torch.Tensor, width: torch.Tensor, lines: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How much of ``mass`` (M, *S) a Gaussian window at ``point`` (M, D) holds, and the mean within it."""
     d = point.shape[-1]
-    window = torch.exp(-0.5 * ((line - point[..., None]) / width[:, None, None]).square())  # (M, D, S)
     moments = mass
-    for a in range(d):  # x first: the last axis is summed up, weighted by 1 and by the place; these go to the front
-        factor = torch.stack([window[:, a], window[:, a] * line], -1)
+    for a, line in enumerate(reversed(lines)):  # x first: the last axis is summed up; its moments go to the front
+        window = torch.exp(-0.5 * ((line - point[:, a, None]) / width[:, None]).square())  # (M, S)
+        factor = torch.stack([window, window * line], -1)
         summed = moments.flatten(1, -2) @ factor
         moments = summed.view(*moments.shape[:-1], 2).movedim(-1, 1)
     moments = moments.reshape(len(mass), 2**d)

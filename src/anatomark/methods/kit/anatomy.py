@@ -75,8 +75,10 @@ class Anatomy:
         *,
         rotations_deg: float | None = None,
         warp_mm: float | None = None,
+        least_deg: float = 30.0,
     ) -> Anatomy:
-        """From training cases and their rule of intensities; what is None is taken from the cases."""
+        """From training cases and their rule of intensities; what is None is taken from the cases, the range of poses
+        then being ``least_deg`` at least."""
         # a case without any of the landmarks says nothing of shape and pose
         cases = [c for c in cases if c.landmarks.select(names).defined.any()]
         shapes = np.stack([c.landmarks.select(names).points for c in cases])
@@ -88,7 +90,7 @@ class Anatomy:
         sure = defined >= min(shapes.shape[2], defined.max())  # fewer points leave the rotation open
         spread = max(rotation_angle(p.rotation) for p, good in zip(poses, sure, strict=True) if good)
         if rotations_deg is None:
-            rotations_deg = 180.0 if spread > 60 else max(30.0, 1.5 * spread)
+            rotations_deg = 180.0 if spread > 60 else max(least_deg, 1.5 * spread)
         if warp_mm is None:
             warp_mm = radius * (0.03 + 0.15 / np.sqrt(len(shapes)))
         offsets, spacings = [], []

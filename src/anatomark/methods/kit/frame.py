@@ -45,14 +45,19 @@ class FrameConfig(MethodConfig):
 
 
 def prepare_shapes(
-    settings: FrameConfig, study: Study, rotations_deg: float | None = None
+    settings: FrameConfig, study: Study, rotations_deg: float | None = None, least_deg: float = 30.0
 ) -> tuple[Anatomy, dict[str, Any]]:
     """The anatomy of the training cases, and the fields of ``AnatomyFacts`` with its shape model (with warped copies).
-    The range of poses is the settings', else ``rotations_deg``, else that of the cases."""
+    The range of poses is the settings', else ``rotations_deg``, else that of the cases, ``least_deg`` at least."""
     if settings.rotations_deg is not None:
         rotations_deg = settings.rotations_deg
     anatomy = Anatomy.of(
-        study.cases, study.names, study.intensity, rotations_deg=rotations_deg, warp_mm=settings.warp_mm
+        study.cases,
+        study.names,
+        study.intensity,
+        rotations_deg=rotations_deg,
+        warp_mm=settings.warp_mm,
+        least_deg=least_deg,
     )
     shape = anatomy.shape_model(
         variance=settings.shape_variance, most=settings.shape_modes, copies=settings.warped_copies
@@ -61,10 +66,10 @@ def prepare_shapes(
     return anatomy, {**facts, "shape": shape.to_json()}
 
 
-def prepare_frame(settings: FrameConfig, study: Study) -> tuple[Anatomy, dict[str, Any]]:
+def prepare_frame(settings: FrameConfig, study: Study, least_deg: float = 30.0) -> tuple[Anatomy, dict[str, Any]]:
     """:func:`prepare_shapes`; where the cases are aligned to a template, poses are the little that this leaves, and the
     search begins where the template has the anatomy."""
-    anatomy, facts = prepare_shapes(settings, study, LEFT_DEG if study.aligned else None)
+    anatomy, facts = prepare_shapes(settings, study, LEFT_DEG if study.aligned else None, least_deg)
     return anatomy, {**facts, **start_facts(anatomy, study, settings.shift, SHIFT)}
 
 
@@ -130,8 +135,9 @@ class PosedMethod(Method):
 
 
 class BlockMethod(PosedMethod):
-    """A method whose network reads one block of the image in the frame of the mean shape: ``px`` voxels a side,
-    ``spacing`` mm apart; it says where landmarks lie from the block's middle in lengths of ``unit`` mm."""
+    """A method whose network reads one block of the image in the frame of the mean shape: ``px`` voxels along
+    its longest side, ``spacing`` mm apart; it says where landmarks lie from the block's middle in lengths of ``unit``
+    mm."""
 
     Facts: ClassVar[type[AnatomyFacts]] = AnatomyFacts
     taken_over: ClassVar[tuple[str, ...]] = ()  # facts that another model's weights need as they were
@@ -150,13 +156,18 @@ class BlockMethod(PosedMethod):
         laid = adapted_anatomy(facts, old)
         return facts if laid is None else laid.model_copy(update={key: getattr(old, key) for key in cls.taken_over})
 
+    @property
+    def sides(self) -> int | tuple[int, ...]:
+        """Of the block in voxels: one number, or along each array axis."""
+        return self.px
+
     def working_images(self, image: Image) -> dict[str, Image]:
         """``block``: block means towards the block's spacing."""
         return {"block": Parts(image, self.facts.intensity).whole(self.spacing)}
 
     def _block(self, image: Image, centre: Array, axes: Array, way: PointMap | None) -> torch.Tensor:
         """(1, px, ..., px) the block of a training example."""
-        return read_block(image, centre[None], axes[None], self.px, self.spacing, way)[0].clamp_(0, 1.5)
+        return read_block(image, centre[None], axes[None], self.sides, self.spacing, way)[0].clamp_(0, 1.5)
 
     def _target(self, truth: Array, centre: Array, axes: Array) -> Array:
         """(N, D) what the network is to say of landmarks at ``truth`` (N, D) mm in a block."""
@@ -175,7 +186,7 @@ class BlockMethod(PosedMethod):
         parts = []
         for i in range(0, len(poses), self.at_once):
             centres, axes = placed(poses[i : i + self.at_once])
-            blocks = read_block(image, centres, axes, self.px, self.spacing, way).clamp_(0, 1.5)  # as in training
+            blocks = read_block(image, centres, axes, self.sides, self.spacing, way).clamp_(0, 1.5)  # as in training
             local, cloud, score = (x.cpu().double().numpy() for x in self._read(blocks))
             step = axes * self.unit
             points = centres[:, None] + np.einsum("mij,mnj->mni", step, local)

@@ -70,6 +70,7 @@ class CalibrationFacts(Stored):
     landmarks: dict[str, RadiusFacts] = {}
     presence: PresenceFacts | None = None
     trust: TrustFacts | None = None
+    unproven: str = ""  # why no prediction should be believed unseen
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Raises InputError where it speaks of other landmarks than ``names``, or of some of them alone."""

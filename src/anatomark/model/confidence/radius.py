@@ -13,6 +13,7 @@ from anatomark.core.landmarks import Landmarks
 
 LEVEL = 0.9  # share of errors that a radius is to cover
 FEWEST_CASES = 5  # the errors of one case go together: fewer say little of the next one
+ROUGH = 2.0  # so many cases' worth of doubt widens the radii of fewer
 DRAWN = 2.0  # cases' worth of the common mean in a landmark's own
 
 
@@ -37,7 +38,7 @@ def calibrated(errors: Array, predictions: Sequence[Landmarks], names: Sequence[
     ``scale90``: what to multiply sigma by, the root mean variance of the method's covariance, so that it covers 90 % of
     the errors; ``radius90_mm``: the same without sigma. A landmark's own are what it usually misses by, times a
     quantile that all landmarks share (:func:`shared_quantiles`), because few cases say little of one landmark's tail.
-    A value that too few errors support is null.
+    A value that too few errors support is null. Fewer than five cases give the pooled values alone, widened.
     """
     sigma = np.stack([sigma_of(p.select(names).covariance, len(names)) for p in predictions])
     ratio = errors / np.where(sigma > 0, sigma, np.nan)
@@ -92,9 +93,24 @@ def _summary(errors: Array) -> dict[str, Any]:
 
 
 def _quantile(values: Array) -> float | None:
-    """Of values (M, N), with NaN; None where values or cases are too few."""
+    """Of values (M, N), with NaN; of few cases M' wider by 1 + 2 / M'; None where values are too few."""
     given = np.isfinite(values)
-    return _number(conformal_quantile(values[given])) if given.any(1).sum() >= FEWEST_CASES else None
+    cases = int(given.any(1).sum())
+    if not cases:
+        return None
+    return _number(conformal_quantile(values[given]) * (1.0 if cases >= FEWEST_CASES else 1 + ROUGH / cases))
+
+
+def described_radii(calibration: dict[str, Any]) -> str:
+    """Whether radii are given and how far they rest on anything, one line."""
+    cases = int(calibration.get("cases") or 0)
+    if not cases:
+        return "radii: none, because no case was held out; give more training cases, a val split or `folds`"
+    if (calibration.get("pooled") or {}).get("radius90_mm") is None:
+        return f"radii: none, because {cases} held-out case{'s' * (cases != 1)} hold too few landmarks; use `folds`"
+    if cases < FEWEST_CASES:
+        return f"radii: rough, learned from {cases} held-out case{'s' * (cases != 1)} and widened for that; use `folds`"
+    return f"radii: learned from {cases} held-out cases"
 
 
 def _number(value: float) -> float | None:

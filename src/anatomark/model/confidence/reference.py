@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import PCAShape, Pose, mean_rotation, mean_shape, procrustes, rotation_angle
+from anatomark.core.shape import PCAShape, Pose, mean_rotation, mean_shape, robust_pose, rotation_angle
 from anatomark.model.confidence.likeness import PATCH_PX, WHOLE_PX, correlation, pictures, roughness
 from anatomark.model.confidence.radius import sigma_of
 
@@ -145,7 +145,7 @@ class Reference:
         points = np.where(_near(image.grid, landmarks.points)[:, None], landmarks.points, np.nan)
         if np.isfinite(points).all(1).sum() < min(3, len(self.names)):
             return None
-        pose = self._robust_pose(points)
+        pose = robust_pose(self.mean, points)
         values, residual = self._of_shape(points, pose, image.grid)
         absent = tuple(n for n, a in zip(landmarks.names, landmarks.absent, strict=True) if a)
         values["absent"] = len(absent) / len(landmarks)
@@ -184,16 +184,6 @@ class Reference:
             "cut off": float((~grid.contains(expected)).mean()),
         }
         return values, residual * pose.scale
-
-    def _robust_pose(self, points: Array) -> Pose:
-        """Similarity of the mean shape to points, those far off counting little."""
-        pose = procrustes(self.mean, points)
-        for _ in range(10):
-            away = np.linalg.norm(pose.apply(self.mean) - points, axis=1)
-            typical = max(float(np.nanmedian(away)), 0.01 * self.radius)
-            weights = 1 / (1 + np.nan_to_num(away / (2 * typical), nan=1e3) ** 2)
-            pose = procrustes(self.mean, points, weights)
-        return pose
 
 
 def _check_tensors(t: Mapping[str, Array], n: int, d: int) -> None:

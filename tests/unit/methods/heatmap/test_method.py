@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2d": (2, {}),
     "3d": (3, {}),
     "2d-scn": (2, {"spatial": 8, "learn_sigma": True}),
+    "2d-tree": (2, {"context": True, "local": True, "tree": True, "fitted": True}),
     "2d-l2": (2, {"loss": "l2", "steps": 400}),
 }
 
@@ -54,7 +55,7 @@ def trained(request: pytest.FixtureRequest, float32: None) -> Trained[Heatmap]:
 
 
 def test_its_presets_and_that_it_asks_for_alignment() -> None:
-    assert presets("heatmap") == list(Heatmap.presets) == ["recommended", "scn"]
+    assert presets("heatmap") == list(Heatmap.presets) == ["recommended", "scn", "tree"]
     assert Heatmap.aligned
     assert not Heatmap.refined
     assert not Heatmap.axis_bound

@@ -100,7 +100,7 @@ def test_the_spatial_branch_begins_with_no_say() -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_target_lines_multiply_to_the_gaussian(ndim: int) -> None:
     target = targets(ndim)
-    lines = gaussian_lines(target, SIGMA, CELLS[ndim])
+    lines = gaussian_lines(target, SIGMA, (CELLS[ndim],) * ndim)
     product = lines[0]
     for line in lines[1:]:
         product = torch.einsum("bn...,bnx->bn...x", product, line)

@@ -1,0 +1,85 @@
+"""Two answers that cost nothing, beside which every training is judged: the mean position in the image, and the mean
+shape placed by the method's own points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from anatomark.cases.case import Case
+from anatomark.core.grid import Array
+from anatomark.core.shape import mean_shape
+from anatomark.model.residuals import Residuals
+from anatomark.model.settle import SettleFacts, drawn, settled
+
+WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the method's own points
+GAIN = 0.97  # the error must fall to so much of the method's own: with few cases a little less is chance
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Mean errors in mm in cases that no weight was fitted to: the ``method`` 's own, the ``position`` 's, the
+    ``placed`` mean shape's; and by the weight of the method's points what settling gives."""
+
+    method: float
+    position: float
+    placed: float
+    by_weight: dict[float, float]
+
+    @property
+    def best_weight(self) -> float:
+        """1 where nothing is clearly better than the method alone."""
+        best = min(self.by_weight, key=lambda w: self.by_weight[w])
+        return best if self.by_weight[best] < GAIN * self.method else 1.0
+
+    def lines(self) -> list[str]:
+        """What a log and a card say of it."""
+        out = [
+            f"held-out error {self.method:.3f} mm; mean position {self.position:.3f} mm; mean shape placed by the "
+            f"method's points {self.placed:.3f} mm"
+        ]
+        weight = self.best_weight
+        if weight < 1:
+            share = f"{1 - weight:.0%} of the way to the mean shape" if weight else "the mean shape"
+            out.append(
+                f"the model answers {share}, placed by its points: held-out error {self.by_weight[weight]:.3f} mm"
+            )
+        return out
+
+
+def judged(train: Sequence[Case], held: Sequence[Case], residuals: Residuals) -> Judged | None:
+    """``residuals`` of independent cases, which are among ``held``, beside what the training cases ``train`` give for
+    nothing; None where a landmark is unknown in all of them, or nothing is held out."""
+    cases = {c.id: c for c in held}
+    if not residuals.cases or not all(c in cases for c in residuals.cases):
+        return None
+    shapes = np.stack([c.landmarks.points for c in train])
+    if not np.isfinite(shapes).all(2).any(0).all():
+        return None
+    mean, _ = mean_shape(shapes)
+    ndim = shapes.shape[2]
+    centres = np.stack([c.grid(ndim).centre for c in train])
+    position = np.nanmean(shapes - centres[:, None], 0)
+    names = train[0].landmarks.names
+    errors: dict[str, list[Array]] = {}
+    for id, prediction, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
+        found, true = prediction.select(names).points, truth.select(names).points
+        answers = {"position": position + cases[id].grid(ndim).centre}
+        answers |= {str(w): drawn(found, mean, w) for w in WEIGHTS}
+        for name, points in answers.items():
+            errors.setdefault(name, []).append(np.linalg.norm(points - true, axis=1))
+    pooled = {name: float(np.nanmean(np.stack(e))) if np.isfinite(e).any() else np.inf for name, e in errors.items()}
+    by_weight = {w: pooled[str(w)] for w in WEIGHTS}
+    return Judged(by_weight[1.0], pooled["position"], by_weight[0.0], by_weight)
+
+
+def mean_of(cases: Sequence[Case]) -> list[list[float]]:
+    """(N, D) mm the mean shape of cases."""
+    return [list(map(float, p)) for p in mean_shape(np.stack([c.landmarks.points for c in cases]))[0]]
+
+
+def settled_residuals(residuals: Residuals, facts: SettleFacts) -> Residuals:
+    """The same cases with predictions that are settled."""
+    return replace(residuals, predictions=tuple(settled(p, facts) for p in residuals.predictions))

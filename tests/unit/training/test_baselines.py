@@ -1,0 +1,101 @@
+"""What every training is judged beside, and the mean shape that a model settles on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anatomark.cases.case import Case
+from anatomark.core.grid import Grid
+from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
+from anatomark.core.shape import Pose, random_rotation
+from anatomark.model.residuals import Residuals
+from anatomark.model.settle import SettleFacts, settled
+from anatomark.training.baselines import GAIN, judged, mean_of, settled_residuals
+from anatomark.training.finish import stalled
+
+NAMES = tuple("abcdefgh")
+
+
+def study(count: int, noise: float, bend: float = 0.3) -> tuple[list[Case], Residuals]:
+    """Cases of one shape, bent by ``bend`` mm, and predictions that err by ``noise`` mm in each coordinate."""
+    rng = np.random.default_rng(5)
+    mean = np.random.default_rng(1).normal(0, 10, (8, 2))
+    image = Image(np.zeros((1, 40, 40)), Grid.centred((40, 40), np.eye(2)[:, ::-1] * 2, [3.0, 4.0]))
+    cases, predictions = [], []
+    for i in range(count):
+        pose = Pose(random_rotation(rng, 2, 15), np.array([3.0, 4.0]) + rng.normal(0, 2, 2))
+        true = pose.apply(mean + rng.normal(0, bend, mean.shape))
+        cases.append(Case(f"case{i}", given=Landmarks(NAMES, true), held=image))
+        predictions.append(Landmarks(NAMES, true + rng.normal(0, noise, true.shape)))
+    held = cases[-6:]
+    return cases, Residuals(tuple(c.id for c in held), tuple(predictions[-6:]), tuple(c.landmarks for c in held))
+
+
+def test_a_method_worse_than_the_mean_shape_settles_on_it() -> None:
+    cases, residuals = study(20, noise=4.0)
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None
+    assert verdict.placed < 0.6 * verdict.method and verdict.best_weight <= 0.25
+    facts = SettleFacts(mean_shape=mean_of(cases[:-6]), weight=verdict.best_weight)
+    after = np.nanmean(settled_residuals(residuals, facts).errors)
+    assert after == pytest.approx(verdict.by_weight[verdict.best_weight])
+    assert after < 0.6 * verdict.method
+    assert "the model answers" in verdict.lines()[1]
+
+
+def test_a_good_method_stays_as_it_is() -> None:
+    cases, residuals = study(20, noise=0.1)
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None and verdict.best_weight == 1.0
+    assert verdict.method == pytest.approx(np.nanmean(residuals.errors))
+    assert verdict.method < verdict.placed < verdict.position
+    assert len(verdict.lines()) == 1
+
+
+def test_between_the_two_both_help() -> None:
+    """Where errors of method and shape are alike and independent, their middle is better than either by about 1.4."""
+    cases, residuals = study(20, noise=1.0, bend=1.0)
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None and verdict.best_weight in (0.25, 0.5, 0.75)
+    assert verdict.by_weight[verdict.best_weight] < GAIN * min(verdict.method, verdict.placed)
+
+
+def test_the_mean_position_is_that_in_the_image() -> None:
+    cases, residuals = study(20, noise=0.1)
+    true = np.stack([c.landmarks.points for c in cases])
+    position = true[:-6].mean(0)  # all images lie alike
+    expected = np.linalg.norm(true[-6:] - position, axis=2).mean()
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None and verdict.position == pytest.approx(expected)
+
+
+def test_nothing_held_out_is_not_judged() -> None:
+    cases, residuals = study(20, noise=1.0)
+    assert judged(cases, cases, Residuals((), (), ())) is None
+    assert judged(cases[:-6], cases[:-6], residuals) is None  # cases that are not among those given
+
+
+def test_what_is_not_located_stays_so_and_an_outlier_does_not_place_the_shape() -> None:
+    mean = np.random.default_rng(1).normal(0, 10, (8, 2))
+    points = mean + 5.0
+    points[2] = np.nan
+    points[3] += 300.0
+    found = settled(Landmarks(NAMES, points), SettleFacts(mean_shape=mean.tolist(), weight=0.0)).points
+    assert np.isnan(found[2]).all()
+    others = [0, 1, 4, 5, 6, 7]
+    np.testing.assert_allclose(found[others], mean[others] + 5.0, atol=0.3)
+    np.testing.assert_allclose(found[3], mean[3] + 5.0, atol=0.5)
+
+
+def row(step: int, loss: float, mm: float) -> dict[str, str]:
+    return {"stage": "one", "step": str(step), "loss": str(loss), "val_mm": str(mm)}
+
+
+def test_a_validation_that_stands_still_is_said() -> None:
+    still = [row(100 * k, 10.0 / (k + 1), 3.0 if k == 2 else 3.2) for k in range(10)]
+    assert stalled(still).startswith("one: the loss fell from step 200 on, validation did not")
+    assert stalled([row(100 * k, 10.0 / (k + 1), 3.0 - 0.1 * k) for k in range(10)]) == ""  # still falling
+    assert stalled([row(100 * k, 5.0, 3.0 if k == 2 else 3.2) for k in range(10)]) == ""  # the loss stands too
+    assert stalled(still[:4]) == stalled([]) == ""
