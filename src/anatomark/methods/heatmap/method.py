@@ -112,9 +112,7 @@ class Heatmap(BlockMethod):
             "local": True,
             "tree": True,
             "fitted": True,
-            "stem": 4,
-            "maps": [40, 64, 96, 128],
-            "sigma": 1.0,
+            "maps": [32, 48, 64, 96],
             "batch": 6,
         },
     }

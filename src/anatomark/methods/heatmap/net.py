@@ -111,11 +111,11 @@ def _blurred(x: torch.Tensor) -> torch.Tensor:
 
 
 class Context(nn.Module):
-    """Two layers of self-attention over all cells (B, C, *cells) and where they lie (Vaswani et al. 2017): what is
+    """Three layers of self-attention over all cells (B, C, *cells) and where they lie (Vaswani et al. 2017): what is
     found at one end of an anatomy tells which of many alike parts lies at the other."""
 
     HEADS = 4
-    LAYERS = 2
+    LAYERS = 3
 
     def __init__(self, ndim: int, width: int, cells: Sequence[int]):
         super().__init__()
