@@ -30,9 +30,14 @@ class Judged:
 
     @property
     def best_weight(self) -> float:
-        """1 where nothing is clearly better than the method alone."""
+        """1 where the method alone is better than the placed mean shape, and nothing is clearly better than it."""
         best = min(self.by_weight, key=lambda w: self.by_weight[w])
-        return best if self.by_weight[best] < GAIN * self.method else 1.0
+        return best if self.method > self.placed or self.by_weight[best] < GAIN * self.method else 1.0
+
+    @property
+    def proven(self) -> bool:
+        """Whether what the model answers errs less than both that cost nothing."""
+        return self.by_weight[self.best_weight] < min(self.position, self.placed)
 
     def lines(self) -> list[str]:
         """What a log and a card say of it."""

@@ -67,9 +67,9 @@ def finish(
 
 def doubt(verdict: Judged | None, state: State) -> str:
     """Why no prediction of a model should be believed unseen, one clause; empty where nothing speaks against it."""
-    if verdict is not None and verdict.method >= min(verdict.position, verdict.placed):
+    if verdict is not None and not verdict.proven:
         better = "mean position" if verdict.position <= verdict.placed else "mean shape placed by its points"
-        return f"on held-out cases this model errs more than the {better}"
+        return f"on held-out cases this model is no better than the {better}"
     shortest = min(state.stages, key=lambda s: s.steps)
     if verdict is None and shortest.steps < FEWEST_STEPS:
         return f"hardly trained: stage {shortest.name} had {shortest.steps} steps, and no case was held out"

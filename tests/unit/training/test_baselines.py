@@ -12,7 +12,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.model.residuals import Residuals
 from anatomark.model.settle import SettleFacts, settled
-from anatomark.training.baselines import GAIN, judged, mean_of, settled_residuals
+from anatomark.training.baselines import GAIN, Judged, judged, mean_of, settled_residuals
 from anatomark.training.finish import stalled
 
 NAMES = tuple("abcdefgh")
@@ -43,6 +43,23 @@ def test_a_method_worse_than_the_mean_shape_settles_on_it() -> None:
     assert after == pytest.approx(verdict.by_weight[verdict.best_weight])
     assert after < 0.6 * verdict.method
     assert "the model answers" in verdict.lines()[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "placed", "middle", "weight", "proven"),
+    [
+        (1.0, 2.0, 0.98, 1.0, True),  # hardly better: chance
+        (1.0, 2.0, 0.9, 0.5, True),
+        (1.0, 0.99, 0.98, 0.5, True),  # the placed shape is better: any gain is taken
+        (1.0, 0.9, 0.95, 0.0, False),  # the model answers what costs nothing
+        (3.0, 3.5, 3.2, 1.0, False),  # the mean position is better
+    ],
+)
+def test_what_is_answered_and_whether_it_is_worth_anything(
+    method: float, placed: float, middle: float, weight: float, proven: bool
+) -> None:
+    verdict = Judged(method, 2.5, placed, {1.0: method, 0.5: middle, 0.0: placed})
+    assert (verdict.best_weight, verdict.proven) == (weight, proven)
 
 
 def test_a_good_method_stays_as_it_is() -> None:

@@ -46,7 +46,17 @@ class MeasureFacts(Stored):
     scale: Annotated[float, Field(gt=0, le=1e9)]
 
 
-Measure = Literal["shape", "size", "turn", "cut off", "absent", "whole", "detail", "noise", "spread", "score"]
+Measure = Literal[
+    "shape", "size", "turn", "cut off", "absent", "whole", "detail", "noise", "spread", "score", "weakest"
+]
+
+
+class RiskFacts(Stored):
+    """What errors go with (``risk.py``)."""
+
+    weights: dict[Measure, Annotated[float, Field(gt=0, le=1e6)]] = Field(min_length=1)
+    offset: Number
+    limit: Number
 
 
 class TrustFacts(Stored):
@@ -56,6 +66,7 @@ class TrustFacts(Stored):
     cases: Count
     independent: Count
     usual: dict[Measure, MeasureFacts] = Field(min_length=1)
+    risk: RiskFacts | None = None
 
 
 class CalibrationFacts(Stored):

@@ -154,6 +154,7 @@ class Reference:
             values["spread"] = float(np.nanmean(np.log(np.where(sigma > 0, sigma, np.nan) / self.radius)))
         if landmarks.score is not None and np.isfinite(landmarks.score).any():
             values["score"] = 1 - float(np.nanmean(landmarks.score))
+            values["weakest"] = 1 - float(np.nanquantile(landmarks.score, 0.1))
         whole, patches = pictures(image, points[self.pictured], pose, self.mean)
         values["noise"] = roughness(image, points)
         return Measured(values, whole, patches, residual, absent)

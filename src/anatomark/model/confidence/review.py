@@ -1,8 +1,9 @@
 """The review flag: whether a prediction deserves a second look, and why.
 
 What is usual is learned from the training cases (their true landmarks, each measured against a reference that leaves it
-out) and, for what concerns the prediction itself, from cases that no weight was fitted to. A case is suspicious by its
-most unusual measure, in robust standard deviations.
+out) and, for what concerns the prediction itself, from cases that no weight was fitted to. A case is suspicious by the
+error that its measures foretell (``risk.py``), where enough cases taught that; and by its most unusual measure, in
+robust standard deviations, where that is beyond all that is usual.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from anatomark.model.align.aligner import AlignFacts
 from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence import with_absent
 from anatomark.model.confidence.reference import Measured, Reference
+from anatomark.model.confidence.risk import Risk
 from anatomark.model.residuals import Residuals
 from anatomark.model.tensors import read_tensors
 from anatomark.progress import Reporter
@@ -33,6 +35,7 @@ from anatomark.progress import Reporter
 REFERENCE = "reference.safetensors"
 LARGEST = 1e6  # of its numbers, mm and counts
 MOST = 60  # cases that are measured, of the training cases and of the independent ones
+OF_PREDICTIONS = ("spread", "score", "weakest")  # measures that true landmarks do not have
 LIMIT = 0.95  # share of usual cases that may not be flagged
 LEAST_LIMIT = 4.0  # robust standard deviations
 FEW, MARGIN = 20, 1.25  # below so many cases the limit lies so much above the worst of them
@@ -40,29 +43,37 @@ FEW, MARGIN = 20, 1.25  # below so many cases the limit lies so much above the w
 # the least that counts as one standard deviation
 FLOORS = {
     "shape": 0.10, "size": 0.04, "turn": 1.5, "cut off": 0.01, "absent": 0.02, "whole": 0.05, "detail": 0.04,
-    "noise": 0.12, "spread": 0.12, "score": 0.03,
+    "noise": 0.12, "spread": 0.12, "score": 0.03, "weakest": 0.05,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Usual:
     """What each measure usually is, and from where on a case is suspicious: ``middle`` and ``scale`` by measure,
-    ``limit`` in robust standard deviations; ``cases`` and ``independent`` ones it was learned from."""
+    ``limit`` in robust standard deviations; ``cases`` and ``independent`` ones it was learned from; ``risk``: what
+    errors go with, where the independent ones were enough to tell."""
 
     middle: dict[str, float]
     scale: dict[str, float]
     limit: float
     cases: int
     independent: int
+    risk: Risk | None = None
 
     @classmethod
-    def learned(cls, true: Sequence[Mapping[str, float]], predicted: Sequence[Mapping[str, float]]) -> Usual | None:
+    def learned(
+        cls,
+        true: Sequence[Mapping[str, float]],
+        predicted: Sequence[Mapping[str, float]],
+        errors: Sequence[float] | None = None,
+    ) -> Usual | None:
         """From measures of training cases at their ``true`` landmarks and of ``predicted`` ones in cases that no weight
-        was fitted to; None without any. What only predictions have is learned from these alone."""
+        was fitted to, with the mean ``errors`` there, mm; None without any. What only predictions have is learned from
+        these alone."""
         middle, scale = {}, {}
         both = [*true, *predicted]
         for name, floor in FLOORS.items():
-            cases = predicted if name in ("spread", "score") else both
+            cases = predicted if name in OF_PREDICTIONS else both
             x = np.array([v[name] for v in cases if np.isfinite(v.get(name, np.nan))])
             if not len(x):
                 continue
@@ -73,10 +84,13 @@ class Usual:
         if not middle:
             return None
         usual = cls(middle, scale, float("inf"), len(true), len(predicted))
-        worst = np.sort([usual.suspicion(v) for v in (predicted if len(predicted) >= FEW else both)])
+        worst = np.sort([usual.oddness(v) for v in (predicted if len(predicted) >= FEW else both)])
         rank = int(np.ceil((len(worst) + 1) * LIMIT))
         limit = worst[rank - 1] if len(worst) >= FEW and rank <= len(worst) else worst[-1] * MARGIN
-        return cls(middle, scale, max(LEAST_LIMIT, float(limit)), len(true), len(predicted))
+        risk = None
+        if errors is not None and len(errors) == len(predicted):
+            risk = Risk.learned([usual.unusual(v) for v in predicted], np.asarray(errors, dtype=np.float64))
+        return cls(middle, scale, max(LEAST_LIMIT, float(limit)), len(true), len(predicted), risk)
 
     def unusual(self, values: Mapping[str, float]) -> dict[str, float]:
         """Robust standard deviations above the usual, by measure."""
@@ -84,20 +98,35 @@ class Usual:
             n: (values[n] - m) / self.scale[n] for n, m in self.middle.items() if np.isfinite(values.get(n, np.nan))
         }
 
-    def suspicion(self, values: Mapping[str, float]) -> float:
+    def oddness(self, values: Mapping[str, float]) -> float:
         """The largest of them, at least 0."""
         return max([0.0, *self.unusual(values).values()])
 
+    def suspicion(self, values: Mapping[str, float]) -> float:
+        """Above ``limit`` where a case should be reviewed. With a ``risk`` it grows as the error that is foretold; how
+        odd a case looks counts only where that is beyond all that is usual."""
+        odd = self.oddness(values)
+        if self.risk is None:
+            return odd
+        foretold = self.limit * float(np.exp(self.risk.of(self.unusual(values)) - self.risk.limit))
+        return max(foretold, odd) if odd > self.limit else foretold
+
     def to_json(self) -> dict[str, Any]:
         measures = {n: {"middle": round(m, 5), "scale": round(self.scale[n], 5)} for n, m in self.middle.items()}
-        return {"limit": round(self.limit, 3), "cases": self.cases, "independent": self.independent, "usual": measures}
+        facts = {"limit": round(self.limit, 3), "cases": self.cases, "independent": self.independent, "usual": measures}
+        if self.risk is None:
+            return facts
+        weights = {n: round(w, 5) for n, w in self.risk.weights.items()}
+        risk = {"weights": weights, "offset": round(self.risk.offset, 5), "limit": round(self.risk.limit, 5)}
+        return {**facts, "risk": risk}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usual:
         usual = data["usual"]
         middle = {n: float(v["middle"]) for n, v in usual.items()}
         scale = {n: float(v["scale"]) for n, v in usual.items()}
-        return cls(middle, scale, float(data["limit"]), int(data["cases"]), int(data["independent"]))
+        risk = Risk(**data["risk"]) if data.get("risk") else None
+        return cls(middle, scale, float(data["limit"]), int(data["cases"]), int(data["independent"]), risk)
 
 
 @dataclass(frozen=True)
@@ -146,9 +175,13 @@ class Review:
             "noise": lambda: f"noisier than the training images, {np.exp(v['noise'] - m['noise']):.1f} times",
             "spread": lambda: f"votes or starts spread {np.exp(v['spread'] - m['spread']):.1f} times as wide as usual",
             "score": lambda: f"low scores, {1 - v['score']:.2f} on average, usual {1 - m['score']:.2f}",
+            "weakest": lambda: f"a tenth of the scores below {1 - v['weakest']:.2f}, usual {1 - m['weakest']:.2f}",
         }
-        away = self.usual.unusual(values)
-        return [lines[n]() for n in sorted(away, key=lambda n: -away[n]) if away[n] > self.usual.limit]
+        away, risk = self.usual.unusual(values), self.usual.risk
+        odd = [n for n in sorted(away, key=lambda n: -away[n]) if away[n] > self.usual.limit]
+        if risk is not None and risk.of(away) > risk.limit:
+            odd += [n for n in risk.leading(away)[:2] if n not in odd]
+        return [lines[n]() for n in odd]
 
 
 def described_review(review: Review | None) -> str:
@@ -157,7 +190,11 @@ def described_review(review: Review | None) -> str:
         return "review flag: too few training cases or landmarks to say what is usual"
     usual = review.usual
     cases = f"{usual.cases} training cases and {usual.independent} independent ones"
-    return f"review flag: above {usual.limit:.1f} robust standard deviations of what is usual, learned from {cases}"
+    line = f"review flag: above {usual.limit:.1f} robust standard deviations of what is usual, learned from {cases}"
+    if usual.risk is None:
+        return line
+    measures = listed(sorted(usual.risk.weights, key=lambda n: -usual.risk.weights[n]))  # type: ignore[union-attr]
+    return f"{line}; and where {measures} foretell an error above {np.exp(usual.risk.limit):.3g} mm"
 
 
 # ---------------------------------------------------------------------- learning what is usual
@@ -182,6 +219,7 @@ def learn_review(
     # what is measured of a training case is measured without it
     without = {c.id: other for c, other in zip(chosen, others, strict=True)}
     predictions = {} if independent is None else dict(zip(independent.cases, independent.predictions, strict=True))
+    by_case = {} if independent is None else dict(zip(independent.cases, independent.errors, strict=True))
     held = [list(predictions)[i] for i in spread(len(predictions), MOST)]
     own: dict[str, Measured] = {}
     with report.bar("what is usual", len(chosen) + len(held)) as bar:
@@ -193,7 +231,7 @@ def learn_review(
             return None
         reference = reference.with_pictures(list(own.values()))
         true = [reference.compare(measured, own=measured) for measured in own.values()]
-        predicted = []
+        predicted, errors = [], []
         cases = {c.id: c for c in (*train, *val)}
         for k, id in enumerate(held):
             image = cases[id].image()
@@ -201,8 +239,9 @@ def learn_review(
             measured = without.get(id, reference).measure(image, prediction)
             if measured is not None:
                 predicted.append(reference.compare(measured, own=own.get(id)))
+                errors.append(float(np.nanmean(away)) if np.isfinite(away := by_case[id]).any() else float("nan"))
             bar.update(len(own) + k + 1, id)
-    usual = Usual.learned(true, predicted)
+    usual = Usual.learned(true, predicted, errors)
     return None if usual is None else Review(reference, usual)
 
 
