@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 import anatomark
-from anatomark.errors import InputError
+from anatomark.errors import InputError, check_range
 from anatomark.evaluation.evaluate import evaluate
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.io.atomic import write_text
 from anatomark.io.landmarks import read_landmarks
+from anatomark.model.config import MOST_MINUTES
 from anatomark.model.predict import predict
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
@@ -85,6 +86,8 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
     folder.
     """
     out, report = Path(out), report or Reporter()
+    if minutes is not None:
+        check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
     cases = out / "cases.csv"
     if out.exists() and not _is_demo(out):
         raise InputError(f"{out}: exists already and holds no demo; choose another `out`")

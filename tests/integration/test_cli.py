@@ -107,6 +107,32 @@ def test_usage_errors_have_exit_code_2(run: Commands) -> None:
     assert "xyz" in run.err
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fit c.csv", "anatomark fit: Missing option '--out'"),
+        ("predct", "No such command 'predct'"),
+        ("fit c.csv --out o --stepz 3", "--stepz"),
+        ("fit c.csv --out o --steps 1.5", "--steps"),
+        ("fit c.csv --out o --steps 99999999999999999999", "steps: Input should be less than or equal to 1000000000"),
+        ("fit c.csv --out o --minutes nan", "minutes: Input should be a finite number"),
+        ("fit c.csv --out o --set method.warp_mm=.inf", "warp_mm is inf; give a finite number"),
+        ("fit c.csv --out o --set seed=-1", "seed"),
+        ("fit c.csv --out o --workers 99999", "workers"),
+        ("predict m i --out o --threads 100000", "--threads"),
+        ("predict m i --out o --threads 99999999999999999999", "--threads"),
+        ("predict m i --out o --tta 0", "--tta"),
+        ("plan c.csv --minutes inf", "--minutes inf: give a number above 0 to 1,000,000"),
+        ("simulate c.csv --out o --count 0", "count 0: give a number from 1 to 1,000,000"),
+        ("crop c.csv --out o --pad nan", "--pad nan: give a number from"),
+        (f"evaluate {'x' * 5000} c.csv --out o", "File name too long"),
+    ],
+)
+def test_what_no_command_can_take_is_one_line(run: Commands, line: str, said: str) -> None:
+    assert run(*line.split()) == 2
+    assert said in run.err and len(run.err.strip().splitlines()) == 1
+
+
 def test_our_own_faults_are_one_line_with_a_hint(
     run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from anatomark.errors import check_range, nearest
 from anatomark.methods.base import MOST
-from anatomark.model.config import MOST_MINUTES, MOST_SEED, MOST_THREADS, checked, read_yaml
+from anatomark.model.config import MOST_MINUTES, MOST_SEED, checked, read_yaml
+from anatomark.model.device import MOST_THREADS
 from anatomark.model.views import MOST_VIEWS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -35,6 +36,9 @@ COMMANDS = (
 )  # fmt: skip
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
+NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +73,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:
-        app(args=given, prog_name="anatomark")
+        code = app(args=given, prog_name="anatomark", standalone_mode=False)
+    except ClickException as error:  # bad usage, such as an unknown option
+        text = error.format_message()
+        if "\n\n" in text:  # the help of a command that was given nothing
+            typer.echo(text, err=True)
+        else:
+            typer.echo(f"error: {_usage(error, text)}", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what reads our output has gone; nothing more can be said
         sys.exit(1)
@@ -78,17 +91,35 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         typer.echo(f"error: {_line(error)}", err=True)
         sys.exit(2 if _users(error) else 1)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any, text: str) -> str:
+    """What is wrong with a command line, and which ``--help`` tells more."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "anatomark"
+    return f"{command}: {' '.join(text.split()).rstrip('.')[:400]}; {command} --help shows what it takes"
 
 
 def _users(error: Exception) -> bool:
     """Whether the user can mend it: bad input, or a disk that refuses."""
-    return isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+    return (
+        isinstance(error, InputError)
+        or _out_of_memory(error)
+        or (isinstance(error, OSError) and error.errno in REFUSALS | NAMES)
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(ALLOCATION.search(str(error))))
 
 
 def _line(error: Exception) -> str:
     if isinstance(error, InputError):
         return spell_options(str(error))
+    if _out_of_memory(error):
+        return "there is not enough memory for this; take smaller images, batches or blocks"
+    if isinstance(error, OSError) and error.errno in NAMES:
+        return f"{str(error.filename)[:100]}: {error.strerror}"
     if _users(error) and isinstance(error, OSError):
         return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]

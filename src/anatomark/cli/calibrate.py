@@ -22,7 +22,7 @@ def calibrate(
 
     keep_freed_memory()
     if threads is not None:
-        import torch
+        from anatomark.model.device import set_threads
 
-        torch.set_num_threads(threads)
+        set_threads(threads)
     show(learn(model, cases, out, report=reporter(as_json)), as_json)

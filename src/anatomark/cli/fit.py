@@ -26,7 +26,7 @@ def fit(
     minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Train for this many steps in all.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from its weights.")] = None,
-    folds: Annotated[int, typer.Option(min=0, help="Cross-validate first, with this many folds.")] = 0,
+    folds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Cross-validate first, with this many folds.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     device: Device = None,
     threads: Threads = None,

@@ -27,10 +27,12 @@ Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch on the CPU.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Threads of torch on the CPU.")]
 Views = Annotated[
     int,
-    typer.Option("--tta", min=1, metavar="K", help="Average K slightly changed views of each image; K times slower."),
+    typer.Option(
+        "--tta", min=1, max=1000, metavar="K", help="Average K slightly changed views of each image; K times slower."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anatomark import methods
 from anatomark.errors import InputError, nearest
@@ -16,6 +17,7 @@ from anatomark.io.atomic import read_text, write_text
 from anatomark.io.plainyaml import MOST_YAML_BYTES, parse_yaml
 from anatomark.methods.base import MOST, Method, MethodConfig
 from anatomark.model.align.aligner import AlignConfig
+from anatomark.model.device import MOST_THREADS
 from anatomark.model.refine.refiner import RefineConfig
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,7 +25,6 @@ M = TypeVar("M", bound=BaseModel)
 
 MOST_SEED = 2**63 - 1
 MOST_MINUTES = 1_000_000  # two years
-MOST_THREADS = 1024  # more than any machine has; each takes memory of its own
 AUTO = "auto"  # the method that ``training/auto.py`` replaces by one that suits the data
 FIRST = "pin"  # the method of presets and settings that name none
 
@@ -48,6 +49,16 @@ class MethodChoice(BaseModel):
         if loose and isinstance(own.get("settings") or {}, Mapping):
             own["settings"] = {**(own.get("settings") or {}), **loose}
         return own if "name" in own or not own else {"name": FIRST, **own}
+
+    @field_validator("settings")
+    @classmethod
+    def _finite(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        # as JSON they would become null, which means the default
+        for key, value in settings.items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{key} is {number}; give a finite number")
+        return settings
 
     @model_validator(mode="after")
     def _alone(self) -> MethodChoice:
@@ -76,7 +87,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
-    workers: int | None = Field(default=None, ge=0, le=MOST_THREADS)
+    workers: int | None = Field(default=None, ge=0, le=256)
     cache_mb: int = Field(default=2048, ge=1, le=MOST)
     cache: str | None = None
     val_fraction: float = Field(default=0.2, ge=0, lt=1)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from anatomark.errors import InputError
+from anatomark.errors import InputError, check_range
+
+MOST_THREADS = 1024  # more than any machine has; each takes memory of its own
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch on the CPU. Raises InputError for a number that would end the process."""
+    check_range("threads", count, 1, MOST_THREADS)
+    torch.set_num_threads(count)
 
 
 def find_device(name: str | None) -> torch.device:

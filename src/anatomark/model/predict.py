@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from anatomark.cases.case import Case, of_dimension
 from anatomark.cases.find import find_images_as_cases
 from anatomark.cases.store import image_key
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import read_json
+from anatomark.model.device import set_threads
 from anatomark.model.ensemble import Ensemble, member_paths
 from anatomark.model.model import Model, Spacing
 from anatomark.model.prediction import FORMATS, endings, write_prediction
 from anatomark.model.run_cases import Outcome, run_cases
 from anatomark.model.run_folder import load_run
-from anatomark.model.views import Augmented
+from anatomark.model.views import MOST_VIEWS, Augmented
 from anatomark.progress import Reporter
 
 AnyModel = Model | Ensemble | Augmented
@@ -33,10 +32,9 @@ def load(path: str | os.PathLike[str], device: str | None = None, threads: int |
     of torch on the CPU; ``tta``: views of each image whose answers are averaged. Raises InputError where a folder is
     missing, incomplete or damaged, and where several models find different landmarks.
     """
+    check_range("tta", tta, 1, MOST_VIEWS)
     if threads is not None:
-        torch.set_num_threads(threads)
-    if tta < 1:
-        raise InputError(f"`tta` {tta}: give the number of views, 1 or more")
+        set_threads(threads)
     members = [Model(load_run(part), device) for part in member_paths(path)]
     model = members[0] if len(members) == 1 else Ensemble(members)
     return model if tta == 1 else Augmented(model, tta)

@@ -14,7 +14,7 @@ from anatomark.cases.find import find_cases
 from anatomark.cases.manifest import read_manifest
 from anatomark.core.box import Box, box_around, box_of_size, cut_out
 from anatomark.core.grid import Array, Grid
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import Where
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import split_observer, write_landmarks
@@ -45,6 +45,8 @@ class Region:
     def __post_init__(self) -> None:
         if self.margin_mm is not None and self.size_mm is not None:
             raise InputError("`margin_mm` and `size_mm` both say how large the box is; give one of them")
+        if self.pad is not None:
+            check_range("pad", self.pad, -1e9, 1e9)
         if self.margin_mm is not None and not 0 <= self.margin_mm <= MOST_MM:
             raise InputError(f"`margin_mm` {self.margin_mm:g}: is a number of mm from 0 on, at most {MOST_MM}")
         if self.size_mm is not None and not all(0 < s <= MOST_MM for s in self.size_mm):

@@ -16,9 +16,9 @@ from rich.table import Column, Table
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.manifest import read_manifest
-from anatomark.errors import listed
+from anatomark.errors import check_range, listed
 from anatomark.io.atomic import write_json
-from anatomark.model.config import AUTO, RunConfig, checked, completed, merged, write_config
+from anatomark.model.config import AUTO, MOST_MINUTES, RunConfig, checked, completed, merged, write_config
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
 
 SCHEMA = 1
@@ -67,6 +67,8 @@ def plan(
     nothing. ``method``: by default the one that suits (``auto.py``), given ``minutes`` of training or a usual time.
     ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
     """
+    if minutes is not None:
+        check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
     where = str(manifest_path)
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)
     seen = fingerprint(manifest)

@@ -16,7 +16,7 @@ from anatomark.cases.find import find_landmarks
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image, rounded
 from anatomark.core.resample import resample, sample_index
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import Where, write_bytes
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import landmark_format, load_landmarks, split_observer
@@ -28,6 +28,7 @@ from anatomark.tools.register.kind import Kind
 from anatomark.tools.register.linear_fit import Linear
 from anatomark.tools.register.thin_plate import ThinPlate, folded_share
 
+MOST_MM = 1e6
 ENDINGS = (".tfm", ".h5", ".nii.gz", ".mha", ".png")
 DIRECTION = "as ITK resamples: the transform maps points of the fixed image to points of the moving image, LPS mm"
 FIELD_STEPS = 64  # of the displacement field along its longest side, unless its spacing is given
@@ -50,10 +51,9 @@ class Options:
             raise InputError(f"`kind` {self.kind}: is not {', '.join(Kind)}{nearest(self.kind, [*Kind])}")
         if self.kind != Kind.TPS and (self.smooth_mm or self.field_mm):
             raise InputError(f"`smooth_mm` and `field_mm` are for `kind` tps; {self.kind} needs neither")
-        if not (np.isfinite(self.smooth_mm) and self.smooth_mm >= 0):
-            raise InputError(f"`smooth_mm` {self.smooth_mm:g}: is a number of mm from 0 on")
-        if self.field_mm is not None and not (np.isfinite(self.field_mm) and self.field_mm > 0):
-            raise InputError(f"`field_mm` {self.field_mm:g}: is a number of mm above 0")
+        check_range("smooth_mm", self.smooth_mm, 0, MOST_MM)
+        if self.field_mm is not None:
+            check_range("field_mm", self.field_mm, 1e-6, MOST_MM)
 
 
 @dataclass(frozen=True)

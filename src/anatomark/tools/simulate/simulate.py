@@ -16,7 +16,7 @@ from anatomark.cases.store import fingerprint_of
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import Where, read_json, remove_temporary, write_json
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import read_landmarks, split_observer, write_landmarks
@@ -45,9 +45,8 @@ class Request:
     settings: Simulation
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("points", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)} is too small; it is a number from {least} on")
+        for name, least, most in (("count", 1, 1_000_000), ("points", 0, 100_000), ("seed", 0, 2**63 - 1)):
+            check_range(name, getattr(self, name), least, most)
         if self.split not in SPLITS[:3]:
             raise InputError(
                 f"split {self.split!r} is not known{nearest(self.split, SPLITS[:3])}; it is train, val or test"
