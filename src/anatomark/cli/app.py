@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -33,8 +34,8 @@ from anatomark.errors import InputError
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
 )  # fmt: skip
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         app(args=given, prog_name="anatomark")
     except BrokenPipeError:
@@ -90,6 +94,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, InputError):
         return spell_options(str(error))
     if _users(error) and isinstance(error, OSError):
-        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
+        what = "written" if error.errno in FULL else "read"  # what is written refuses in its own words
+        return f"{error.filename or 'a file'}: cannot be {what}: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"

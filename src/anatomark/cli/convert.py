@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def convert(
     from anatomark.io.frames import parse_spacing
     from anatomark.io.landmarks import convert as run_convert
 
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise InputError(f"{target}: exists already; add --overwrite to replace it")
     mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
     written = run_convert(source, target, case=case, frame=frame, unit=unit, spacing=mm, label_from=label_from)

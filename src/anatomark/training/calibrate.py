@@ -12,6 +12,7 @@ from anatomark.cases.division import Division, read_division, spread
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json, write_text
+from anatomark.io.claim import TAIL, TEMPORARY, claimed
 from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.confidence.radius import LEVEL, calibrated
@@ -58,9 +59,15 @@ def calibrate(
     review flag is learned. Raises InputError: no such model, ``out`` exists, landmarks that the model does not know.
     """
     out, report = Path(out), report or Reporter(quiet=True)
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another `out`")
-    run = load_run(model)
+    with claimed(out, beside=True):
+        if os.path.lexists(out):
+            raise InputError(f"{out}: exists already; choose another `out`")
+        return _calibrated(load_run(model), cases, out, out_of_fold, report)
+
+
+def _calibrated(
+    run: Run, cases: str | os.PathLike[str], out: Path, out_of_fold: Residuals | None, report: Reporter
+) -> Calibrated:
     division = _division(run, cases)
     residuals = out_of_fold
     if residuals is None and division.independent:
@@ -73,8 +80,7 @@ def calibrate(
     if residuals is not None and len(residuals.cases) < ENOUGH:
         count = len(residuals.cases)
         lines.append(f"{count} independent cases say little: radii and limits are rough; better {ENOUGH}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    partial = out.with_name(f"{TEMPORARY}{out.name[-TAIL:]}")
     try:
         partial.mkdir()
         for name in PARTS:
@@ -88,6 +94,8 @@ def calibrate(
             write_reference(partial, learned.review)
         write_json(partial / "calibration.json", learned.facts)
         partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Calibrated(out, learned.facts, tuple(lines))
