@@ -34,7 +34,7 @@ def atomic_path(path: Where) -> Iterator[Path]:
     a folder or device of that name.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name[-TAIL:]}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[-TAIL:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # it would be replaced

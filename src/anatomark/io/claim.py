@@ -4,8 +4,8 @@ wrote."""
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +22,7 @@ from anatomark.errors import InputError
 Where = str | os.PathLike[str]  # of a file or folder
 LOCK = ".anatomark.lock"
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
+LONGEST = 3600  # bytes of an output's path, so that those of the files in it stay below the 4096 of most systems
 WAIT_S = 2.0  # for a run that is just ending
 TAKEN = {errno.EAGAIN, errno.EACCES}  # by another; other errors mean that the file system knows no locks
 TAIL = 32  # characters of a long name that are kept, so that a name of our own fits beside it
@@ -40,7 +41,7 @@ class Claim:
         for entry in entries:
             if isinstance(entry, list):
                 self.written.setdefault(str(entry[0]), set()).add(str(entry[1]))
-        self.left = bool(entries)  # by a run that did not come to its end
+        self.left = [e.get("process") for e in entries if isinstance(e, dict)]  # runs that did not come to their end
         self._add({"process": os.getpid(), "host": socket.gethostname()})
 
     def unfinished(self, path: Path) -> bool:
@@ -82,10 +83,9 @@ def claimed(out: Where, *, beside: bool = False) -> Iterator[Claim]:
     there = existing(folder)
     try:
         _check(path, beside)
-        tail = path.name[-TAIL:]
-        claim = _take(path, folder, folder / (f".anatomark-{tail}.lock" if beside else LOCK))
-        if claim.left:
-            remove_temporary(folder.glob(f"{TEMPORARY}*{glob.escape(tail)}" if beside else f"**/{TEMPORARY}*"))
+        claim = _take(path, folder, folder / (f".anatomark-{path.name[-TAIL:]}.lock" if beside else LOCK))
+        for process in claim.left:
+            remove_temporary(folder.glob(f"{TEMPORARY}{process}-*" if beside else f"**/{TEMPORARY}*"))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         remove_empty(folder, there)
         reason = getattr(error, "strerror", None) or error
@@ -135,7 +135,7 @@ def remove_temporary(left: Iterable[Path]) -> None:
 
 def existing(folder: Path) -> Path:
     """The nearest folder at or above ``folder`` that exists."""
-    return folder if os.path.exists(folder) or folder == folder.parent else existing(folder.parent)
+    return next((f for f in (folder, *folder.parents) if os.path.exists(f)), folder)
 
 
 def remove_empty(folder: Path, until: Path) -> None:
@@ -154,6 +154,8 @@ def _check(path: Path, beside: bool) -> None:
         raise InputError(f"`out` {_shown(path)}: the name is not UTF-8; choose another") from None
     if any(unicodedata.category(c) == "Cc" for c in text):
         raise InputError(f"`out` {_shown(path)}: the name holds a control character, such as a line's end")
+    if len(text.encode()) > LONGEST:
+        raise InputError(f"`out` {_shown(path)}: the name is too long")
     mode = None
     with suppress(FileNotFoundError, NotADirectoryError):  # a parent that is a file is named below
         mode = path.stat().st_mode
@@ -171,7 +173,9 @@ def _check(path: Path, beside: bool) -> None:
 def _take(path: Path, folder: Path, lock: Path) -> Claim:
     until = time.monotonic() + WAIT_S
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = itertools.takewhile(lambda f: not os.path.exists(f), (folder, *folder.parents))
+        for parent in reversed([*missing]):
+            parent.mkdir(exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
             handle = os.open(lock, flags, 0o666)

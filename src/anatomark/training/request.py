@@ -35,10 +35,9 @@ def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
     up."""
     config = begun(run)
     if config is None:
-        inside = {p.name for p in run.iterdir() if not is_passing(p.name)} if run.is_dir() else set()
-        if (run.exists() and not run.is_dir()) or (
-            inside and (REQUEST not in inside or inside - {"cache", "folds", REQUEST})
-        ):
+        there = [*run.iterdir()] if run.is_dir() else [run] if run.exists() else []
+        names = {p.name for p in there if not is_passing(p.name)}
+        if names and not {REQUEST} <= names <= {REQUEST, "cache", "folds"}:
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked
     if not resume:
