@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -132,3 +135,52 @@ def test_no_input_is_replaced(made: Path, tmp_path: Path, capsys: pytest.Capture
     ):
         code, err = _run(capsys, *command.split())
         assert code == 2 and "is one of the files to" in err, err
+
+
+def test_a_fixed_case_of_another_split_is_named_so(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = (made / "cases.csv").read_text().splitlines()
+    table[2] = table[2].replace(",train,", ",test,")
+    (made / "split.csv").write_text("\n".join(table))
+    command = ("register", "case0", made / "split.csv", "--split", "test", "--out", tmp_path / "out")
+    code, err = _run(capsys, *command)
+    assert code == 2 and "FIXED case0: is of split train, not of --split test" in err
+    code, err = _run(capsys, *command[:1], "case9", *command[2:])
+    assert code == 2 and "no case" in err and "of split" not in err
+
+
+def test_what_cannot_be_read_is_called_so(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and folders that the user may not read; root may, so the system's answers are played."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("case0.nii.gz", "case1.nii.gz"):
+        (folder / name).write_bytes((made / name).read_bytes())
+    (folder / "closed").mkdir()
+    (folder / "notes").write_text("no image")
+    (folder / "linked").symlink_to("linked")
+    listed, stat, opened = os.listdir, os.stat, io.open
+
+    def refusing(work: Any) -> Any:
+        def checked(path: Any, *rest: Any, **options: Any) -> Any:
+            if isinstance(path, str | os.PathLike) and Path(path).name in closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return work(path, *rest, **options)
+
+        return checked
+
+    closed = {"closed", "notes"}
+    for module, name, work in ((os, "listdir", listed), (io, "open", opened), (builtins, "open", opened)):
+        monkeypatch.setattr(module, name, refusing(work))
+    code, err = _run(capsys, "predict", made / "model", folder, "--out", tmp_path / "out")
+    assert code == 0, err
+    closed = {"case1.nii.gz"}
+    code, err = _run(capsys, "predict", made / "model", folder, "--out", tmp_path / "more")
+    assert code == 2 and "case1.nii.gz: cannot be read: Permission denied" in err and "written" not in err, err
+    assert (tmp_path / "more" / "case0.json").exists()
+    closed = {"images"}
+    monkeypatch.setattr(os, "stat", refusing(stat))
+    code, err = _run(capsys, "predict", made / "model", folder, "--out", tmp_path / "none")
+    assert code == 2 and "written" not in err and err.count("\n") == 1, err
