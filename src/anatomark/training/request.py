@@ -35,8 +35,8 @@ def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
     up."""
     config = begun(run)
     if config is None:
-        there = [*run.iterdir()] if run.is_dir() else [run] if run.exists() else []
-        names = {p.name for p in there if not is_passing(p.name)}
+        inside = [*run.iterdir()] if run.is_dir() else [run] if run.exists() else []
+        names = {p.name for p in inside if not is_passing(p.name)}
         if names and not {REQUEST} <= names <= {REQUEST, "cache", "folds"}:
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked
