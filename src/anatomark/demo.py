@@ -15,6 +15,7 @@ from anatomark.errors import InputError, check_range
 from anatomark.evaluation.evaluate import evaluate
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.io.atomic import write_text
+from anatomark.io.claim import claimed, is_passing
 from anatomark.io.landmarks import read_landmarks
 from anatomark.model.config import MOST_MINUTES
 from anatomark.model.predict import predict
@@ -88,9 +89,14 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
     out, report = Path(out), report or Reporter()
     if minutes is not None:
         check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
+    with claimed(out):
+        if not _is_demo(out):
+            raise InputError(f"{out}: exists already and holds no demo; choose another `out`")
+        return _demonstrated(out, minutes, report)
+
+
+def _demonstrated(out: Path, minutes: float | None, report: Reporter) -> Demonstrated:
     cases = out / "cases.csv"
-    if out.exists() and not _is_demo(out):
-        raise InputError(f"{out}: exists already and holds no demo; choose another `out`")
     for part in (RUN, PREDICTIONS, EVALUATION):
         shutil.rmtree(out / part, ignore_errors=True)
     rows = [f"{c},{DATA / (c + '_T1w.nii.gz')},{DATA / (c + '_afids.fcsv')},{s}" for c, s in CASES]
@@ -117,11 +123,9 @@ def demo(out: str | os.PathLike[str], *, minutes: float | None = None, report: R
 
 def _is_demo(folder: Path) -> bool:
     """Whether a folder is empty or holds an earlier demo: its table of cases names our two, nobody else's."""
-    if not folder.is_dir():
-        return False
     cases = folder / "cases.csv"
     if not cases.is_file():
-        return not any(folder.iterdir())
+        return all(is_passing(p.name) for p in folder.iterdir())
     rows = cases.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     return [row.partition(",")[0] for row in rows] == [case for case, _ in CASES]
 

@@ -11,9 +11,10 @@ from typing import Any
 from anatomark.benchmark.cells import Cell, chosen, plan_cells
 from anatomark.benchmark.results import Result, fewer_landmarks, read_result, same_truth
 from anatomark.benchmark.suite import Suite, read_suite
-from anatomark.benchmark.tables import write_tables
-from anatomark.benchmark.work import State, do_cell, locked, state_of
+from anatomark.benchmark.tables import table_files, write_tables
+from anatomark.benchmark.work import State, do_cell, state_of, terminable
 from anatomark.errors import InputError
+from anatomark.io.claim import Claim, claimed
 from anatomark.progress import Reporter, clock
 
 
@@ -71,7 +72,7 @@ def benchmark(
     ``only``: names of data sets and methods; ``minutes`` replaces the suite's budgets; ``dry_run`` only says what is to
     be done and writes nothing; ``tables_only`` trains nothing. A cell that fails does not stop the others (``failed``);
     one that was killed goes on where it stood. Raises InputError for a bad suite, where a cell there was made with
-    other settings, and where another benchmark is at work in ``out``.
+    other settings, and where another run writes in ``out``.
     """
     path, out, report = Path(suite_path), Path(out), report or Reporter(quiet=True)
     suite = read_suite(path, minutes)
@@ -80,7 +81,8 @@ def benchmark(
     if dry_run:
         states = {c.name: state_of(c) for c in asked}
         return Benchmarked(out, states, {}, [], {c.name: _minutes_left(c, states[c.name]) for c in asked}, True)
-    with locked(out):
+    with claimed(out) as claim, terminable():
+        _check_tables(out, suite, claim)
         states = {c.name: state_of(c) for c in cells}
         results = {c.name: r for c in cells if (r := read_result(c)) is not None}
         same_truth(list(results.values()))
@@ -101,6 +103,13 @@ def benchmark(
     left = {c.name: _minutes_left(c, states[c.name]) for c in asked}
     notes = fewer_landmarks([results[c.name] for c in cells if c.name in results])
     return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False, notes)
+
+
+def _check_tables(out: Path, suite: Suite, claim: Claim) -> None:
+    """Raises InputError where a table to write is there, of no benchmark."""
+    *tables, record = table_files(suite, out)
+    if not record.exists() and (strange := [f for f in tables if f.exists() and not claim.unfinished(f)]):
+        raise InputError(f"{strange[0]}: exists already, and {out} holds no benchmark; choose another `out`")
 
 
 def _added(cell: Cell, results: dict[str, Result]) -> str:

@@ -17,6 +17,13 @@ from anatomark.io.atomic import write_bytes, write_json, write_text
 from anatomark.io.sheets import write_csv
 
 Row = dict[str, Any]
+TABLES, TABLE = ("results.csv", "per_case.csv", "paired.csv", "methods.csv"), "table.md"
+RECORD = "benchmark.json"
+
+
+def table_files(suite: Suite, out: Path) -> list[Path]:
+    """What :func:`write_tables` may write; ``benchmark.json`` last."""
+    return [out / name for name in (*TABLES, TABLE, *(f"{data}.png" for data in suite.data), RECORD)]
 
 
 def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Mapping[str, str]) -> list[Path]:
@@ -24,15 +31,15 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
     grouped = {d: by_method(results, suite, d) for d in suite.data}
     compared = {d: compare_methods({m: [r.errors for r in rs] for m, rs in g.items()}) for d, g in grouped.items()}
     rows = {d: method_rows(suite, g, compared[d]) for d, g in grouped.items()}
-    tables = {
-        "results.csv": [cell_row(r) for r in results],
-        "per_case.csv": [row for r in results for row in case_rows(r)],
-        "paired.csv": [{"data": d, **vars(p)} for d, pairs in compared.items() for p in pairs],
-        "methods.csv": [row for group in rows.values() for row in group],
-    }
-    for name, table in tables.items():
+    tables: list[list[Row]] = [
+        [cell_row(r) for r in results],
+        [row for r in results for row in case_rows(r)],
+        [{"data": d, **vars(p)} for d, pairs in compared.items() for p in pairs],
+        [row for group in rows.values() for row in group],
+    ]
+    for name, table in zip(TABLES, tables, strict=True):
         write_csv(out / name, table, digits=6)
-    write_text(out / "table.md", "\n".join(markdown(suite, rows, states, fewer_landmarks(results))))
+    write_text(out / TABLE, "\n".join(markdown(suite, rows, states, fewer_landmarks(results))))
     pictures = [_picture(out, d, g, rows[d]) for d, g in grouped.items() if g]
     figures = {
         f"{row['data']}_{row['method']}_{key}": row[key]
@@ -49,8 +56,8 @@ def write_tables(suite: Suite, out: Path, results: Sequence[Result], states: Map
         "machine": machine(),
         "commit": commit(),
     }
-    write_json(out / "benchmark.json", facts)
-    return [out / "table.md", *pictures, *(out / name for name in tables), out / "benchmark.json"]
+    write_json(out / RECORD, facts)
+    return [out / TABLE, *pictures, *(out / name for name in TABLES), out / RECORD]
 
 
 def by_method(results: Sequence[Result], suite: Suite, data: str) -> dict[str, list[Result]]:

@@ -20,12 +20,13 @@ from anatomark.benchmark.cells import Cell, asked, fingerprint
 from anatomark.benchmark.provenance import commit, machine
 from anatomark.errors import InputError
 from anatomark.evaluation.predictions import peak_memory_gb
-from anatomark.io.atomic import read_json, remove_temporary, write_json, write_text
+from anatomark.io.atomic import read_json, write_json, write_text
 from anatomark.model.run_folder import WEIGHTS
 from anatomark.progress import Reporter, clock
 
 RECORD = "cell.json"  # what a cell is and how it came about
 SUMMARY = "summary.json"  # an evaluation is complete when it is there
+CHILD = "anatomark.benchmark.child"
 POLL_S = 0.2  # between two readings of a child's memory
 
 
@@ -92,7 +93,6 @@ def do_cell(cell: Cell, report: Reporter) -> str:
     }  # fmt: skip
     record.pop("failed", None)
     cell.folder.mkdir(parents=True, exist_ok=True)
-    remove_temporary(cell.folder)
     write_json(cell.folder / RECORD, record)
     reason = ""
     if cell.config is not None and not (cell.run / WEIGHTS).exists():
@@ -136,7 +136,7 @@ def _step(cell: Cell, name: str, command: list[str], record: dict[str, Any], rep
     peaks = [facts["peak_memory_gb"]] if "peak_memory_gb" in facts else []
     try:
         with open(log, "ab") as file:
-            code = _run([sys.executable, "-m", "anatomark", *command], file, peaks)
+            code = _run([sys.executable, "-m", CHILD, *command], file, peaks)
         if code:
             record["failed"] = f"{name}: {_why(code, log, start)}"
     finally:  # also of a sitting that is interrupted
@@ -155,9 +155,8 @@ def _run(command: Sequence[str], log: Any, peaks: list[float]) -> int:
     paths = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # the child finds what we find
     environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-        close_fds=False,  # the folder's lock lives as long as the child
-    ) as child:  # fmt: skip
+        command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+    ) as child:  # the pipe closes when this process ends, however that is, and the child with it
         try:
             before = len(peaks)
             while (peak := peak_memory_gb(child.pid)) is not None:
@@ -185,28 +184,9 @@ def _why(code: int, log: Path, start: int) -> str:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep other benchmarks out of ``out``; SIGTERM ends the work like Ctrl-C. The lock is also held by a cell's
-    process, so one that survived its benchmark keeps the next one out until it has ended. Raises InputError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".lock").touch()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder to write to: {error.strerror or error}") from error
-    with open(out / ".lock", "w") as file, _terminable():
-        with suppress(ImportError):  # Windows has no fcntl
-            import fcntl
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the work like Ctrl-C."""
 
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{out}: another benchmark, or a cell of one, is at work here; wait for it") from None
-            os.set_inheritable(file.fileno(), True)
-        yield
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import read_json
 from anatomark.io.images import find_images, image_grid
-from anatomark.io.landmarks import load_landmarks, read_landmarks
+from anatomark.io.landmarks import load_landmarks, read_landmarks, split_observer
 from anatomark.io.sheets import read_sheet
 from anatomark.io.slicer import is_markups
 from anatomark.io.tables import read_table
@@ -111,6 +112,23 @@ def find_landmarks(
     return cases
 
 
+def sources_of(cases: Sequence[Case], paths: Iterable[Where] = ()) -> Iterator[Path]:
+    """Every file that the ``cases`` are read from: images, landmarks, those of ``paths`` that are files, and in their
+    folders what is named after a case as landmarks are."""
+    for case in cases:
+        if case.path is not None:
+            yield case.path
+        if case.source is not None:
+            with suppress(InputError):  # a name that cannot be one, which is said when it is read
+                yield split_observer(case.source)[0]
+    stems = {stem for case in cases for stem in stems_of(case)}
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from (f for f in path.iterdir() if f.name.endswith(ENDINGS) and _stem(f) in stems)
+        else:
+            yield split_observer(path)[0]
+
+
 def image_stem(path: Where) -> str:
     """A file's name without its ending (``.nii.gz`` is one); a DICOM folder's name."""
     path = Path(path)
@@ -124,7 +142,8 @@ def stems_of(case: Case) -> list[str]:
 
 def landmark_files(folder: Path) -> list[Path]:
     """The landmark files in a folder, one for each stem, the one that holds covariances first."""
-    stems = {_stem(f) for f in sorted(folder.iterdir()) if f.name.endswith(ENDINGS) and f.is_file()}
+    shown = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".")]
+    stems = {_stem(f) for f in shown if f.name.endswith(ENDINGS) and f.is_file()}
     files = (landmark_file(folder, (stem,)) for stem in sorted(stems))
     return [f for f in files if f is not None and not _is_manifest(f)]
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
@@ -34,8 +35,8 @@ from anatomark.errors import InputError
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
 )  # fmt: skip
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
 ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
@@ -72,6 +73,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         code = app(args=given, prog_name="anatomark", standalone_mode=False)
     except ClickException as error:  # bad usage, such as an unknown option
@@ -121,6 +125,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NAMES:
         return f"{str(error.filename)[:100]}: {error.strerror}"
     if _users(error) and isinstance(error, OSError):
-        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
+        what = "written" if error.errno in FULL else "read"  # what is written refuses in its own words
+        return f"{error.filename or 'a file'}: cannot be {what}: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,7 @@ def convert(
     from anatomark.io.images import image_grid, squeeze_grid
     from anatomark.io.landmarks import convert as run_convert
 
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise InputError(f"{target}: exists already; add --overwrite to replace it")
     if markups is not None and not source.name.lower().endswith(".json"):
         raise InputError(f"{source}: --list is for markups files of 3D Slicer")

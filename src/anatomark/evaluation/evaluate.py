@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anatomark
 from anatomark.cases.case import Case
+from anatomark.cases.find import sources_of
 from anatomark.cases.manifest import Manifest, read_manifest
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, listed, nearest
 from anatomark.evaluation.metrics import THRESHOLDS_MM, Errors, between_observers, compare, mean_shape_baselines
 from anatomark.evaluation.predictions import (
+    FORMATS,
     Predictions,
     Predictor,
     predict_cases,
@@ -23,18 +26,20 @@ from anatomark.evaluation.predictions import (
 )
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.io.atomic import Where, write_json, write_text
+from anatomark.io.claim import Claim, claimed
 from anatomark.io.sheets import write_csv
 from anatomark.io.tables import MEAN, mean_of
 from anatomark.model.predict import load
-from anatomark.model.run_folder import existing, remove_empty
 from anatomark.progress import Reporter
 from anatomark.tools.definitions import read_definition
+from anatomark.tools.outputs import check_files
 from anatomark.tools.planes.errors import plane_rows, plane_summary
 from anatomark.tools.planes.schema import PlaneSet
 
 SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
 AS_GIVEN = "landmark files"
-PLANES = "planes.csv"
+TABLES, REPORT, SUMMARY = ("errors.csv", "per_landmark.csv", "per_case.csv"), "report.html", "summary.json"
+PLANES, PREDICTIONS = "planes.csv", "predictions"
 
 
 def evaluate(
@@ -67,20 +72,20 @@ def evaluate(
     loading = {k: v for k, v in loading.items() if v is not None and (k, v) != ("tta", 1)}
     if folder is not None and loading:
         raise InputError(f"{model}: is a folder of predictions; `device`, `threads` and `tta` are for a model")
-    there = existing(out)
-    try:
-        _check(out, thresholds, overwrite)
+    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
+        raise InputError(f"thresholds {list(thresholds)}: give one or more positive distances in mm, such as 2 2.5 3 4")
+    with claimed(out) as claim:
+        _check(out, claim, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
-        return _evaluated(folder or used, read_manifest(cases), out, split, truth, thresholds, planes, report)
-    except BaseException:
-        remove_empty(out, there)
-        raise
+        check = partial(check_files, work="evaluate", claim=claim, overwrite=overwrite)
+        return _evaluated(folder or used, read_manifest(cases), out, check, split, truth, thresholds, planes, report)
 
 
 def _evaluated(
     model: Any,
     manifest: Manifest,
     out: Path,
+    check: Callable[[list[Path], Iterable[Path]], None],
     split: str | None,
     truth: str | None,
     thresholds: Sequence[float],
@@ -93,6 +98,9 @@ def _evaluated(
     true = {case.id: read_truth(case, truth) for case in cases}
     planes, variant = _planes(definition, true), truth or _variant(cases)
     from_files = isinstance(model, Path)
+    written = [out / name for name in (*TABLES, REPORT, SUMMARY, PLANES)]
+    written += [] if from_files else [out / PREDICTIONS / f"{c.id}.{e}" for c in cases for e in FORMATS]
+    check(written, sources_of(cases, [manifest.path, *([model] if from_files else ())]))
     predictions = read_predictions(model, cases) if from_files else predict_cases(model, cases, report)
     name = model.resolve().name if from_files else str(getattr(model, "name", type(model).__name__))
     predicted = common_names(p for p in predictions.landmarks.values() if p is not None)
@@ -122,7 +130,7 @@ def _evaluated(
     if planes is not None:
         write_csv(out / PLANES, rows, digits=6)
     if not from_files:
-        write_predictions(out / "predictions", str(getattr(model, "hash", "")), name, cases, predictions)
+        write_predictions(out / PREDICTIONS, str(getattr(model, "hash", "")), name, cases, predictions)
     _write(result, out, cases, true)
     return result
 
@@ -151,16 +159,10 @@ def read_truth(case: Case, observer: str | None = None) -> Landmarks:
     raise InputError(f"case {case.id!r}: has no observer {observer!r}{nearest(observer, named)}; {there}")
 
 
-def _check(out: Path, thresholds: Sequence[float], overwrite: bool) -> None:
-    """Everything that can be refused before any work."""
-    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
-        raise InputError(f"thresholds {list(thresholds)}: give one or more positive distances in mm, such as 2 2.5 3 4")
-    if (out / "summary.json").exists() and not overwrite:
+def _check(out: Path, claim: Claim, overwrite: bool) -> None:
+    """Raises InputError where ``out`` holds an evaluation that a run has finished."""
+    if (out / SUMMARY).exists() and not overwrite and not claim.unfinished(out / SUMMARY):
         raise InputError(f"{out}: holds an evaluation already; choose another folder or give `overwrite`")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder: {error.strerror or error}") from error
 
 
 def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -218,9 +220,8 @@ def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Map
     from anatomark.evaluation.report import CasePicture, render
     from anatomark.pictures.overlay import case_picture
 
-    tables = {"errors": result.error_rows(), "per_landmark": result.landmark_rows(), "per_case": result.case_rows()}
-    for name, rows in tables.items():
-        write_csv(out / f"{name}.csv", rows, digits=6)
+    for name, rows in zip(TABLES, (result.error_rows(), result.landmark_rows(), result.case_rows()), strict=True):
+        write_csv(out / name, rows, digits=6)
     pictures = []
     for word, m in result.highlights():
         case = cases[m]
@@ -231,5 +232,5 @@ def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Map
         shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
         png = case_picture(image, result.predictions.landmarks[case.id], true[case.id], shown)
         pictures.append(CasePicture(word, m, png, shown))
-    write_text(out / "report.html", render(result, pictures, version=anatomark.__version__))
-    write_json(out / "summary.json", result.summary())
+    write_text(out / REPORT, render(result, pictures, version=anatomark.__version__))
+    write_json(out / SUMMARY, result.summary())

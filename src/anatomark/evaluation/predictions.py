@@ -20,6 +20,8 @@ from anatomark.model.run_cases import run_cases
 from anatomark.model.run_folder import WEIGHTS
 from anatomark.progress import Reporter
 
+FORMATS = ("mrk.json", "json")  # that the predictions of an evaluation are written in
+
 
 class Predictor(Protocol):
     """What is evaluated: anything that finds landmarks in an image, world mm."""
@@ -98,4 +100,4 @@ def write_predictions(folder: Path, model: str, name: str, cases: Sequence[Case]
         prediction = made.of[case.id]
         if prediction is not None:
             source = {"case": case.id, "model": model, "model_name": name, "image": str(case.path)}
-            write_prediction(replace(prediction, source=source), folder, case.id, ("mrk.json", "json"))
+            write_prediction(replace(prediction, source=source), folder, case.id, FORMATS)

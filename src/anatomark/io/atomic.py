@@ -15,36 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.errors import InputError
+from anatomark.io.claim import TAIL, TEMPORARY, note
 
 Where = str | os.PathLike[str]  # of a file or folder
-TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
 MOST_BYTES = 256 * 2**20  # of a text file that is read as a whole
 MOST_DIGITS = 300  # of a whole number: more do not fit into a float
 MOST_NESTED = 100
 LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove files that a process which was killed in the middle of writing left in ``folder``."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        if left.is_file():
-            left.unlink(missing_ok=True)
-
-
 @contextmanager
 def atomic_path(path: Where) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffixes, so that a writer picks the same format); on success it is
-    synced to disk and renamed to ``path``, on any failure it is removed and ``path`` stays as it was.
+    synced to disk and renamed to ``path``, on any failure it is removed and ``path`` stays as it was. The run that has
+    claimed the folder (``claim.claimed``) lists it first.
 
-    Missing parent folders are made. An OSError (disk full, not writable) becomes an InputError of one line.
+    Missing parent folders are made. An OSError (disk full, not writable) becomes an InputError of one line, and so does
+    a folder or device of that name.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[-TAIL:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # it would be replaced
+            raise InputError(f"{path}: cannot be written: is there, and no regular file")
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
+        note(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def one_line(error: Exception) -> str:
 
 def series_in(folder: Path) -> list[dict[Path, Any]]:
     """The DICOM images lying directly in a folder with their headers, series by series, in the order of names."""
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".") and is_dicom(f)]
+    files = [f for f in sorted(folder.iterdir()) if os.path.isfile(f) and not f.name.startswith(".") and is_dicom(f)]
     return _by_series(files)
 
 
@@ -126,7 +127,7 @@ def images_in(folder: Path) -> list[Path]:
     """The folder itself where its DICOM files make one series of several files; single-file series one by one; of a
     folder with a DICOMDIR alone, those of the folders that it lists. Raises InputError where there are several."""
     try:
-        some = any(is_dicom(e) for e in folder.iterdir() if e.is_file())
+        some = any(is_dicom(e) for e in folder.iterdir() if os.path.isfile(e))
     except OSError:  # not ours to read
         return []
     if not some:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def find_images(paths: Iterable[Where]) -> list[Path]:
     or a folder holds no image or several DICOM series."""
     found: list[Path] = []
     for given in map(Path, paths):
-        if not given.exists():
+        if not os.path.exists(given):
             raise InputError(f"{given}: no such file or folder")
         inside = _images_in(given) if given.is_dir() else [given]
         if not inside:
@@ -196,7 +197,10 @@ def find_images(paths: Iterable[Where]) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".")]
-    files = [e for e in entries if e.is_file() and e.name.lower().endswith(VOLUMES + PICTURES + READ_ALSO)]
-    dicom = [image for e in [folder, *(e for e in entries if e.is_dir())] for image in dicom_files.images_in(e)]
+    try:
+        entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    files = [e for e in entries if os.path.isfile(e) and e.name.lower().endswith(VOLUMES + PICTURES + READ_ALSO)]
+    dicom = [image for e in [folder, *(e for e in entries if os.path.isdir(e))] for image in dicom_files.images_in(e)]
     return sorted(dict.fromkeys([*files, *dicom]))

@@ -6,22 +6,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from anatomark.cases.case import Case, of_dimension
-from anatomark.cases.find import find_images_as_cases
+from anatomark.cases.find import find_images_as_cases, read_landmarks_of, sources_of
 from anatomark.cases.store import image_key
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import read_json
+from anatomark.io.claim import Claim, check_sources, claimed
 from anatomark.model.device import set_threads
 from anatomark.model.ensemble import Ensemble, member_paths
 from anatomark.model.model import Model, Spacing
 from anatomark.model.prediction import FORMATS, endings, write_prediction
 from anatomark.model.run_cases import Outcome, run_cases
-from anatomark.model.run_folder import load_run
+from anatomark.model.run_folder import WEIGHTS, load_run
 from anatomark.model.views import MOST_VIEWS, Augmented
 from anatomark.progress import Reporter
 
 AnyModel = Model | Ensemble | Augmented
+SAME_MM = 0.05  # two runs of one model differ less, whatever the device and its threads
 
 
 def load(path: str | os.PathLike[str], device: str | None = None, threads: int | None = None, tta: int = 1) -> AnyModel:
@@ -85,28 +91,35 @@ def predict(
     ``out``.
 
     ``model``: one that :func:`load` gave, or what it takes. Per image: ``<stem>.<format>``, ``<stem>.json``, in 2D
-    ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished ones of the same model and image are skipped. One that
-    cannot be read or predicted is reported, the others go on. Raises InputError before any work: two images with one
-    stem, no image, results of another model in ``out`` (without ``overwrite``).
+    ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished ones of the same model and image are skipped; of those
+    that a killed run left unfinished, and of those that lack a file asked for now, the rest is done. One that cannot be
+    read or predicted is reported, the others go on. Raises InputError before any work: two images with one stem, no
+    image, another run that writes there; without ``overwrite``, results of another model in ``out``, or files that
+    nothing says are ours.
     """
     out, report = Path(out), report or Reporter(quiet=True)
     if format not in FORMATS:
         raise InputError(f"`format` {format!r} is unknown{nearest(format, FORMATS)}; it is {', '.join(FORMATS)}")
-    used = load(model) if isinstance(model, str | os.PathLike) else model
-    cases = find_images_as_cases(images, spacing=spacing, form=form)
-    which = endings(used.ndim, format, pictures)
-    keys = {c.id: image_key(c) if c.path and c.path.exists() else "missing" for c in cases}
-    done = _finished(cases, keys, out, used, which, overwrite)
-    _check_writable(out)
-    rows = {c.id: Predicted(c.id, _path(c), "skipped") for c in cases}
-    for outcome in run_cases(lambda _, image: used.predict(image), [c for c in cases if c.id not in done], report):
-        rows[outcome.case.id] = row = _written(outcome, used, keys[outcome.case.id], out, which)
-        if row.state == "failed":
-            report.say(f"failed: {row.reason}")
+    with claimed(out) as claim:
+        used = load(model) if isinstance(model, str | os.PathLike) else model
+        cases = find_images_as_cases(images, spacing=spacing, form=form)
+        which = endings(used.ndim, format, pictures)
+        keys = {c.id: _key(c) for c in cases}
+        kept = [*sources_of(cases, [p for p in map(Path, images) if p.is_file()]), *_run_files(out)]
+        check_sources([out, *(out / f"{c.id}.{e}" for c in cases for e in which)], kept, "predict")
+        left = {c.id: Left(which) if overwrite else _left(c, keys[c.id], out, used, which, claim) for c in cases}
+        _check_strange(list(left.values()))
+        rows = {c.id: Predicted(c.id, _path(c), "skipped") for c in cases}
+        todo = [c for c in cases if left[c.id].endings]
+        for outcome in run_cases(lambda _, image: used.predict(image), todo, report):
+            case = outcome.case.id
+            rows[case] = row = _written(outcome, used, keys[case], out, left[case])
+            if row.state == "failed":
+                report.say(f"failed: {row.reason}")
     return list(rows.values())
 
 
-def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, which: Sequence[str]) -> Predicted:
+def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left) -> Predicted:
     case, prediction = outcome.case, outcome.prediction
     reason = outcome.reason
     if prediction is not None and outcome.image is not None:
@@ -114,7 +127,9 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, which: Sequ
         source = {"model": model.hash, "model_name": model.name, "image": path, "image_key": key}
         try:
             image = of_dimension(outcome.image, model.ndim)
-            files = write_prediction(replace(prediction, source=source), out, case.id, which, image)
+            for file in left.doubtful:
+                _check_same(prediction.landmarks, case, file)
+            files = write_prediction(replace(prediction, source=source), out, case.id, left.endings, image)
             seconds = prediction.seconds or 0.0
             return Predicted(
                 case.id, _path(case), "written", seconds, prediction.align_seconds, tuple(files),
@@ -125,44 +140,77 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, which: Sequ
     return Predicted(case.id, _path(case), "failed", reason=reason)
 
 
-def _finished(
-    cases: Sequence[Case], keys: dict[str, str], out: Path, model: AnyModel, which: Sequence[str], overwrite: bool
-) -> set[str]:
-    """Cases that need no work. Raises InputError where a result of something else would be overwritten."""
-    done, strange = set(), []
-    for case in () if overwrite else cases:
-        files = [out / f"{case.id}.{ending}" for ending in which]
-        there = [f for f in files if f.exists()]
-        if not there:
-            continue
-        record = files[-1]
-        try:
-            facts = read_json(record) if record.exists() else None
-        except InputError:
-            facts = None
-        if isinstance(facts, dict) and (facts.get("model"), facts.get("image_key")) == (model.hash, keys[case.id]):
-            if len(there) == len(files):
-                done.add(case.id)
-        else:
-            strange.append(there[0])
+@dataclass(frozen=True)
+class Left:
+    """What of a case is left to do: the files of these ``endings``, none where it is finished. ``doubtful``: landmark
+    files that a killed run of an earlier version may have left, replaced only by the same points; ``strange``: a file
+    that is not to be replaced."""
+
+    endings: Sequence[str]
+    doubtful: Sequence[Path] = ()
+    strange: Path | None = None
+
+
+def _left(case: Case, key: str, out: Path, model: AnyModel, which: Sequence[str], claim: Claim) -> Left:
+    files = {ending: out / f"{case.id}.{ending}" for ending in which}
+    there = {ending: file for ending, file in files.items() if os.path.lexists(file)}
+    if "json" in there:  # written last
+        ours = _source(there["json"]) == (model.hash, key)
+        return Left([e for e in which if e not in there]) if ours else Left(which, strange=next(iter(there.values())))
+    unknown = [file for file in there.values() if not claim.unfinished(file)]
+    doubtful = [file for file in unknown if file.suffix != ".png"]
+    if unknown and not (doubtful and all(_may_be_ours(case, file, model) for file in doubtful)):
+        return Left(which, strange=unknown[0])
+    return Left(which, doubtful)
+
+
+def _source(record: Path) -> tuple[Any, Any]:
+    """The model and the image that a finished case is of."""
+    try:
+        facts = read_json(record)
+    except InputError:
+        return None, None
+    return (facts.get("model"), facts.get("image_key")) if isinstance(facts, dict) else (None, None)
+
+
+def _may_be_ours(case: Case, file: Path, model: AnyModel) -> bool:
+    try:
+        landmarks = read_landmarks_of(case, file)
+    except InputError:
+        return False
+    return landmarks.names == tuple(model.names) and landmarks.score is not None
+
+
+def _check_same(landmarks: Landmarks, case: Case, file: Path) -> None:
+    there = read_landmarks_of(case, file)
+    if there.status != landmarks.status or not np.allclose(there.points, landmarks.points, 0, SAME_MM, equal_nan=True):
+        raise InputError(
+            f"{file}: holds other points than this model finds, perhaps corrected by hand; move it away, add "
+            "`overwrite` or choose another `out`"
+        )
+
+
+def _check_strange(left: Sequence[Left]) -> None:
+    """Raises InputError where a result of something else would be overwritten."""
+    strange = [one.strange for one in left if one.strange is not None]
     if strange:
         more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
         raise InputError(
             f"{strange[0]}{more}: is a result of another model or image; add `overwrite` or choose another `out`"
         )
-    return done
 
 
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".tmp-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written into: {error.strerror or error}") from error
+def _run_files(folder: Path) -> list[Path]:
+    """What a prediction could replace of a trained model, where it lies in ``folder``."""
+    names = ("plan.json", "calibration.json") if (folder / WEIGHTS).exists() else ()
+    return [folder / name for name in names]
 
 
 def _path(case: Case) -> Path:
     assert case.path is not None
     return case.path
+
+
+def _key(case: Case) -> str:
+    """What a case's image is recognised by."""
+    return image_key(case) if os.path.exists(_path(case)) else "missing"

@@ -110,6 +110,8 @@ def write_prediction(
     """Write the files ``<stem>.<ending>`` of :func:`endings` into a folder; a table in pixels and a picture need the
     ``image``. Raises InputError where the disk refuses."""
     landmarks, files = replace(prediction.landmarks, meta={}), []
+    if "json" in which:  # one that is there says finished, of other files
+        (folder / f"{stem}.json").unlink(missing_ok=True)
     for ending in which:
         path = folder / f"{stem}.{ending}"
         if ending == "json":

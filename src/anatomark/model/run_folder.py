@@ -144,19 +144,6 @@ def _calibration(folder: Path, plan: Plan) -> dict[str, Any]:
     return data
 
 
-def existing(folder: Path) -> Path:
-    """The nearest folder at or above ``folder`` that exists."""
-    return folder if folder.exists() else existing(folder.parent)
-
-
-def remove_empty(folder: Path, until: Path) -> None:
-    """Remove ``folder`` and its parents, as far as they are empty, up to but not including ``until``."""
-    while folder != until and until in folder.parents:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        folder = folder.parent
-
-
 def read_plan(folder: Path, config: RunConfig) -> Plan:
     """``plan.json`` of a run folder. Raises InputError."""
     path = folder / "plan.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from anatomark.cases.case import Case
-from anatomark.cases.find import find_cases
-from anatomark.cases.manifest import read_manifest
+from anatomark.cases.find import find_cases, sources_of
 from anatomark.core.box import Box, box_around, box_of_size, cut_out
 from anatomark.core.grid import Array, Grid
 from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import Where
+from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
-from anatomark.io.landmarks import split_observer, write_landmarks
+from anatomark.io.landmarks import write_landmarks
 from anatomark.progress import Reporter
 from anatomark.tools.outputs import (
     IMAGE_ENDING,
@@ -25,7 +25,6 @@ from anatomark.tools.outputs import (
     CaseResults,
     Row,
     check_files,
-    check_folder,
     each_case,
 )
 
@@ -119,27 +118,17 @@ def crop(
     size = None if size_mm is None else tuple(size_mm)
     region = Region(None if points is None else tuple(points), margin_mm, size, pad)
     out, given, source = Path(out), [Path(p) for p in paths], Path(landmarks) if landmarks else None
-    check_folder(out)
-    cases = find_cases(given, source, spacing=spacing, form=form, split=split)
-    region.check(cases)
-    files = partial(_files, out)
-    taken = [out / CropResult.record, *(f for c in cases for f in files(c.id))]
-    check_files(taken, _sources(given, source, cases), "crop", overwrite)
-    rows = each_case("crop", cases, lambda case: _cut(case, out, region), files, report or Reporter())
-    result = CropResult(out, rows)
-    result.write_record(len(result.failed) < len(rows))
+    with claimed(out) as claim:
+        cases = find_cases(given, source, spacing=spacing, form=form, split=split)
+        region.check(cases)
+        files = partial(_files, out)
+        taken = [out / CropResult.record, *(f for c in cases for f in files(c.id))]
+        read = [*(p for p in given if p.is_file()), *([] if source is None else [source])]
+        check_files(taken, sources_of(cases, read), "crop", claim, overwrite)
+        rows = each_case("crop", cases, lambda case: _cut(case, out, region), files, report or Reporter())
+        result = CropResult(out, rows)
+        result.write_record(len(result.failed) < len(rows))
     return result
-
-
-def _sources(paths: Sequence[Path], landmarks: Path | None, cases: Sequence[Case]) -> Iterator[Path]:
-    """Every file that is read; a folder of landmarks counts with all that lies in it."""
-    yield from (c.path for c in cases if c.path is not None)
-    tables = [path for path in paths if path.suffix.lower() == ".csv"]
-    yield from tables
-    if landmarks is not None:
-        yield from landmarks.iterdir() if landmarks.is_dir() else (split_observer(landmarks)[0],)
-    else:
-        yield from (split_observer(c.source)[0] for t in tables for c in read_manifest(t).cases if c.source)
 
 
 def _files(out: Path, case: str) -> list[Path]:

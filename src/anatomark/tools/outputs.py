@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from anatomark.cases.case import Case
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
+from anatomark.io.claim import Claim, check_sources
 from anatomark.progress import Reporter
 
 Row = dict[str, Any]
@@ -92,24 +93,14 @@ def each_case(
     return rows
 
 
-def check_folder(out: Path) -> None:
-    """Raises InputError, before any work, where ``out`` is no folder, or cannot be written into or made."""
-    there = next((p for p in (out, *out.absolute().parents) if p.exists()), Path())
-    if not there.is_dir():
-        raise InputError(f"`out` {out}: {'' if there == out else f'{there} '}is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"`out` {out}: cannot be written into; choose another `out`")
-
-
-def check_files(files: Iterable[Path], sources: Iterable[Path], work: str, overwrite: bool) -> None:
-    """Raises InputError where one of the ``files`` to write is there (without ``overwrite``), or is one of the
-    ``sources`` of the ``work``, a word such as "crop": these are never replaced."""
-    there = [f for f in files if f.exists()]
+def check_files(files: Iterable[Path], sources: Iterable[Path], work: str, claim: Claim, overwrite: bool) -> None:
+    """Raises InputError where one of the ``files`` to write is there (without ``overwrite``, and other than a killed
+    run left it), or is one of the ``sources`` of the ``work``: these are never replaced."""
+    files = list(files)
+    there = [f for f in files if os.path.lexists(f) and not claim.unfinished(f)]
     if there and not overwrite:
         raise InputError(f"{there[0]}: exists already; add `overwrite` or choose another `out`")
-    kept = {source.resolve() for source in sources}
-    if own := next((f for f in there if f.resolve() in kept), None):
-        raise InputError(f"{own}: is one of the files to {work}; choose another `out`")
+    check_sources(files, sources, work)
 
 
 def remove(files: Iterable[Path]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from anatomark.cases.division import Division, read_division, spread
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
-from anatomark.io.atomic import write_json, write_text
+from anatomark.io.atomic import read_json, write_json, write_text
+from anatomark.io.claim import TAIL, TEMPORARY, Claim, claimed
 from anatomark.model.compose import Plan
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.confidence.radius import LEVEL, calibrated, described_radii
@@ -21,6 +22,7 @@ from anatomark.model.run_files import write_list
 from anatomark.model.run_folder import WEIGHTS, Run, load_run
 from anatomark.progress import Reporter
 
+CALIBRATION = "calibration.json"
 PARTS = ("config.yaml", "plan.json", WEIGHTS, "card.md", "LICENSE.txt", "log.csv")
 HEADING = "## Calibrated"
 ENOUGH = 10  # independent cases below which a warning stands
@@ -59,9 +61,22 @@ def calibrate(
     review flag is learned. Raises InputError: no such model, ``out`` exists, landmarks that the model does not know.
     """
     out, report = Path(out), report or Reporter(quiet=True)
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another `out`")
-    run = load_run(model)
+    with claimed(out, beside=True) as claim:
+        if claim.unfinished(out / CALIBRATION):  # killed when it was done
+            return Calibrated(out, read_json(out / CALIBRATION), ("is finished already",))
+        if os.path.lexists(out):
+            raise InputError(f"{out}: exists already; choose another `out`")
+        return _calibrated(load_run(model), cases, out, claim, out_of_fold, report)
+
+
+def _calibrated(
+    run: Run,
+    cases: str | os.PathLike[str],
+    out: Path,
+    claim: Claim,
+    out_of_fold: Residuals | None,
+    report: Reporter,
+) -> Calibrated:
     division = _division(run, cases)
     residuals = out_of_fold
     if residuals is None and division.independent:
@@ -74,8 +89,8 @@ def calibrate(
     if residuals is not None and len(residuals.cases) < ENOUGH:
         count = len(residuals.cases)
         lines.append(f"{count} independent cases say little: radii and limits are rough; better {ENOUGH}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    partial = out.with_name(f"{TEMPORARY}{out.name[-TAIL:]}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     try:
         partial.mkdir()
         for name in PARTS:
@@ -87,9 +102,12 @@ def calibrate(
             write_text(partial / "card.md", f"{old}\n\n{HEADING}\n\n{listed}\n")
         if learned.review is not None:
             write_reference(partial, learned.review)
-        write_json(partial / "calibration.json", learned.facts)
+        write_json(partial / CALIBRATION, learned.facts)
+        claim.note(out / CALIBRATION, partial / CALIBRATION)
         write_list(partial)
         partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Calibrated(out, learned.facts, tuple(lines))

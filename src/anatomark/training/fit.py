@@ -14,12 +14,13 @@ from typing import Any
 
 from anatomark.cases.division import Division, combined_truth, read_division, spread
 from anatomark.core.image import Image
+from anatomark.io.claim import claimed, remove_empty
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.config import AUTO, RunConfig, completed, make_config, read_config
 from anatomark.model.model import Model, Spacing
 from anatomark.model.prediction import Prediction
 from anatomark.model.residuals import Residuals, residuals_in
-from anatomark.model.run_folder import CHECKPOINT, WEIGHTS, Run, existing, load_run, remove_empty
+from anatomark.model.run_folder import CHECKPOINT, WEIGHTS, Run, load_run
 from anatomark.progress import Reporter
 from anatomark.training.auto import aligned_in_any_pose, settled
 from anatomark.training.finish import finish
@@ -68,11 +69,25 @@ def fit(
     ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by
     ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
     """
-    run, report, clock = Path(out), report or Reporter(), time.monotonic()
+    run, report = Path(out), report or Reporter()
     asked = make_config(config, settings.pop("set", ()), **settings)
-    request = resumed(run, asked, resume)
+    with claimed(run):
+        return _fit(cases, run, asked, init, folds, resume, report)
+
+
+def _fit(
+    cases: str | os.PathLike[str],
+    run: Path,
+    asked: RunConfig,
+    init: str | os.PathLike[str] | None,
+    folds: int,
+    resume: bool,
+    report: Reporter,
+) -> Fitted:
+    clock, request = time.monotonic(), resumed(run, asked, resume)
     if (run / WEIGHTS).exists():
         report.say(f"{run} is finished already")
+        _tidy(run, read_config(run / "config.yaml"))  # of a run killed when it was
         return Fitted(run, None, False, 0.0)
     source = load_run(init) if init is not None else None
     written = run / "config.yaml"
@@ -97,16 +112,15 @@ def fit(
 @contextmanager
 def _folder(run: Path) -> Iterator[None]:
     """A run folder, of which nothing stays where nothing was begun in it."""
-    there = existing(run)
     try:
         yield
     except BaseException:
         if begun(run) is None:
-            for cache in (run / "cache", run / "folds" / "cache"):
+            for cache in (run / "cache", run / "trials", run / "folds" / "cache"):
                 shutil.rmtree(cache, ignore_errors=True)
             with suppress(OSError):  # where the folder cannot be made, nothing of ours is in it
                 (run / REQUEST).unlink(missing_ok=True)
-            remove_empty(run / "folds" / "1", there)
+            remove_empty(run / "folds" / "1", run)
         raise
 
 
@@ -140,10 +154,16 @@ def fit_division(
         train_stage(state)
     residuals = _final_residuals(state, crops=division.independent and out_of_fold is None)
     residuals = finish(state, division, residuals, out_of_fold)
-    if config.cache is None:
-        shutil.rmtree(run / "cache", ignore_errors=True)
-    (run / CHECKPOINT).unlink(missing_ok=True)
+    _tidy(run, config)
     return Fitted(run, residuals, division.independent, state.seconds)
+
+
+def _tidy(run: Path, config: RunConfig) -> None:
+    """Remove what a finished run needs no more."""
+    for cache in (run / "cache", run / "folds" / "cache") if config.cache is None else ():
+        shutil.rmtree(cache, ignore_errors=True)
+    for checkpoint in (run / CHECKPOINT, *run.glob(f"folds/*/{CHECKPOINT}")):
+        checkpoint.unlink(missing_ok=True)
 
 
 def _judge_initial(state: State) -> None:

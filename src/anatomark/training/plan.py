@@ -16,12 +16,22 @@ from rich.table import Column, Table
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.manifest import read_manifest
-from anatomark.errors import check_range, listed
-from anatomark.io.atomic import write_json
-from anatomark.model.config import AUTO, MOST_MINUTES, RunConfig, checked, completed, merged, write_config
+from anatomark.errors import InputError, check_range, listed
+from anatomark.io.atomic import read_json, write_json
+from anatomark.io.claim import Claim, claimed
+from anatomark.model.config import (
+    AUTO,
+    MOST_MINUTES,
+    RunConfig,
+    checked,
+    completed,
+    merged,
+    read_config,
+    write_config,
+)
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
 
-SCHEMA = 1
+SCHEMA, REPORT = 1, "plan_report.json"
 ROWS_SHOWN = 60  # landmarks in the printed table; the report holds all
 SUSPECTS_SHOWN = 40
 WIDTH = 110
@@ -64,11 +74,43 @@ def plan(
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
-    nothing. ``method``: by default the one that suits (``auto.py``), given ``minutes`` of training or a usual time.
-    ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
+    nothing. A config that is there is replaced where it is as an earlier plan wrote it. ``method``: by default the one
+    that suits (``auto.py``), given ``minutes`` of training or a usual time. ``frame`` and ``unit`` as in
+    ``read_landmarks``. Raises InputError for anything wrong with the manifest, and where the config is there with other
+    settings.
     """
     if minutes is not None:
         check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
+    if out is None:
+        return _planned(manifest_path, None, minutes, method, preset, frame, unit)
+    place = Path(out)
+    target = place if place.suffix.lower() in (".yaml", ".yml") else place / "config.yaml"
+    with claimed(target, beside=True) as claim:
+        _check_target(target, claim)
+        return _planned(manifest_path, target, minutes, method, preset, frame, unit)
+
+
+def _check_target(target: Path, claim: Claim) -> None:
+    """Raises InputError where ``target`` is there, but not as an earlier plan wrote it."""
+    report = target.with_name(REPORT)
+    try:
+        made = read_json(report)["config"] if report.exists() else None
+        ours = made is not None and checked(RunConfig, made, str(report)) == read_config(target)
+    except (InputError, KeyError, TypeError):
+        ours = False
+    if os.path.lexists(target) and not ours and not claim.unfinished(target):
+        raise InputError(f"{target}: exists already and is not as plan wrote it; remove it or choose another `out`")
+
+
+def _planned(
+    manifest_path: str | os.PathLike[str],
+    target: Path | None,
+    minutes: float | None,
+    method: str,
+    preset: str,
+    frame: str | None,
+    unit: str | None,
+) -> Planned:
     where = str(manifest_path)
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)
     seen = fingerprint(manifest)
@@ -99,13 +141,11 @@ def plan(
         "config": config.model_dump(mode="json"),
         "files": [],
     }
-    if out is not None:
-        place = Path(out)
-        target = place if place.suffix.lower() in (".yaml", ".yml") else place / "config.yaml"
-        report = target.with_name("plan_report.json")
+    if target is not None:
+        report = target.with_name(REPORT)
         facts["files"] = [str(target), str(report)]
-        write_json(report, facts)
         write_config(target, config)
+        write_json(report, facts)
     return Planned(facts, config)
 
 

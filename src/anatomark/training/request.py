@@ -10,6 +10,7 @@ import yaml
 
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_text
+from anatomark.io.claim import is_passing
 from anatomark.model.config import AUTO, RunConfig, read_config
 
 REQUEST = "request.yaml"
@@ -34,8 +35,9 @@ def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
     up."""
     config = begun(run)
     if config is None:
-        ours = ("cache", "folds", "trials", REQUEST)
-        if run.exists() and (not run.is_dir() or any(p.name not in ours for p in run.iterdir())):
+        inside = [*run.iterdir()] if run.is_dir() else [run] if run.exists() else []
+        names = {p.name for p in inside if not is_passing(p.name)}
+        if names and not {REQUEST} <= names <= {REQUEST, "cache", "folds", "trials"}:
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked
     if not resume:

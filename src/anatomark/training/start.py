@@ -15,7 +15,7 @@ from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.store import CaseStore, image_key
 from anatomark.core.intensity import MODALITIES, guess_modality, intensity_rule
 from anatomark.errors import InputError, nearest
-from anatomark.io.atomic import remove_temporary
+from anatomark.io.claim import TEMPORARY, remove_temporary
 from anatomark.methods.base import Stage, Study
 from anatomark.methods.kit.precision import set_precision
 from anatomark.model.compose import Composed, Composition, Plan
@@ -89,7 +89,7 @@ def start(division: Division, run: Path, config: RunConfig, init: Run | None, re
     ]
     state = State(run, config, composed.to(device), device, stages, store, validation, report, started=started)
     run.mkdir(parents=True, exist_ok=True)
-    remove_temporary(run)
+    remove_temporary(run.glob(f"{TEMPORARY}*"))
     write_setup(state)
     return state
 

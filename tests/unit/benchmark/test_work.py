@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import tiny
 from anatomark.benchmark import work
 from anatomark.benchmark.cells import Cell, asked, fingerprint, plan_cells
 from anatomark.benchmark.results import fewer_landmarks, read_result
+from anatomark.benchmark.run import benchmark
 from anatomark.benchmark.suite import read_suite
-from anatomark.benchmark.work import State, locked, state_of
+from anatomark.benchmark.work import State, state_of
 from anatomark.errors import InputError
 from anatomark.evaluation.predictions import peak_memory_gb
 from anatomark.io.atomic import read_json, write_json
@@ -136,11 +138,25 @@ def test_an_interrupted_sitting_counts(folder: Path, monkeypatch: pytest.MonkeyP
     assert facts["wall_seconds"] >= 100 and facts["peak_memory_gb"] == 0.5
 
 
-def test_a_file_as_out_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(InputError, match="cannot be made a folder"), locked(out):
-            pass
+def test_a_cells_process_ends_with_its_benchmark(folder: Path) -> None:
+    child = "import runpy, sys, time; sys.argv = ['x']; runpy.run_module = lambda *a, **k: time.sleep(60)"
+    code = f"{child}; from anatomark.benchmark.child import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        assert process.stdin is not None
+        process.stdin.close()  # as the system does for a benchmark that is killed
+        assert process.wait(20) == 1
+
+
+def test_tables_that_are_not_of_a_benchmark_are_kept(folder: Path) -> None:
+    suite = folder / "suite.yaml"
+    _cells(folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "results.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"results\.csv: exists already, and .* holds no benchmark"):
+        benchmark(suite, folder / "out", tables_only=True)
+    assert (folder / "out" / "results.csv").read_text() == "mine"
 
 
 def _evaluation(

@@ -155,7 +155,7 @@ def test_refusals_before_any_work(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds an evaluation already"):
         evaluate(_Never(), manifest, out)
     evaluate(Shifted(manifest), manifest, out, overwrite=True)
-    with pytest.raises(InputError, match="cannot be made a folder"):
+    with pytest.raises(InputError, match="is a file; give a folder"):
         evaluate(_Never(), manifest, manifest / "inside")
     with pytest.raises(InputError, match=r"no observer 'senor'.*did you mean 'senior'"):
         evaluate(_Never(), manifest, tmp_path / "x", truth="senor")

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from anatomark.cases.find import find_cases, find_landmarks
+from anatomark.cases.find import find_cases, find_landmarks, sources_of
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where
+from anatomark.io.claim import claimed
 from anatomark.io.sheets import write_csv
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.measure.agreement import Agreement, compare
 from anatomark.tools.measure.measured import Measured, measure_landmarks
 from anatomark.tools.measure.schema import Measurements
-from anatomark.tools.outputs import check_files, check_folder, remove
+from anatomark.tools.outputs import check_files, remove
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,36 +78,38 @@ def measure(
     out, given = Path(out), [Path(p) for p in paths]
     if out.suffix.lower() != ".csv":
         raise InputError(f"{out}: `out` is a table; name it .csv")
-    check_folder(out.parent)
-    names = {what: out.with_name(f"{out.stem}_{what}.csv") for what in ("agreement", "confusion")}
-    files = {"table": out, **{f"{what}_table": file for what, file in names.items()}}
-    check_files(files.values(), given, "measure", overwrite)
     if truth and landmarks is None:
         raise InputError(
             "`truth` compares predictions with the manifest's landmarks; give them, `landmarks` PREDICTIONS"
         )
-    if not isinstance(definition, Measurements):
-        wanted, where = read_definition(definition, Measurements, "measurements"), definition
-    else:
-        wanted, where = definition, "definition"
-    cases = find_landmarks(given, landmarks=Path(landmarks) if landmarks else None, split=split)
-    if not any(len(case.landmarks) for case in cases):
-        raise InputError(f"{given[0]}: holds no landmarks")
-    by_case = {case.id: case.landmarks for case in cases}
-    measured = _measured(by_case, wanted, where)
-    agreement: list[Agreement] = []
-    if truth:
-        own = {case.id: case.landmarks for case in find_cases(given, split=split)}
-        agreement = compare(measured, _measured({name: own[name] for name in by_case}, wanted, where))
-    tables: dict[str, list[dict[str, Any]]] = {
-        "table": measured.rows(),
-        "agreement_table": [a.figures() for a in agreement],
-        "confusion_table": [{"measurement": a.measurement} | row for a in agreement for row in _counted(a)],
-    }
-    remove(files[what] for what, rows in tables.items() if not rows)
-    written = {what: files[what] for what, rows in tables.items() if rows}
-    for what, file in written.items():
-        write_csv(file, tables[what])
+    names = {what: out.with_name(f"{out.stem}_{what}.csv") for what in ("agreement", "confusion")}
+    files = {"table": out, **{f"{what}_table": file for what, file in names.items()}}
+    with claimed(out, beside=True) as claim:
+        if not isinstance(definition, Measurements):
+            wanted, where = read_definition(definition, Measurements, "measurements"), definition
+        else:
+            wanted, where = definition, "definition"
+        source = Path(landmarks) if landmarks else None
+        cases = find_landmarks(given, landmarks=source, split=split)
+        read = sources_of(cases, [*given, *([] if source is None else [source])])
+        check_files(files.values(), read, "measure", claim, overwrite)
+        if not any(len(case.landmarks) for case in cases):
+            raise InputError(f"{given[0]}: holds no landmarks")
+        by_case = {case.id: case.landmarks for case in cases}
+        measured = _measured(by_case, wanted, where)
+        agreement: list[Agreement] = []
+        if truth:
+            own = {case.id: case.landmarks for case in find_cases(given, split=split)}
+            agreement = compare(measured, _measured({name: own[name] for name in by_case}, wanted, where))
+        tables: dict[str, list[dict[str, Any]]] = {
+            "table": measured.rows(),
+            "agreement_table": [a.figures() for a in agreement],
+            "confusion_table": [{"measurement": a.measurement} | row for a in agreement for row in _counted(a)],
+        }
+        remove(files[what] for what, rows in tables.items() if not rows)
+        written = {what: files[what] for what, rows in tables.items() if rows}
+        for what, file in written.items():
+            write_csv(file, tables[what])
     return MeasureResult(measured, agreement, written)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from anatomark.cases.case import Case
-from anatomark.cases.find import find_cases
+from anatomark.cases.find import find_cases, sources_of
 from anatomark.core.landmarks import common_names
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, write_bytes
+from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
 from anatomark.progress import Reporter
 from anatomark.tools.definitions import read_definition
-from anatomark.tools.outputs import CaseResults, Row, check_files, check_folder, each_case, remove
+from anatomark.tools.outputs import CaseResults, Row, check_files, each_case, remove
 from anatomark.tools.planes.geometry import NotDefined, Plane, find_planes
 from anatomark.tools.planes.schema import PlaneSet
 
@@ -80,25 +81,25 @@ def planes(
     (without ``overwrite``).
     """
     out, report = Path(out), report or Reporter(quiet=True)
-    check_folder(out)
-    wanted = read_definition(definition, PlaneSet, "planes")
-    cases = find_cases(
-        [Path(p) for p in paths], Path(landmarks) if landmarks else None, spacing=spacing, form=form, split=split
-    )
-    wanted.check_labels(common_names(case.landmarks for case in cases), str(definition))
-    by_case = {case.id: find_planes(wanted, case.landmarks) for case in cases}
-    stem, times = Counter(f"{case}_{name}" for case in by_case for name in wanted.planes).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
+    with claimed(out) as claim:
+        wanted = read_definition(definition, PlaneSet, "planes")
+        given, source = [Path(p) for p in paths], Path(landmarks) if landmarks else None
+        cases = find_cases(given, source, spacing=spacing, form=form, split=split)
+        wanted.check_labels(common_names(case.landmarks for case in cases), str(definition))
+        by_case = {case.id: find_planes(wanted, case.landmarks) for case in cases}
+        stem, times = Counter(f"{case}_{name}" for case in by_case for name in wanted.planes).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"two slices would be written as {stem!r}; rename a case or a plane")
 
-    def files(case: str) -> list[Path]:
-        return [file for name in wanted.planes for file in _files(out, case, name)]
+        def files(case: str) -> list[Path]:
+            return [file for name in wanted.planes for file in _files(out, case, name)]
 
-    taken = [out / PlanesResult.record, *(f for case in by_case for f in files(case))]
-    check_files(taken, (case.path for case in cases if case.path is not None), "cut", overwrite)
-    rows = each_case("planes", cases, lambda case: _cut(case, by_case[case.id], out), files, report)
-    result = PlanesResult(out, rows, str(definition))
-    result.write_record(result.slices > 0)
+        taken = [out / PlanesResult.record, *(f for case in by_case for f in files(case))]
+        read = [*(p for p in (*given, Path(definition)) if p.is_file()), *([] if source is None else [source])]
+        check_files(taken, sources_of(cases, read), "cut", claim, overwrite)
+        rows = each_case("planes", cases, lambda case: _cut(case, by_case[case.id], out), files, report)
+        result = PlanesResult(out, rows, str(definition))
+        result.write_record(result.slices > 0)
     return result
 
 

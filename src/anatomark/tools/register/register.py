@@ -12,17 +12,19 @@ import numpy as np
 import torch
 
 from anatomark.cases.case import Case, in_plane
-from anatomark.cases.find import find_landmarks
+from anatomark.cases.find import find_landmarks, sources_of
+from anatomark.cases.manifest import read_manifest
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image, rounded
 from anatomark.core.resample import resample, sample_index
 from anatomark.errors import InputError, check_range, nearest
 from anatomark.io.atomic import Where, write_bytes
+from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import landmark_format, load_landmarks, split_observer
 from anatomark.io.transforms import write_affine, write_displacements
 from anatomark.progress import Reporter
-from anatomark.tools.outputs import IMAGE_ENDING, CaseResults, Row, check_files, check_folder, each_case, remove
+from anatomark.tools.outputs import IMAGE_ENDING, CaseResults, Row, check_files, each_case, remove
 from anatomark.tools.register.fit import register_landmarks
 from anatomark.tools.register.kind import Kind
 from anatomark.tools.register.linear_fit import Linear
@@ -127,36 +129,41 @@ def register(
     """
     options = Options(kind, smooth_mm, field_mm, equal_weights, keep_all, pictures)
     out, paths, source = Path(out), [Path(p) for p in moving], Path(landmarks) if landmarks else None
-    check_folder(out)
-    beside = None if moving_image is None else _there(Path(moving_image))
-    told = Case("", None if fixed_image is None else _there(Path(fixed_image)), spacing=spacing, form=form)
-    cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing, form=form, image=beside)
-    one = _taken_out(os.fspath(fixed), cases, told)
-    if not cases:
-        raise InputError(f"there is no case to register onto {one.id!r}")
-    if beside is not None:
-        if len(cases) > 1:
-            raise InputError(f"`moving_image` is for one moving landmark file, but there are {len(cases)} cases")
-        cases = [replace(cases[0], path=beside, spacing=spacing, form=form)]
-    target = _Fixed(one if told.path is None else replace(one, path=told.path, spacing=spacing, form=form))
-    files = partial(_files, out)
-    taken = [out / RegisterResult.record, *(f for c in cases for f in files(c.id))]
-    check_files(taken, [c.path for c in (target.case, *cases) if c.path is not None], "register", overwrite)
-    work = partial(_register, fixed=target, out=out, options=options)
-    result = RegisterResult(out, each_case("register", cases, work, files, report or Reporter()), one.id)
-    result.write_record(len(result.failed) < len(result.rows))
+    with claimed(out) as claim:
+        beside = None if moving_image is None else _there(Path(moving_image))
+        told = Case("", None if fixed_image is None else _there(Path(fixed_image)), spacing=spacing, form=form)
+        cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing, form=form, image=beside)
+        one = _taken_out(os.fspath(fixed), cases, told, paths, split)
+        if not cases:
+            raise InputError(f"there is no case to register onto {one.id!r}")
+        if beside is not None:
+            if len(cases) > 1:
+                raise InputError(f"`moving_image` is for one moving landmark file, but there are {len(cases)} cases")
+            cases = [replace(cases[0], path=beside, spacing=spacing, form=form)]
+        target = _Fixed(one if told.path is None else replace(one, path=told.path, spacing=spacing, form=form))
+        files = partial(_files, out)
+        taken = [out / RegisterResult.record, *(f for c in cases for f in files(c.id))]
+        read = sources_of([target.case, *cases], [*paths, *([] if source is None else [source])])
+        check_files(taken, read, "register", claim, overwrite)
+        work = partial(_register, fixed=target, out=out, options=options)
+        result = RegisterResult(out, each_case("register", cases, work, files, report or Reporter()), one.id)
+        result.write_record(len(result.failed) < len(result.rows))
     return result
 
 
-def _taken_out(fixed: str, cases: list[Case], told: Case) -> Case:
-    """The fixed case: a landmark file, with what was ``told`` of its image, or one of the ``cases``, which then lose
-    it."""
+def _taken_out(fixed: str, cases: list[Case], told: Case, paths: Sequence[Path], split: str | None) -> Case:
+    """The fixed case: a landmark file, with what was ``told`` of its image, or one of the ``cases``, of a ``split`` of
+    ``paths``, which then lose it."""
     file = split_observer(fixed)[0]
     if file.is_file():
         stem = file.name[: -len(landmark_format(file.name))]
         return replace(told, id=stem, given=in_plane(told.in_mm(load_landmarks(fixed), fixed)))
     names = [c.id for c in cases]
     if fixed not in names:
+        manifests = [read_manifest(p, need_landmarks=False) for p in paths if split and p.suffix.lower() == ".csv"]
+        if other := next((c for m in manifests for c in m.cases if c.id == fixed), None):
+            where = f"of split {other.split}" if other.split else "of no split"
+            raise InputError(f"FIXED {fixed}: is {where}, not of `split` {split}; leave `split` out, or give its file")
         raise InputError(f"FIXED {fixed}: is no landmark file, and no case{nearest(fixed, names)} of those given")
     return cases.pop(names.index(fixed))
 

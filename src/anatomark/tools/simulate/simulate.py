@@ -17,10 +17,11 @@ from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, check_range, nearest
-from anatomark.io.atomic import Where, read_json, remove_temporary, write_json
+from anatomark.io.atomic import Where, read_json, write_json
+from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
 from anatomark.io.landmarks import read_landmarks, split_observer, write_landmarks
-from anatomark.io.sheets import write_csv
+from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.progress import Reporter
 from anatomark.tools.outputs import LANDMARKS_ENDING
 from anatomark.tools.simulate.motion import Simulation, simulate_case
@@ -105,9 +106,14 @@ def simulate(
     """
     request = Request(count, points, reference, seed, split, originals, Simulation(**settings))
     out, report = Path(out), report or Reporter()
-    cases = read_manifest(manifest)
-    for note in cases.notes:
-        report.say(f"note: {note}")
+    with claimed(out):
+        cases = read_manifest(manifest)
+        for note in cases.notes:
+            report.say(f"note: {note}")
+        return _simulated(cases, out, request, report)
+
+
+def _simulated(cases: Manifest, out: Path, request: Request, report: Reporter) -> SimulateResult:
     sources = cases.split(request.split)
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
     landmarks = {c.id: c.landmarks for c in listed}
@@ -127,8 +133,18 @@ def simulate(
     if request.originals:
         rows = [_original_row(out, c, landmarks[c.id].ndim, bool(request.points)) for c in listed] + rows
     blank = [c for c in ("spacing", "form") if not any(row[c] for row in rows)]
-    write_csv(out / CASES, rows, [c for c in COLUMNS if c not in blank])
+    _write_manifest(out / CASES, rows, [c for c in COLUMNS if c not in blank])
     return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn)
+
+
+def _write_manifest(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
+    """Write the rows; a table that is there must hold them already. Raises InputError where it does not."""
+    if path.exists():
+        there = [{c: row.get(c, "") for c in columns} for _, row in read_sheet(path).rows]
+        if there != [{c: row[c] for c in columns} for row in rows]:
+            raise InputError(f"{path}: was changed since it was written; remove it, or choose another `out`")
+        return
+    write_csv(path, rows, columns)
 
 
 def _check(cases: Manifest, landmarks: dict[str, Landmarks], new: Sequence[str]) -> None:
@@ -146,17 +162,12 @@ def _claim(out: Path, cases: Sequence[Case], request: Request) -> None:
     files = [c.path for c in cases if c.path] + [split_observer(c.source or "")[0] for c in cases]
     forms = [f"{c.id}: {c.form}" for c in cases if c.form]
     record = {"schema": 1, **asdict(request), "sources": [*map(fingerprint_of, dict.fromkeys(files)), *forms]}
-    try:
-        there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
-    except NotADirectoryError:
-        raise InputError(f"{out}: is a file; `out` is a folder") from None
+    there = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
     if there and RECORD not in there:
         raise InputError(f"{out}: is not empty and holds no simulated cases; choose another `out`")
     if there:
         if read_json(out / RECORD) != record:
             raise InputError(f"{out}: holds cases of another simulate command, or of other files; choose another `out`")
-        for folder in (out, out / IMAGES, out / LANDMARKS, out / ORIGINALS):
-            remove_temporary(folder)
         return
     write_json(out / RECORD, record)
 
