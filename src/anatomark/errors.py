@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
 
 
 class InputError(Exception):
@@ -18,6 +22,21 @@ class ManyInputErrors(InputError):
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the user can mend it: bad input, or a disk that refuses."""
+    return isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in a line: an InputError's own, a disk's refusal, or that it is our fault."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_users(error) and isinstance(error, OSError):
+        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

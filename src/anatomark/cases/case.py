@@ -34,10 +34,11 @@ class Case:
 
     ``path``: the image, a file or a folder with a DICOM series; None where only landmarks were given. ``source``: the
     landmark file, with ``#observer`` where given; None where there is none. ``given``: landmarks in hand, which count
-    before the source. ``split``: train, val, test or blank (unused). ``spacing``: mm along x, y[, z], for files that
-    have none. ``row``: line of the manifest. ``alignment``: where the image lies in a template's world, if that is
-    known; ``aligned``: whether image and landmarks are given in that world. ``images``: what a method made of the image
-    for its training (``Method.working_images``).
+    before the source. ``apart``: whether the image is one of several, which no damaged file may take along
+    (:func:`~anatomark.io.images.read_image`). ``split``: train, val, test or blank (unused). ``spacing``: mm along x,
+    y[, z], for files that have none. ``row``: line of the manifest. ``alignment``: where the image lies in a template's
+    world, if that is known; ``aligned``: whether image and landmarks are given in that world. ``images``: what a method
+    made of the image for its training (``Method.working_images``).
     """
 
     id: str
@@ -49,6 +50,7 @@ class Case:
     reading: Reading = Reading()
     given: Landmarks | None = None
     held: Image | None = None  # an image in hand
+    apart: bool = False
     alignment: Alignment | None = None
     aligned: bool = False
     images: Mapping[str, Image] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Case:
     def _read(self) -> Image:
         if self.path is None:
             raise InputError(f"case {self.id!r}: only landmarks were given, an image is needed")
-        return read_image(self.path, self.spacing)
+        return read_image(self.path, self.spacing, apart=self.apart)
 
     def grid(self, ndim: int) -> Grid:
         """The grid of the image from its header alone, of dimension ``ndim``. Raises InputError."""
@@ -93,7 +95,7 @@ class Case:
         if self.held is not None:
             return self.held.grid
         assert self.path is not None
-        return image_grid(self.path, self.spacing)
+        return image_grid(self.path, self.spacing, apart=self.apart)
 
     # ------------------------------------------------------------------ the landmarks
 
@@ -131,8 +133,16 @@ class Case:
         if landmarks.ndim == 2:
             grid = squeeze_grid(self._grid) if landmarks.meta.get("unit") == "px" else None
             return in_mm(landmarks, grid, self._source())
-        header_is_cheap = self.path is not None and not self.path.is_dir()
-        return in_plane(landmarks) if header_is_cheap and self._grid.ndim == 2 else landmarks
+        return in_plane(landmarks) if self._lies_in_a_plane() else landmarks
+
+    def _lies_in_a_plane(self) -> bool:
+        """Whether the image is a 2D file, as far as its header can be read, and cheaply; else that is said later."""
+        if self.path is None or self.path.is_dir():
+            return False
+        try:
+            return self._grid.ndim == 2
+        except InputError:
+            return False
 
     def _source(self) -> str:
         if self.source is None:

@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -28,13 +27,11 @@ from anatomark.cli.predict import predict
 from anatomark.cli.register import register
 from anatomark.cli.simulate import simulate
 from anatomark.cli.zoo import zoo
-from anatomark.errors import InputError
+from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
 )  # fmt: skip
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,20 +73,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # the last stop: everything becomes one line and an exit code
         if debug:
             raise
-        typer.echo(f"error: {_line(error)}", err=True)
-        sys.exit(2 if _users(error) else 1)
+        line = reason_of(error)
+        typer.echo(f"error: {spell_options(line) if isinstance(error, InputError) else line}", err=True)
+        sys.exit(2 if is_users(error) else 1)
     sys.exit(0)
-
-
-def _users(error: Exception) -> bool:
-    """Whether the user can mend it: bad input, or a disk that refuses."""
-    return isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in REFUSALS)
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return spell_options(str(error))
-    if _users(error) and isinstance(error, OSError):
-        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"

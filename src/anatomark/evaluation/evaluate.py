@@ -71,7 +71,9 @@ def evaluate(
     try:
         _check(out, thresholds, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
-        return _evaluated(folder or used, read_manifest(cases), out, split, truth, thresholds, planes, report)
+        return _evaluated(
+            folder or used, read_manifest(cases, check_images=False), out, split, truth, thresholds, planes, report
+        )
     except BaseException:
         remove_empty(out, there)
         raise

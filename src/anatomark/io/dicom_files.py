@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.errors import InputError
-from anatomark.io.files import check_regular
+from anatomark.io.files import check_regular, check_unpacking
 from anatomark.io.itk import quiet
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, the class of a DICOMDIR
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax in which all after the file meta information is deflated
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -36,11 +37,23 @@ def read_header(path: Path, tags: list[str] | None = None) -> Any:
     import pydicom
 
     check_regular(path)
+    _check_deflated(path)
     try:
         with quiet(), pydicom.config.disable_value_validation():
             return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
     except Exception as error:  # pydicom raises whatever it stumbles over
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
+
+
+def _check_deflated(path: Path) -> None:
+    """Raise InputError where a data set that is deflated as a whole unpacks to more than images do: pydicom unpacks it
+    all."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if DEFLATED in start:
+        if start[128:136] != b"DICM\2\0\0\0":
+            raise InputError(f"{path}: cannot be read: damaged DICOM (it has no length of its file meta information)")
+        check_unpacking(path, 144 + int.from_bytes(start[140:144], "little"))
 
 
 def one_line(error: Exception) -> str:
@@ -54,10 +67,23 @@ def series_in(folder: Path) -> list[list[Path]]:
     return _by_series(files)
 
 
+def _what_it_is(path: Path) -> Any:
+    """Series and rows of a file. Raises InputError where it is damaged."""
+    header = read_header(path, ["SOPClassUID", "SeriesInstanceUID", "Rows"])
+    if "Rows" not in header and "SOPClassUID" not in header and not is_directory_file(path):
+        raise InputError(f"{path}: cannot be read: damaged DICOM (it does not say what it is)")
+    return header
+
+
 def _by_series(files: list[Path]) -> list[list[Path]]:
+    """One that cannot be read is a series of its own; why is said when it is read."""
     series: dict[str, list[Path]] = {}
     for file in files:
-        header = read_header(file, ["SeriesInstanceUID", "Rows"])
+        try:
+            header = _what_it_is(file)
+        except InputError:
+            series[f"{file} cannot be read"] = [file]
+            continue
         if "Rows" in header:
             series.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(file)
     return list(series.values())
@@ -69,6 +95,8 @@ def one_series(folder: Path) -> list[Path]:
     if not series and (folder / "DICOMDIR").is_file():
         series = listed_series(folder / "DICOMDIR")
     if len(series) != 1:
+        for files in series:
+            _what_it_is(files[0])  # raises where that is why
         raise InputError(f"{folder}: holds {len(series) or 'no'} DICOM series; an image folder holds exactly one")
     return series[0]
 
@@ -96,9 +124,10 @@ def is_directory_file(path: Path) -> bool:
     return meta is not None and str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY
 
 
-def images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path, given: bool = False) -> list[Path]:
     """The folder itself where its DICOM files make one series of several files; single-file series one by one; of a
-    folder with a DICOMDIR alone, those of the folders that it lists. Raises InputError where there are several."""
+    folder with a DICOMDIR alone, those of the folders that it lists. Raises InputError where a ``given`` folder holds
+    several series; of others that is said when they are read, and so is that a file cannot be."""
     try:
         some = any(is_dicom(e) for e in folder.iterdir() if e.is_file())
     except OSError:  # not ours to read
@@ -111,5 +140,14 @@ def images_in(folder: Path) -> list[Path]:
         return [image for parent in sorted(parents - {folder}) for image in images_in(parent)]
     if all(len(files) == 1 for files in series):
         return [files[0] for files in series]
-    one_series(folder)
+    if given and all(_readable(files[0]) for files in series):
+        one_series(folder)
     return [folder]
+
+
+def _readable(path: Path) -> bool:
+    try:
+        _what_it_is(path)
+    except InputError:
+        return False
+    return True

@@ -77,6 +77,19 @@ def check_unpacked_size(path: Path, least: int) -> None:
             raise InputError(f"{path}: {CUT_OFF}")
 
 
+def check_unpacking(path: Path, start: int) -> None:
+    """Raise InputError where the deflated bytes from ``start`` on are damaged, or unpack to more than images do."""
+    most = max(FREE, RATIO * path.stat().st_size)
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            unpacked = sum(map(len, _unpacked(file, most + 1, -zlib.MAX_WBITS)))
+    except (EOFError, zlib.error):
+        raise InputError(f"{path}: {CUT_OFF}") from None
+    if unpacked > most:
+        raise InputError(f"{path}: unpacks to more than {most / 1e9:.3g} GB; it is damaged, or no image")
+
+
 def read_data(
     path: Path, start: int, skip: int, count: int, dtype: np.dtype[Any], wbits: int | None = None
 ) -> NDArray[Any]:
