@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.errors import InputError
-from anatomark.io.files import check_regular, check_unpacking
+from anatomark.io.files import CUT_OFF, check_regular, check_unpacking
 from anatomark.io.itk import quiet
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, the class of a DICOMDIR
+UNDEFINED, LONG = 0xFFFFFFFF, 1 << 16  # a length that is not stated; bytes of a value that is skipped at first
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax in which all after the file meta information is deflated
 
 
@@ -33,27 +34,45 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path, tags: list[str] | None = None) -> Any:
-    """pydicom's data set without the pixels; ``tags`` alone where given. Raises InputError."""
+    """pydicom's data set, its long values such as pixels not read yet; ``tags`` alone where given. Raises InputError,
+    also where a value would end beyond the file."""
     import pydicom
 
     check_regular(path)
-    _check_deflated(path)
+    deflated = _is_deflated(path)
+    plain = tags is not None or deflated
+    how = {"stop_before_pixels": True} if plain else {"defer_size": LONG}
     try:
         with quiet(), pydicom.config.disable_value_validation():
-            return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+            header = pydicom.dcmread(path, force=True, specific_tags=tags, **how)
+            if not plain:
+                _check_lengths(path, header)
+            return header
+    except InputError:
+        raise
     except Exception as error:  # pydicom raises whatever it stumbles over
         raise InputError(f"{path}: cannot be read: damaged DICOM ({one_line(error)})") from None
 
 
-def _check_deflated(path: Path) -> None:
-    """Raise InputError where a data set that is deflated as a whole unpacks to more than images do: pydicom unpacks it
-    all."""
+def _check_lengths(path: Path, header: Any) -> None:
+    """Raise InputError where a value would lie beyond the file: GDCM takes the memory for it first."""
+    size = path.stat().st_size
+    for item in header.values():
+        length = getattr(item, "length", 0)
+        if length != UNDEFINED and length and item.value_tell + length > size:
+            raise InputError(f"{path}: {CUT_OFF}: the value of {item.tag} ends beyond it")
+
+
+def _is_deflated(path: Path) -> bool:
+    """Whether all after the file meta information is deflated. Raises InputError where it unpacks to more than images
+    do: pydicom unpacks it all."""
     with open(path, "rb") as file:
         start = file.read(1024)
     if DEFLATED in start:
         if start[128:136] != b"DICM\2\0\0\0":
             raise InputError(f"{path}: cannot be read: damaged DICOM (it has no length of its file meta information)")
         check_unpacking(path, 144 + int.from_bytes(start[140:144], "little"))
+    return DEFLATED in start
 
 
 def one_line(error: Exception) -> str:

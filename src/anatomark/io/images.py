@@ -126,7 +126,7 @@ def _recognised(path: Path) -> tuple[Path, str, bytes]:
         kind = "nrrd"
     elif not packed and looks_like_metaimage(start):
         kind = "metaimage"
-    elif not packed and dicom_files.looks_like_dicom(start):
+    elif not packed and dicom_files.looks_like_dicom(start) and (start[128:132] == b"DICM" or not other_reader(path)):
         kind = "dicom"
     elif looks_like_mgh(path, start):
         kind = "mgh"

@@ -29,6 +29,7 @@ VECTORS = (1006, 1007)  # intents: the fifth axis holds a voxel's components
 MGH_KINDS = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 UNITS = {1: 1e3, 3: 1e-3}  # mm of a metre, of a micron
 UNKNOWN = "not stated"
+HALF_TURN = 3 * float(np.finfo(np.float32).eps)  # what is left of 1 below this is rounding, as nibabel has it
 
 
 def looks_like_nifti(start: bytes) -> bool:
@@ -212,7 +213,8 @@ def _qform(header: Any, steps: Array) -> Array:
     affine = np.full((4, 4), np.nan)
     rest = 1 - (b * b + c * c + d * d)
     if rest > -1e-3:  # rounding; nibabel allows less
-        quaternion = np.array([np.sqrt(max(rest, 0.0)), b, c, d])
+        real = 0.0 if abs(rest) < HALF_TURN else np.sqrt(max(rest, 0.0))
+        quaternion = np.array([real, b, c, d])
         rotation = quat2mat(quaternion / np.linalg.norm(quaternion))
         steps = steps * np.array([1.0, 1.0, -1.0 if float(header["pixdim"][0]) < 0 else 1.0])
         affine[:3, :3] = rotation * steps

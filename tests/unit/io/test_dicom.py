@@ -366,3 +366,11 @@ def test_a_deflated_file_that_unpacks_without_end_is_refused(tmp_path):
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(150)) + packer.flush()
     (tmp_path / "b.dcm").write_bytes(data[:start] + bomb)
     refused(tmp_path / "b.dcm", "unpacks to more than")
+
+
+@pytest.mark.parametrize("more", [b"\xf4\xf5\x72\xc6UN\0\0\0\0\0\xe0", b"\xee\x01\x5d\x74OB\0\0\0\0\0\xf0"])
+def test_a_value_beyond_the_file_is_refused_before_memory_is_taken_for_it(tmp_path, more):
+    path = write(tmp_path / "a.dcm", volume(1)[0], PixelSpacing=[1, 1])
+    read_image(path)
+    path.write_bytes(path.read_bytes() + more + bytes(100))
+    refused(path, "ends beyond it")
