@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -62,6 +63,9 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The command line; what goes wrong becomes one line and an exit code: 2 the user's to mend, 1 ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding has no sign for
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

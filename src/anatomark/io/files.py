@@ -20,14 +20,18 @@ RATIO, FREE = 50, 128 << 20  # an image unpacks to so many times its file at mos
 LARGEST = 1 << 36
 
 
-def check_regular(path: Path) -> None:
-    """Raise InputError where ``path`` is missing, empty, not a regular file, or its name is not UTF-8, on which ITK
-    ends the process."""
+def check_name(path: Path) -> None:
+    """Raise InputError where a file's name is not UTF-8, on which ITK ends the process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise InputError(f"{shown}: the file's name is not UTF-8; rename it") from None
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError where ``path`` is missing, empty, not a regular file, or its name is not UTF-8."""
+    check_name(path)
     try:
         status = path.stat()
     except FileNotFoundError:

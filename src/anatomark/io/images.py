@@ -16,7 +16,7 @@ from anatomark.errors import InputError
 from anatomark.io import dicom_files
 from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.dicom import open_dicom
-from anatomark.io.files import check_unpacked_size, start_of
+from anatomark.io.files import check_name, check_unpacked_size, start_of
 from anatomark.io.frames import Spacing
 from anatomark.io.geometry import Opened
 from anatomark.io.itk import condensed, is_sheared, open_other, other_reader, point_locale, quiet, to_itk
@@ -196,6 +196,7 @@ def write_image(image: Image, path: Where) -> None:
     name = path.name.lower()
     if not name.endswith(VOLUMES + PICTURES):
         raise InputError(f"{path}: images are written as {', '.join(VOLUMES + PICTURES)}")
+    check_name(path)
     picture = name.endswith(PICTURES)
     by_nibabel = name.endswith((".nii", ".nii.gz")) and is_sheared(image.grid)
     itk = None if by_nibabel else to_itk(image, path, picture)
