@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 from collections.abc import Sequence
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -19,6 +26,32 @@ class ManyInputErrors(InputError):
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the user can mend it: bad input, too little memory, or a disk that refuses."""
+    refused = isinstance(error, OSError) and error.errno in REFUSALS | NAMES
+    return isinstance(error, InputError) or refused or _out_of_memory(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in a line: an InputError's own, too little memory, a disk's refusal, or that it is our
+    fault."""
+    if isinstance(error, InputError):
+        return str(error)
+    if _out_of_memory(error):
+        return "there is not enough memory for this; take smaller images, batches or blocks"
+    if isinstance(error, OSError) and error.errno in NAMES:
+        return f"{str(error.filename)[:100]}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        what = "written" if error.errno in FULL else "read"  # what is written refuses in its own words
+        return f"{error.filename or 'a file'}: cannot be {what}: {error.strerror}"
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(ALLOCATION.search(str(error))))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

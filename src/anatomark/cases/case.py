@@ -35,10 +35,11 @@ class Case:
 
     ``path``: the image, a file or a folder with a DICOM series; None where only landmarks were given. ``source``: the
     landmark file, with ``#observer`` where given; None where there is none. ``given``: landmarks in hand, which count
-    before the source. ``split``: train, val, test or blank (unused). ``spacing``: mm along x, y[, z], for files that
-    have none. ``form``: of NIfTI files with two, the sform (None too) or the qform. ``row``: line of the manifest.
-    ``alignment``: where the image lies in a template's world, if that is known; ``aligned``: whether image and
-    landmarks are given in that world. ``images``: what a method made of the image for its training
+    before the source. ``apart``: whether the image is one of several, which no damaged file may take along
+    (:func:`~anatomark.io.images.read_image`). ``split``: train, val, test or blank (unused). ``spacing``: mm along x,
+    y[, z], for files that have none. ``form``: of NIfTI files with two, the sform (None too) or the qform. ``row``:
+    line of the manifest. ``alignment``: where the image lies in a template's world, if that is known; ``aligned``: whether
+    image and landmarks are given in that world. ``images``: what a method made of the image for its training
     (``Method.working_images``).
     """
 
@@ -52,6 +53,7 @@ class Case:
     reading: Reading = Reading()
     given: Landmarks | None = None
     held: Image | None = None  # an image in hand
+    apart: bool = False
     alignment: Alignment | None = None
     aligned: bool = False
     images: Mapping[str, Image] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Case:
     def _read(self) -> Image:
         if self.path is None:
             raise InputError(f"case {self.id!r}: only landmarks were given, an image is needed")
-        return read_image(self.path, self.spacing, self.form)
+        return read_image(self.path, self.spacing, self.form, apart=self.apart)
 
     def grid(self, ndim: int) -> Grid:
         """The grid of the image from its header alone, of dimension ``ndim``. Raises InputError."""
@@ -101,7 +103,7 @@ class Case:
         if self.held is not None:
             return self.held.grid, self.held.meta.get("geometry", {})
         assert self.path is not None
-        return image_geometry(self.path, self.spacing, self.form)
+        return image_geometry(self.path, self.spacing, self.form, apart=self.apart)
 
     # ------------------------------------------------------------------ the landmarks
 
@@ -140,14 +142,22 @@ class Case:
     def _fitted(self, landmarks: Landmarks) -> Landmarks:
         if landmarks.ndim == 2:
             return self.in_mm(landmarks, self._source())
-        header_is_cheap = self.path is not None and not self.path.is_dir()
-        return in_plane(landmarks) if header_is_cheap and self.header.ndim == 2 else landmarks
+        return in_plane(landmarks) if self._lies_in_a_plane() else landmarks
 
     def in_mm(self, landmarks: Landmarks, where: str) -> Landmarks:
         """2D landmarks of ``load_landmarks`` in mm: px lie on the image's grid, without an image they have its spacing,
         from 0. Raises InputError, naming ``where``, if neither is known."""
         on_image = landmarks.meta.get("unit") == "px" and (self.held is not None or self.path is not None)
         return in_mm(landmarks, self.grid(2) if on_image else self.spacing, where)
+
+    def _lies_in_a_plane(self) -> bool:
+        """Whether the image is a 2D file, as far as its header can be read, and cheaply; else that is said later."""
+        if self.path is None or self.path.is_dir():
+            return False
+        try:
+            return self.header.ndim == 2
+        except InputError:
+            return False
 
     def _source(self) -> str:
         if self.source is None:

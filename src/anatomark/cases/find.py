@@ -13,7 +13,7 @@ from anatomark.cases.manifest import SPLITS, read_manifest
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.atomic import read_json
-from anatomark.io.images import find_images, image_grid
+from anatomark.io.images import find_images
 from anatomark.io.landmarks import load_landmarks, read_landmarks, split_observer
 from anatomark.io.sheets import read_sheet
 from anatomark.io.slicer import is_markups
@@ -44,7 +44,7 @@ def find_images_as_cases(
     cases: list[Case] = []
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv":
-            manifest = read_manifest(path, need_landmarks=need_landmarks)
+            manifest = read_manifest(path, need_landmarks=need_landmarks, check_images=False)
             rows = manifest.split(split) if split else manifest.cases
             cases += [_told(c, spacing, form) for c in rows]
         elif split is not None:
@@ -54,7 +54,7 @@ def find_images_as_cases(
     if not cases:
         raise InputError("no image and no manifest was given")
     _check_names(cases)
-    return cases
+    return [replace(c, apart=len(cases) > 1) for c in cases]
 
 
 def find_cases(
@@ -173,7 +173,7 @@ def _is_flat(case: Case) -> bool:
     """Whether the image is 2D, or a single slice; also where it cannot be read, which is said when it is."""
     assert case.path is not None
     try:
-        grid = image_grid(case.path, case.spacing, case.form)
+        grid = case.header
     except InputError:
         return True
     return grid.ndim == 2 or grid.shape[0] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anatomark.cases.case import Case, Reading, in_plane
@@ -49,10 +49,12 @@ def read_manifest(
     frame: str | None = None,
     unit: str | None = None,
     label_from: str = "label",
+    check_images: bool = True,
 ) -> Manifest:
     """Read ``case,image,landmarks,split[,spacing][,form]``; paths are relative to the file; no split column: all train.
 
-    ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. Files of rows with a blank
+    ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. ``check_images`` False: an
+    image that is there but cannot be read is no problem here, but is said when it is read. Files of rows with a blank
     split are not looked at. Raises ManyInputErrors with every problem found, each with its row: missing columns and
     files, duplicate cases, bad splits, spacings and forms, images without a spacing, landmark files that cannot be
     read, name another set of landmarks than the first training case (:mod:`anatomark.cases.names`), or do not fit the
@@ -74,12 +76,13 @@ def read_manifest(
     remarked: dict[str, list[str]] = {}  # cases by what is to be known of their image's geometry
     for row, cells in sheet.rows:
         case, wrong = _case(path, row, cells, reading, sheet.delimiter != ",")
+        case = replace(case, apart=len(sheet.rows) > 1)
         twin = next((c for c in cases if c.id == case.id and case.id), None)
         if twin:
             wrong.append(f"case {case.id!r} is already in row {twin.row}; every case needs its own name")
         cases.append(case)
         if case.split and not wrong:
-            wrong, landmarks, remarks = _problems(case, need_landmarks)
+            wrong, landmarks, remarks = _problems(case, need_landmarks, check_images)
             for remark in remarks:
                 remarked.setdefault(remark, []).append(case.id)
             if landmarks is not None and landmarks.names:
@@ -96,7 +99,7 @@ def read_manifest(
     return Manifest(path, tuple(cases), (*list(notes)[:NOTES_SHOWN], *more))
 
 
-def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | None, list[str]]:
+def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[list[str], Landmarks | None, list[str]]:
     """What is wrong with the files of a case, one line each, the landmarks, and what is to be known of the image's
     geometry; pixels are not read."""
     problems, grid, notes = [], None, []
@@ -106,7 +109,7 @@ def _problems(case: Case, need_landmarks: bool) -> tuple[list[str], Landmarks | 
             raise InputError(f"image {case.path}: no such file")
         grid, notes = case.header, [*case.remarks]
     except InputError as error:
-        problems = [str(error)]
+        problems = [str(error)] if check_images or not case.path.exists() else []
     if not need_landmarks:
         return problems, None, notes
     if case.source is None:

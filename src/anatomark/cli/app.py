@@ -5,10 +5,8 @@ Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -30,15 +28,11 @@ from anatomark.cli.predict import predict
 from anatomark.cli.register import register
 from anatomark.cli.simulate import simulate
 from anatomark.cli.zoo import zoo
-from anatomark.errors import InputError
+from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
 )  # fmt: skip
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
-NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
-ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 
 app = typer.Typer(
@@ -70,6 +64,9 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The command line; what goes wrong becomes one line and an exit code: 2 the user's to mend, 1 ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding has no sign for
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
@@ -93,8 +90,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # the last stop: everything becomes one line and an exit code
         if debug:
             raise
-        typer.echo(f"error: {_line(error)}", err=True)
-        sys.exit(2 if _users(error) else 1)
+        line = reason_of(error)
+        typer.echo(f"error: {spell_options(line) if isinstance(error, InputError) else line}", err=True)
+        sys.exit(2 if is_users(error) else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -102,30 +100,3 @@ def _usage(error: Any, text: str) -> str:
     """What is wrong with a command line, and which ``--help`` tells more."""
     command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "anatomark"
     return f"{command}: {' '.join(text.split()).rstrip('.')[:400]}; {command} --help shows what it takes"
-
-
-def _users(error: Exception) -> bool:
-    """Whether the user can mend it: bad input, or a disk that refuses."""
-    return (
-        isinstance(error, InputError)
-        or _out_of_memory(error)
-        or (isinstance(error, OSError) and error.errno in REFUSALS | NAMES)
-    )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(ALLOCATION.search(str(error))))
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return spell_options(str(error))
-    if _out_of_memory(error):
-        return "there is not enough memory for this; take smaller images, batches or blocks"
-    if isinstance(error, OSError) and error.errno in NAMES:
-        return f"{str(error.filename)[:100]}: {error.strerror}"
-    if _users(error) and isinstance(error, OSError):
-        what = "written" if error.errno in FULL else "read"  # what is written refuses in its own words
-        return f"{error.filename or 'a file'}: cannot be {what}: {error.strerror}"
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"

@@ -78,7 +78,8 @@ def evaluate(
         _check(out, claim, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
         check = partial(check_files, work="evaluate", claim=claim, overwrite=overwrite)
-        return _evaluated(folder or used, read_manifest(cases), out, check, split, truth, thresholds, planes, report)
+        manifest = read_manifest(cases, check_images=False)
+        return _evaluated(folder or used, manifest, out, check, split, truth, thresholds, planes, report)
 
 
 def _evaluated(

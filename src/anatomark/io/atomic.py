@@ -21,6 +21,7 @@ Where = str | os.PathLike[str]  # of a file or folder
 MOST_BYTES = 256 * 2**20  # of a text file that is read as a whole
 MOST_DIGITS = 300  # of a whole number: more do not fit into a float
 MOST_NESTED = 100
+LONE_HALF = re.compile("[\ud800-\udfff]")  # Python's stand-in for a byte of a file's name that is not UTF-8
 LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -58,14 +59,16 @@ def write_bytes(path: Where, data: bytes) -> None:
 
 
 def write_text(path: Where, text: str) -> None:
-    """Write ``text`` as UTF-8 with newlines as they are, atomically. Raises InputError where the disk refuses."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 with newlines as they are, atomically; bytes of a file's name that are not UTF-8 as
+    escapes. Raises InputError where the disk refuses."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Where, obj: Any) -> None:
     """Write ``obj`` as indented strict JSON (no NaN), atomically. Raises ValueError on NaN, InputError where the disk
     refuses."""
-    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, LONE_HALF.sub(lambda m: rf"\\u{ord(m[0]):04x}", text))
 
 
 def read_bytes(path: Where, most: int = MOST_BYTES) -> bytes:

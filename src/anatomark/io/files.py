@@ -20,14 +20,18 @@ RATIO, FREE = 50, 128 << 20  # an image unpacks to so many times its file at mos
 LARGEST = 1 << 36
 
 
-def check_regular(path: Path) -> None:
-    """Raise InputError where ``path`` is missing, empty, not a regular file, or its name is not UTF-8, on which ITK
-    ends the process."""
+def check_name(path: Path) -> None:
+    """Raise InputError where a file's name is not UTF-8, on which ITK ends the process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise InputError(f"{shown}: the file's name is not UTF-8; rename it") from None
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError where ``path`` is missing, empty, not a regular file, or its name is not UTF-8."""
+    check_name(path)
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -77,17 +81,17 @@ def check_unpacked_size(path: Path, least: int) -> None:
             raise InputError(f"{path}: {CUT_OFF}")
 
 
-def check_deflated(path: Path, start: int) -> None:
-    """Raise InputError where the deflated bytes from ``start`` on make suspiciously many."""
+def check_unpacking(path: Path, start: int) -> None:
+    """Raise InputError where the deflated bytes from ``start`` on are damaged, or unpack to more than images do."""
     most = max(FREE, RATIO * path.stat().st_size)
-    with open(path, "rb") as file:
-        file.seek(start)
-        try:
-            size = sum(map(len, _unpacked(file, most, -zlib.MAX_WBITS)))
-        except (EOFError, zlib.error):  # damaged, which its reader finds
-            return
-    if size >= most:
-        raise InputError(f"{path}: unpacks to more than {most / 1e6:.3g} MB; it is damaged, or no image")
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            unpacked = sum(map(len, _unpacked(file, most + 1, -zlib.MAX_WBITS)))
+    except (EOFError, zlib.error):
+        raise InputError(f"{path}: {CUT_OFF}") from None
+    if unpacked > most:
+        raise InputError(f"{path}: unpacks to more than {most / 1e9:.3g} GB; it is damaged, or no image")
 
 
 def read_data(

@@ -17,25 +17,27 @@ from anatomark.errors import InputError
 from anatomark.io import dicom_files
 from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.dicom import open_dicom
-from anatomark.io.files import check_unpacked_size, start_of
+from anatomark.io.files import check_name, check_unpacked_size, start_of
 from anatomark.io.frames import Spacing
 from anatomark.io.geometry import Opened
-from anatomark.io.itk import condensed, is_sheared, open_other, point_locale, quiet, to_itk
+from anatomark.io.itk import condensed, is_sheared, open_other, other_reader, point_locale, quiet, to_itk
 from anatomark.io.metaimage import looks_like_metaimage, open_metaimage
 from anatomark.io.mgh import looks_like_mgh, open_mgh
 from anatomark.io.nifti import looks_like_nifti, open_nifti, write_sheared
 from anatomark.io.nrrd import looks_like_nrrd, open_nrrd
 from anatomark.io.pictures import open_picture, picture_reader
+from anatomark.io.reader_process import CannotStart, geometry_in_process, read_in_process
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
 READ_ALSO = (
     ".mhd", ".nhdr", ".hdr", ".gipl", ".gipl.gz", ".mrc", ".mgh", ".mgz", ".jfif", ".jpe", ".jp2", ".j2k",
 )  # fmt: skip
+READERS = {"nrrd": open_nrrd, "metaimage": open_metaimage, "dicom": open_dicom, "mgh": open_mgh, "other": open_other}
 NOT_FINITE = "holds NaN or infinite values; replace them (e.g. by the background's value) first"
 
 
-def read_image(path: Where, spacing: Spacing = None, form: str | None = None) -> Image:
+def read_image(path: Where, spacing: Spacing = None, form: str | None = None, *, apart: bool = False) -> Image:
     """Read an image file, or a folder that holds one DICOM series.
 
     Returns an Image of the file's dtype, array (C, z, y, x) or (C, row, column), on its grid: LPS mm in 3D; in 2D
@@ -46,11 +48,22 @@ def read_image(path: Where, spacing: Spacing = None, form: str | None = None) ->
 
     ``spacing``: mm along x, y[, z] (world order) or one number; needed where the file states none; elsewhere it must
     agree with the file within 1 %, or chooses among those that the file states. ``form``: of a NIfTI file the sform
-    (default) or the qform, where both are set. Raises InputError where the file is missing, damaged, 4D, without a
-    spacing, constant, of two or more than four values a voxel, or holds infinity.
+    (default) or the qform, where both are set. ``apart``: where a C library reads the format, in a process of its own
+    within limits of time and memory, so that no file can end this one: for work on many images. Raises InputError where
+    the file is missing, damaged, 4D, without a spacing, constant, of two or more than four values a voxel, or holds
+    infinity.
     """
     path = Path(path)
-    opened = _open(path, form)
+    if _reads_apart(path, apart):
+        try:
+            return read_in_process(path, spacing, form)
+        except CannotStart:
+            pass
+    return image_of(path, open_image(path, form), spacing)
+
+
+def image_of(path: Path, opened: Opened, spacing: Spacing) -> Image:
+    """The image of a file whose header was read, as :func:`read_image`."""
     grid = opened.geometry.grid(path, spacing)
     array = opened.pixels()
     array = np.moveaxis(array, -1, 0) if array.ndim > grid.ndim else array[None]
@@ -66,40 +79,64 @@ def read_image(path: Where, spacing: Spacing = None, form: str | None = None) ->
     return image
 
 
-def image_grid(path: Where, spacing: Spacing = None, form: str | None = None) -> Grid:
+def image_grid(path: Where, spacing: Spacing = None, form: str | None = None, *, apart: bool = False) -> Grid:
     """The grid of an image, from its header only. Arguments and errors as :func:`read_image`."""
-    return image_geometry(path, spacing, form)[0]
+    return image_geometry(path, spacing, form, apart=apart)[0]
 
 
-def image_geometry(path: Where, spacing: Spacing = None, form: str | None = None) -> tuple[Grid, dict[str, Any]]:
+def image_geometry(
+    path: Where, spacing: Spacing = None, form: str | None = None, *, apart: bool = False
+) -> tuple[Grid, dict[str, Any]]:
     """As :func:`image_grid`, and the ``geometry`` of :func:`read_image`."""
-    opened = _open(Path(path), form)
-    return opened.geometry.grid(Path(path), spacing), opened.geometry.facts()
+    path = Path(path)
+    if _reads_apart(path, apart):
+        try:
+            return geometry_in_process(path, spacing, form)
+        except CannotStart:
+            pass
+    opened = open_image(path, form)
+    return opened.geometry.grid(path, spacing), opened.geometry.facts()
 
 
-def _open(path: Path, form: str | None) -> Opened:
-    """Read the header of a file by what it holds, not by its name."""
+def open_image(path: Path, form: str | None = None) -> Opened:
+    """Read the header of a file by what it holds, not by its name. Raises InputError."""
+    path, kind, start = _recognised(path)
+    if kind == "picture":
+        return open_picture(path, picture_reader(start))
+    return open_nifti(path, form) if kind == "nifti" else READERS[kind](path)
+
+
+def _reads_apart(path: Path, apart: bool) -> bool:
+    """Whether a file is read in a process of its own: by those readers of ITK that end it easily always, by other C
+    libraries where it is asked for, by our own code never."""
+    kind = _recognised(path)[1]
+    return other_reader(path) is not None if kind == "other" else apart and kind in ("dicom", "picture")
+
+
+def _recognised(path: Path) -> tuple[Path, str, bytes]:
+    """The file with the header, its kind (picture, dicom, nifti, nrrd, metaimage, mgh, other), and how it begins."""
     if path.is_dir():
-        return open_dicom(path)
+        return path, "dicom", b""
     beside = path.name.lower().removesuffix(".gz")
     if beside.endswith(".img"):  # the voxels of a header that lies beside it
         header = path.with_name(path.name[: len(beside) - 4] + ".hdr")
         path = header if header.exists() else path
     start, packed = start_of(path)
-    name = path.name.lower()
-    if not packed and (reader := picture_reader(start)):
-        return open_picture(path, reader)
-    if looks_like_nrrd(start) and not packed:
-        return open_nrrd(path)
-    if looks_like_metaimage(start) and not packed:
-        return open_metaimage(path)
-    if dicom_files.looks_like_dicom(start) and not packed:
-        return open_dicom(path)
-    if looks_like_mgh(path, start):
-        return open_mgh(path)
-    if looks_like_nifti(start) or name.endswith((".nii", ".nii.gz", ".hdr")):
-        return open_nifti(path, form)
-    return open_other(path)
+    if not packed and picture_reader(start):
+        kind = "picture"
+    elif not packed and looks_like_nrrd(start):
+        kind = "nrrd"
+    elif not packed and looks_like_metaimage(start):
+        kind = "metaimage"
+    elif not packed and dicom_files.looks_like_dicom(start) and (start[128:132] == b"DICM" or not other_reader(path)):
+        kind = "dicom"
+    elif looks_like_mgh(path, start):
+        kind = "mgh"
+    elif looks_like_nifti(start) or path.name.lower().endswith((".nii", ".nii.gz", ".hdr")):
+        kind = "nifti"
+    else:
+        kind = "other"
+    return path, kind, start
 
 
 def _grey_or_colour(path: Path, array: NDArray[Any], opened: Opened) -> NDArray[Any]:
@@ -161,6 +198,7 @@ def write_image(image: Image, path: Where) -> None:
     name = path.name.lower()
     if not name.endswith(VOLUMES + PICTURES):
         raise InputError(f"{path}: images are written as {', '.join(VOLUMES + PICTURES)}")
+    check_name(path)
     picture = name.endswith(PICTURES)
     by_nibabel = name.endswith((".nii", ".nii.gz")) and is_sheared(image.grid)
     itk = None if by_nibabel else to_itk(image, path, picture)
@@ -202,5 +240,5 @@ def _images_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
     files = [e for e in entries if os.path.isfile(e) and e.name.lower().endswith(VOLUMES + PICTURES + READ_ALSO)]
-    dicom = [image for e in [folder, *(e for e in entries if os.path.isdir(e))] for image in dicom_files.images_in(e)]
-    return sorted(dict.fromkeys([*files, *dicom]))
+    dicom = [image for e in entries if os.path.isdir(e) for image in dicom_files.images_in(e)]
+    return sorted(dict.fromkeys([*files, *dicom_files.images_in(folder, given=True), *dicom]))

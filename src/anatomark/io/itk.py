@@ -63,10 +63,15 @@ def read_with(reader: str, path: Path, dimensions: int | None = None) -> NDArray
     return array[None] if dimensions == 3 and array.ndim - channels == 2 else array
 
 
+def other_reader(path: Path) -> str | None:
+    """The name of ITK's reader for a file's ending, of the formats that :func:`open_other` reads."""
+    return OTHERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+
+
 def open_other(path: Path) -> Opened:
     """Read the header of another format that ITK knows, by its ending: offered any file, some readers of ITK end the
     process. They may make up a spacing, so that of 1 mm along all axes is not believed. Raises InputError."""
-    reader = OTHERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+    reader = other_reader(path)
     if reader is None:
         raise InputError(f"{path}: cannot be read: {UNKNOWN}")
     itk = open_with(path, reader)

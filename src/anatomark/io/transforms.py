@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from anatomark.core.grid import Grid
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, atomic_path
+from anatomark.io.files import check_name
 from anatomark.io.itk import condensed, quiet
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
@@ -57,6 +58,7 @@ def write_displacements(field: ArrayLike, grid: Grid, path: Where) -> None:
 
 
 def _write(transform: sitk.Transform, path: Path) -> None:
+    check_name(path)
     with atomic_path(path) as temporary:
         try:
             with quiet():

@@ -115,10 +115,10 @@ def checked(model: type[M], data: Any, where: str) -> M:
     except ValidationError as error:
         # a key that nobody knows explains one that is missing
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        key = ".".join(str(k) for k in first["loc"])
+        key = ".".join(str(k)[:60] for k in first["loc"])
         if first["type"] == "extra_forbidden":
             known = list(_fields(model, first["loc"][:-1]))
-            hint = nearest(str(first["loc"][-1]), known) or f"; known: {', '.join(known)}"
+            hint = nearest(str(first["loc"][-1])[:60], known) or f"; known: {', '.join(known)}"
             raise InputError(f"{where}: unknown key {key!r}{hint}") from None
         found = "" if first["type"] in ("missing", "value_error") else f", found {str(first['input'])[:60]!r}"
         message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")

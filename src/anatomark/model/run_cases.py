@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from anatomark.cases.case import Case
 from anatomark.core.image import Image
-from anatomark.errors import InputError
+from anatomark.errors import InputError, reason_of
 from anatomark.model.prediction import Prediction
 from anatomark.progress import Reporter
 
@@ -27,7 +27,7 @@ def run_cases(
     find: Callable[[Case, Image], Prediction], cases: Sequence[Case], report: Reporter | None = None, title: str = ""
 ) -> Iterator[Outcome]:
     """The one loop: read a case's image, ``find`` its landmarks (timed), go on with the next. A case that cannot be
-    read or located is an outcome with its reason."""
+    read or located is an outcome with its reason, of several cases also where that is our fault."""
     report = report or Reporter(quiet=True)
     with report.bar(title or "predict", len(cases)) as bar:
         for i, case in enumerate(cases):
@@ -37,7 +37,9 @@ def run_cases(
                 prediction = find(case, image)
                 seconds = time.perf_counter() - start
                 outcome = Outcome(case, image, replace(prediction, seconds=seconds, notes=image.notes))
-            except InputError as error:
-                outcome = Outcome(case, reason=str(error))
+            except Exception as error:
+                if len(cases) == 1 and not isinstance(error, InputError):
+                    raise
+                outcome = Outcome(case, reason=reason_of(error))
             yield outcome
             bar.update(i + 1, case.id)

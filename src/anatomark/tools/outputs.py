@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anatomark.cases.case import Case
-from anatomark.errors import InputError
+from anatomark.errors import InputError, reason_of
 from anatomark.io.atomic import write_json
 from anatomark.io.claim import Claim, check_sources
 from anatomark.progress import Reporter
@@ -78,17 +78,19 @@ def each_case(
     files: Callable[[str], list[Path]],
     report: Reporter,
 ) -> list[Row]:
-    """The rows of :class:`CaseResults`: what ``one`` says of each case. Where it raises InputError the case has failed,
-    its ``files`` (by its name) are removed, and the others go on."""
+    """The rows of :class:`CaseResults`: what ``one`` says of each case. Where it raises InputError, of several
+    cases anything, the case has failed, its ``files`` (by its name) are removed, and the others go on."""
     rows = []
     with report.bar(work, len(cases)) as bar:
         for k, case in enumerate(cases):
             row: Row = {"case": case.id, "image": str(case.path)}
             try:
                 rows.append({**row, "state": "written", **one(case)})
-            except InputError as error:
+            except Exception as error:
                 remove(files(case.id))
-                rows.append({**row, "state": "failed", "reason": str(error)})
+                if len(cases) == 1 and not isinstance(error, InputError):
+                    raise
+                rows.append({**row, "state": "failed", "reason": reason_of(error)})
             bar.update(k + 1, case.id)
     return rows
 

@@ -55,6 +55,24 @@ def problems(folder, text, **more):
     return caught.value.problems
 
 
+def test_an_image_that_cannot_be_read_may_be_left_to_its_reading(folder):
+    (folder / "b.nii.gz").write_bytes(b"x" * 600)
+    text = "case,image,landmarks\na,a.nii.gz,a.fcsv\nb,b.nii.gz,b.fcsv\nc,c.png,px.csv#s\n"
+    assert len(problems(folder, text)) >= 2
+    text = text.replace("c.png,px.csv#s", "c.nii.gz,c.fcsv")
+    (line,) = problems(folder, text)
+    assert "row 3" in line and "b.nii.gz" in line
+    manifest = read_manifest(write(folder, text), check_images=False)
+    assert [case.landmarks.ndim for case in manifest.cases] == [3, 3, 3] and all(c.apart for c in manifest.cases)
+    with pytest.raises(InputError, match=r"b\.nii\.gz"):
+        manifest.cases[1].image()
+    (folder / "b.nii.gz").unlink()
+    with pytest.raises(ManyInputErrors, match="no such file"):
+        read_manifest(write(folder, text), check_images=False)
+    (case,) = read_manifest(write(folder, "case,image,landmarks\na,a.nii.gz,a.fcsv\n")).cases
+    assert not case.apart
+
+
 def test_what_a_header_leaves_open_is_said_once_for_all_cases(folder):
     bare = nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), None)
     bare.set_sform(None, 0)

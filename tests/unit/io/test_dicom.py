@@ -1,5 +1,7 @@
 """DICOM files that pydicom writes: every class with every spacing tag, series and multi-frame files on one line."""
 
+import zlib
+
 import numpy as np
 import pydicom
 import pytest
@@ -286,3 +288,55 @@ def test_frames_of_other_classes(tmp_path):
     write(path, array, MULTIFRAME, PixelSpacing=[0.9, 1.1])
     refused(path, "along z")
     np.testing.assert_allclose(image_grid(path, (1.1, 0.9, 3)).spacing, [3, 0.9, 1.1])
+
+
+# ---------------------------------------------------------------------- damaged files beside sound ones
+
+
+def test_a_damaged_file_beside_others_is_an_image_of_its_own(tmp_path):
+    for name in ("a", "b"):
+        series(tmp_path / name, places(3))
+    file = sorted((tmp_path / "b").iterdir())[1]
+    file.write_bytes(b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x.dcm").write_bytes(file.read_bytes())
+    found = find_images([tmp_path])
+    assert found == [tmp_path / "a", tmp_path / "b", tmp_path / "c" / "x.dcm"]
+    read_image(found[0])
+    refused(found[1], file.name)
+    refused(found[2], "x.dcm")
+
+
+def test_several_series_below_a_folder_cost_one_image(tmp_path):
+    (tmp_path / "all").mkdir()
+    series(tmp_path / "all" / "a", places(3))
+    for uid in ("1.2.3", "1.2.4"):
+        series(tmp_path / uid, places(3), SeriesInstanceUID=uid)
+    (tmp_path / "all" / "two").mkdir()
+    for n, file in enumerate([*(tmp_path / "1.2.3").iterdir(), *(tmp_path / "1.2.4").iterdir()]):
+        file.rename(tmp_path / "all" / "two" / f"{n}.dcm")
+    assert find_images([tmp_path / "all"]) == [tmp_path / "all" / "a", tmp_path / "all" / "two"]
+    refused(tmp_path / "all" / "two", "2 DICOM series")
+
+
+def test_a_deflated_file_that_unpacks_without_end_is_refused(tmp_path):
+    series(tmp_path / "s", places(1))
+    file = next((tmp_path / "s").iterdir())
+    dataset = pydicom.dcmread(file)
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.dcm").array[0, 0], read_image(file).array[0, 0])
+    data = (tmp_path / "a.dcm").read_bytes()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(150)) + packer.flush()
+    (tmp_path / "b.dcm").write_bytes(data[:start] + bomb)
+    refused(tmp_path / "b.dcm", "unpacks to more than")
+
+
+@pytest.mark.parametrize("more", [b"\xf4\xf5\x72\xc6UN\0\0\0\0\0\xe0", b"\xee\x01\x5d\x74OB\0\0\0\0\0\xf0"])
+def test_a_value_beyond_the_file_is_refused_before_memory_is_taken_for_it(tmp_path, more):
+    path = write(tmp_path / "a.dcm", volume(1)[0], PixelSpacing=[1, 1])
+    read_image(path)
+    path.write_bytes(path.read_bytes() + more + bytes(100))
+    refused(path, "ends beyond it")

@@ -338,6 +338,16 @@ def test_dicom_single_file(tmp_path):
     assert squeeze_to_2d(read_image(tmp_path / "u.dcm", 0.1)).grid.spacing.tolist() == [0.1, 0.1]
 
 
+@pytest.mark.parametrize("columns", [2, 8])
+def test_other_formats_are_not_taken_for_dicom_without_a_preamble(tmp_path, columns):
+    itk = sitk.GetImageFromArray(volume((4, 5, columns), np.int16))
+    itk.SetSpacing((0.5, 0.5, 2.0))
+    sitk.WriteImage(itk, str(tmp_path / "a.mrc"))
+    read = read_image(tmp_path / "a.mrc")
+    np.testing.assert_array_equal(read.array[0], sitk.GetArrayFromImage(itk))
+    np.testing.assert_allclose(read.grid.spacing, (2.0, 0.5, 0.5))
+
+
 def test_find_images(tmp_path):
     for name in ("b.png", "a.png"):
         picture(tmp_path / name, volume((9, 8), np.uint8))

@@ -91,6 +91,14 @@ def test_corners_agree_with_nibabel(tmp_path, vector, spacing, shear, flip, qcod
     np.testing.assert_allclose(corners(alone), corners_by(nib.load(alone).affine), atol=1e-3)
 
 
+@pytest.mark.parametrize("turn", [(0, 1, -1), (1, 1, 0), (1, 0, 1), (3, 4, 0)])
+def test_half_turns_are_not_bent_by_rounding(tmp_path, turn):
+    vector = np.array(turn) / np.linalg.norm(turn) * np.pi
+    path = write(tmp_path / "a.nii", qform=affine(vector, spacing=(2.2, 1.5, 4.1)), codes=(0, 1))
+    header = nib.load(path).header
+    np.testing.assert_allclose(corners(path), corners_by(header.get_qform()), atol=1e-4)
+
+
 @FEW
 @given(vectors, st.floats(-0.2, 0.2), st.sampled_from([1, 2, 3, 4]), st.sampled_from([0.0, 0.01, 3.0]))
 def test_the_form_that_slicer_takes_is_the_one_that_itk_takes(tmp_path, vector, shear, scode, shift):

@@ -89,6 +89,15 @@ def test_a_manifest_gives_names_and_spacing(home: Path, model: Model, tmp_path: 
     assert (tmp_path / "case1.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_damaged_image_of_a_manifest_costs_one_case(home: Path, model: Model, tmp_path: Path) -> None:
+    shutil.copytree(home / "data", tmp_path / "data")
+    broken = tmp_path / "data" / _images(home)[1].name
+    broken.write_bytes(broken.read_bytes()[:40])
+    outcomes = predict(model, [tmp_path / "data" / "cases.csv"], tmp_path / "out")
+    assert [o.state for o in outcomes] == ["written", "failed", "written"]
+    assert broken.name in outcomes[1].reason and "\n" not in outcomes[1].reason
+
+
 def test_finished_cases_of_the_same_model_are_skipped(home: Path, model: Model, tmp_path: Path) -> None:
     cases = home / "data" / "cases.csv"
     predict(model, [cases], tmp_path)
