@@ -38,8 +38,8 @@ class Case:
     before the source. ``apart``: whether the image is one of several, which no damaged file may take along
     (:func:`~anatomark.io.images.read_image`). ``split``: train, val, test or blank (unused). ``spacing``: mm along x,
     y[, z], for files that have none. ``form``: of NIfTI files with two, the sform (None too) or the qform. ``row``:
-    line of the manifest. ``alignment``: where the image lies in a template's world, if that is known; ``aligned``: whether
-    image and landmarks are given in that world. ``images``: what a method made of the image for its training
+    line of the manifest. ``alignment``: where the image lies in a template's world, if that is known; ``aligned``:
+    whether image and landmarks are given in that world. ``images``: what a method made of the image for its training
     (``Method.working_images``).
     """
 
