@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-REFUSALS |= {errno.ENOTDIR, errno.EISDIR}
+REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class InputError(Exception):
@@ -34,9 +34,10 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
     if is_users(error) and isinstance(error, OSError):
-        return f"{error.filename or 'output'}: cannot be written: {error.strerror}"
+        what = "cannot be used" if error.errno == errno.ENAMETOOLONG else "cannot be written"
+        return f"{str(error.filename or 'output')[:200]}: {what}: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"
+    return f"{type(error).__name__}: {first} (our fault, not yours)"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

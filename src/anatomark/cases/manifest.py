@@ -101,7 +101,7 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
     geometry; pixels are not read."""
     problems, grid, notes = [], None, []
     assert case.path is not None
-    if not case.path.exists():
+    if not os.path.exists(case.path):
         problems = [f"image {case.path}: no such file"]
     elif not case.path.is_dir():
         try:

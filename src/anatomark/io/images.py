@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _reads_apart(path: Path, apart: bool) -> bool:
 
 def _recognised(path: Path) -> tuple[Path, str, bytes]:
     """The file with the header, its kind (picture, dicom, nifti, nrrd, metaimage, mgh, other), and how it begins."""
-    if path.is_dir():
+    if os.path.isdir(path):  # a name that can be none is no folder
         return path, "dicom", b""
     beside = path.name.lower().removesuffix(".gz")
     if beside.endswith(".img"):  # the voxels of a header that lies beside it
@@ -223,7 +224,7 @@ def find_images(paths: Iterable[Where]) -> list[Path]:
     or a folder holds no image or several DICOM series."""
     found: list[Path] = []
     for given in map(Path, paths):
-        if not given.exists():
+        if not os.path.exists(given):
             raise InputError(f"{given}: no such file or folder")
         inside = _images_in(given) if given.is_dir() else [given]
         if not inside:

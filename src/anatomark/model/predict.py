@@ -96,7 +96,10 @@ def predict(
     used = load(model) if isinstance(model, str | os.PathLike) else model
     cases = find_images_as_cases(images, spacing=spacing)
     which = endings(used.ndim, format, pictures)
-    keys = {c.id: fingerprint_of(c.path, _plain(c.spacing)) if c.path and c.path.exists() else "missing" for c in cases}
+    keys = {
+        c.id: fingerprint_of(c.path, _plain(c.spacing)) if c.path and os.path.exists(c.path) else "missing"
+        for c in cases
+    }
     done = _finished(cases, keys, out, used, which, overwrite)
     _check_writable(out)
     rows = {c.id: Predicted(c.id, _path(c), "skipped") for c in cases}
