@@ -42,12 +42,12 @@ def reason_of(error: Exception) -> str:
     if _out_of_memory(error):
         return "there is not enough memory for this; take smaller images, batches or blocks"
     if isinstance(error, OSError) and error.errno in NAMES:
-        return f"{str(error.filename)[:100]}: {error.strerror}"
+        return f"{str(error.filename)[:200]}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in REFUSALS:
         what = "written" if error.errno in FULL else "read"  # what is written refuses in its own words
-        return f"{error.filename or 'a file'}: cannot be {what}: {error.strerror}"
+        return f"{str(error.filename or 'a file')[:200]}: cannot be {what}: {error.strerror}"
     first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first} (our fault, not yours; --debug shows the traceback)"
+    return f"{type(error).__name__}: {first} (our fault, not yours)"
 
 
 def _out_of_memory(error: Exception) -> bool:

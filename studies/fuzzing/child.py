@@ -16,6 +16,7 @@ from anatomark.io import reader_process
 from anatomark.io.images import image_grid
 from fuzzing import truth
 
+LONGEST = 20_000  # characters of a line: names of 5,000 are quoted
 ASKS = "`spacing`"
 
 
@@ -45,7 +46,7 @@ def tried(kind: str, path: Path, apart: bool) -> tuple[str, str]:
     except InputError as error:
         lines = getattr(error, "problems", [str(error)])
         longest = max(map(len, lines), default=0)
-        if any("\n" in line or not line.strip() for line in lines) or longest > 2000:
+        if any("\n" in line or not line.strip() for line in lines) or longest > LONGEST:
             return "fault", f"no clear line: {str(error)[:200]!r}"
         return "refused", str(error)
     except Exception as error:

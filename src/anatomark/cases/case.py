@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -152,7 +153,7 @@ class Case:
 
     def _lies_in_a_plane(self) -> bool:
         """Whether the image is a 2D file, as far as its header can be read, and cheaply; else that is said later."""
-        if self.path is None or self.path.is_dir():
+        if self.path is None or os.path.isdir(self.path):
             return False
         try:
             return self.header.ndim == 2

@@ -104,12 +104,13 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
     geometry; pixels are not read."""
     problems, grid, notes = [], None, []
     assert case.path is not None
+    missing = not os.path.exists(case.path)
     try:
-        if not case.path.exists():
+        if missing:
             raise InputError(f"image {case.path}: no such file")
         grid, notes = case.header, [*case.remarks]
     except InputError as error:
-        problems = [str(error)] if check_images or not case.path.exists() else []
+        problems = [str(error)] if check_images or missing else []
     if not need_landmarks:
         return problems, None, notes
     if case.source is None:

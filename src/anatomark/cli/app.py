@@ -91,7 +91,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if debug:
             raise
         line = reason_of(error)
-        typer.echo(f"error: {spell_options(line) if isinstance(error, InputError) else line}", err=True)
+        if isinstance(error, InputError):
+            line = spell_options(line)
+        elif not is_users(error):
+            line = f"{line.removesuffix(')')}; --debug shows the traceback)"
+        typer.echo(f"error: {line}", err=True)
         sys.exit(2 if is_users(error) else 1)
     sys.exit(code if isinstance(code, int) else 0)
 

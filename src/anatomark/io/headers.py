@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ def data_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
     if not files:
         raise InputError(f"{path}: its header is damaged: it names no file with its voxels")
     for file in files:
-        if not file.exists():
-            raise InputError(f"{path}: {file.name}, which holds its voxels, is not there")
+        if not os.path.exists(file):  # False also where it can be no name
+            raise InputError(f"{path}: {file.name[:200]}, which holds its voxels, is not there")
         check_regular(file)
     return files
 

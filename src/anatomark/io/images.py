@@ -115,7 +115,7 @@ def _reads_apart(path: Path, apart: bool) -> bool:
 
 def _recognised(path: Path) -> tuple[Path, str, bytes]:
     """The file with the header, its kind (picture, dicom, nifti, nrrd, metaimage, mgh, other), and how it begins."""
-    if path.is_dir():
+    if os.path.isdir(path):  # a name that can be none is no folder
         return path, "dicom", b""
     beside = path.name.lower().removesuffix(".gz")
     if beside.endswith(".img"):  # the voxels of a header that lies beside it

@@ -272,3 +272,19 @@ def test_under_a_comma_locale(tmp_path, comma_locale, ending):
     if ending != ".nii.gz":
         header = (tmp_path / f"w{ending}").read_bytes().split(b"\n\n")[0][:900]
         assert b"1.7" in header and b"1,7" not in header
+
+
+@pytest.mark.parametrize("name", ["A" * 5000, "a\0b", "../" * 2000 + "x"])
+def test_a_name_that_can_be_none_is_a_file_that_is_not_there(tmp_path, name):
+    (tmp_path / "a.mhd").write_text(
+        f"NDims = 2\nDimSize = 3 4\nElementType = MET_UCHAR\nElementSpacing = 1 1\nElementDataFile = {name}\n"
+    )
+    head = "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 3 4\nencoding: raw\nspacings: 1 1\n"
+    (tmp_path / "a.nhdr").write_text(f"{head}data file: {name}\n")
+    for path in (tmp_path / "a.mhd", tmp_path / "a.nhdr"):
+        with pytest.raises(InputError, match="which holds its voxels, is not there") as caught:
+            read_image(path)
+        assert len(str(caught.value)) < 500
+    for path in (tmp_path / name, name):
+        with pytest.raises(InputError):
+            read_image(path)
