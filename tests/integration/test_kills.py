@@ -134,18 +134,25 @@ def test_a_second_run_is_refused(
     assert not [p for p in out.rglob("*") if p.is_file()]
 
 
-def test_a_process_that_a_run_leaves_behind_holds_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_holds_no_lock_even_where_a_process_of_it_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claim, "WAIT_S", 0.0)
-    with claimed(tmp_path / "out"):
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        with claimed(tmp_path / "out"):
+            if os.fork() == 0:
+                os.write(write, str(os.getpid()).encode())
+                signal.pause()
+            os._exit(9)
+    os.waitpid(pid, 0)
+    left = int(os.read(read, 20))
     try:
+        assert (tmp_path / "out" / LOCK).exists()
         with claimed(tmp_path / "out"), pytest.raises(InputError, match="another run"), claimed(tmp_path / "out"):
             pass
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        os.kill(left, signal.SIGKILL)
 
 
 def test_what_was_written_is_known_until_it_is_changed(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Claim:
         for entry in entries:
             if isinstance(entry, list):
                 self.written.setdefault(str(entry[0]), set()).add(str(entry[1]))
-        self.left = [e.get("process") for e in entries if isinstance(e, dict)]  # runs that did not come to their end
+        runs = (entry.get("process") for entry in entries if isinstance(entry, dict))
+        self.left = {process for process in runs if isinstance(process, int)}  # they did not come to their end
         self._add({"process": os.getpid(), "host": socket.gethostname()})
 
     def unfinished(self, path: Path) -> bool:
