@@ -19,16 +19,16 @@ from anatomark.cases.manifest import read_manifest
 from anatomark.errors import listed
 from anatomark.io.atomic import write_json
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged, write_config
+from anatomark.progress import Reporter
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
 
 SCHEMA = 1
 ROWS_SHOWN = 60  # landmarks in the printed table; the report holds all
-SUSPECTS_SHOWN = 40
+SUSPECTS_SHOWN = 80  # lines; the report holds all
 WIDTH = 110
 MODALITIES = {
-    "xray": "the images are 2D",
-    "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images",
-    "mr": "the values have no fixed scale, so each image is normalised by its own percentiles",
+    "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images; set it where this is wrong",
+    "image": "a name, to be changed at will: the values have no fixed scale, so each image has its own percentiles",
 }
 
 
@@ -59,21 +59,24 @@ def plan(
     minutes: float | None = None,
     frame: str | None = None,
     unit: str | None = None,
+    report: Reporter | None = None,
 ) -> Planned:
     """Fingerprint of the training cases, suspect annotations, and a config for ``fit``, each choice with its
     reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
     nothing. ``method``: by default the one that suits (``auto.py``), given ``minutes`` of training or a usual time.
-    ``frame`` and ``unit`` as in ``read_landmarks``. Raises InputError for anything wrong with the manifest.
+    ``frame`` and ``unit`` as in ``read_landmarks``; ``report`` shows how far it is. Raises InputError for anything
+    wrong with the manifest.
     """
     where = str(manifest_path)
+    report = report or Reporter(quiet=True)
+    report.say(f"reading {where}")
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)
-    seen = fingerprint(manifest)
+    seen = fingerprint(manifest, report)
     facts = {"schema": SCHEMA, "manifest": where, **seen}
-    why_modality = MODALITIES.get(facts["modality"], "guessed from the images")
     others: list[Row] = [
-        ("modality", facts["modality"], f"{why_modality}; set it where this is wrong"),
+        ("modality", facts["modality"], MODALITIES[facts["modality"]]),
         ("landmarks", *_wanted(facts)),
         ("val_fraction", 0.2, _why_validation(facts["cases"])),
         ("cache_mb", *_cache(facts["images"]["megabytes"])),
@@ -100,9 +103,9 @@ def plan(
     if out is not None:
         place = Path(out)
         target = place if place.suffix.lower() in (".yaml", ".yml") else place / "config.yaml"
-        report = target.with_name("plan_report.json")
-        facts["files"] = [str(target), str(report)]
-        write_json(report, facts)
+        page = target.with_name("plan_report.json")
+        facts["files"] = [str(target), str(page)]
+        write_json(page, facts)
         write_config(target, config)
     return Planned(facts, config)
 
@@ -194,9 +197,10 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from (f"note: {line}" for line in facts["cautions"])
     if suspects := facts["suspects"]:
         yield f"{len(suspects)} suspect annotation{'s' * (len(suspects) != 1)}: look at these before training"
-        rows = [(one["case"] or "all", one["kind"], one["message"]) for one in suspects[:SUSPECTS_SHOWN]]
-        if len(suspects) > SUSPECTS_SHOWN:
-            rows.append(("", "", f"and {len(suspects) - SUSPECTS_SHOWN} more in the report"))
+        shown = list(by_case(suspects))
+        rows = [(one["case"] or "all", one["kind"], one["message"]) for one in shown[:SUSPECTS_SHOWN]]
+        if len(shown) > SUSPECTS_SHOWN:
+            rows.append(("", "", f"and {len(shown) - SUSPECTS_SHOWN} more in the report"))
         yield _table(rows, show_header=False)
     elif not facts["suspects_note"]:
         yield "no suspect annotations"
@@ -209,6 +213,30 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield f"next: anatomark fit {facts['manifest']} `config` {facts['files'][0]} `out` RUN"
     else:
         yield "`out` DIR writes config.yaml and plan_report.json"
+
+
+def by_case(suspects: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The same, with several points of a case, and several pairs at one place, in one line; by what is farthest off."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for number, one in enumerate(suspects):
+        alike = one["case"] and one["kind"] in ("point", "duplicate")
+        groups.setdefault((one["case"], one["kind"] if alike else f"{one['kind']} {number}"), []).append(one)
+    for ones in sorted(groups.values(), key=_importance, reverse=True):
+        if len(ones) == 1:
+            yield ones[0]
+            continue
+        labels, kind = list(dict.fromkeys(label for one in ones for label in one["labels"])), ones[0]["kind"]
+        text = f"{len(ones)} pairs among {listed(labels)} lie nearly at one place"
+        if kind == "point":
+            far = [one["found_mm"] for one in ones]
+            text = f"{listed(labels)} lie {min(far):.3g} to {max(far):.3g} mm from where the other points put them"
+        yield {**ones[0], "labels": labels, "message": text}
+
+
+def _importance(ones: Sequence[Mapping[str, Any]]) -> float:
+    """How many times the usual distance a point is off; what is no point comes first."""
+    off = [one["found_mm"] / one["typical_mm"] for one in ones if one["kind"] == "point"]
+    return max(off, default=math.inf)
 
 
 def _table(rows: Iterable[Sequence[str]], *columns: str | Column, **style: Any) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
-from anatomark.cases.look.shape_check import distance
+from anatomark.cases.look.medians import distance
 from anatomark.cases.look.suspects import disagreements, suspects
 from anatomark.cases.manifest import SPLITS, Manifest
 from anatomark.core.grid import Array, Grid
@@ -20,12 +20,13 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, mean_shape, nanmean, rotation_angle
 from anatomark.errors import InputError
 from anatomark.io.landmarks import landmark_format, split_observer
+from anatomark.progress import Reporter
 
 MODALITY_CASES = 3  # images that are read in full; of all others only the header
 OBLIQUE_DEG = 5.0
 
 
-def fingerprint(manifest: Manifest) -> dict[str, Any]:
+def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str, Any]:
     """The training cases of ``manifest`` in numbers, plain JSON; other splits are only counted. Of the images three are
     read, of the rest the headers.
 
@@ -43,9 +44,13 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
             raise InputError(
                 f"case {case.id!r}, row {case.row}: {case.landmarks.ndim}D landmarks; the first case's are {ndim}D"
             )
-    grids, ids = [case.grid(ndim) for case in cases], [case.id for case in cases]
+    ids, grids = [case.id for case in cases], []
+    with (report or Reporter(quiet=True)).bar("reading headers", len(cases)) as bar:
+        for case in cases:
+            grids.append(case.grid(ndim))
+            bar.update(len(grids))
     landmarks = [case.landmarks.select(names) for case in cases]
-    verdict = suspects(ids, landmarks, grids)
+    verdict = suspects(ids, landmarks, grids, report)
     shapes = np.stack([one.points for one in landmarks])
     for one in verdict.suspects:  # one slip of the hand must not turn the mean
         if one.kind == "point":
