@@ -179,7 +179,6 @@ def test_fit_refuses(home: Path, capsys: pytest.CaptureFixture[str], what: str) 
         (["--method", "tiny", "--device", "gpu"], ["gpu", "cpu"]),
         (["--method", "tiny", "--folds", "9"], ["--folds 9", "3 training cases"]),
         (["--method", "tiny", "--set", "landmarks=[a, q]"], ["'q'"]),
-        (["--method", "tiny", "--set", "modality=mri"], ["mri", "'mr'"]),
     ],
 )
 def test_fit_refuses_options(

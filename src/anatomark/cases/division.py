@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Division:
     how: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # of the manifest
+    left_out_points: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by case: certain to be wrong
 
     @property
     def independent(self) -> bool:
@@ -39,6 +40,9 @@ class Division:
         n, names = _count(len(self.train), "training case"), ", ".join(c.id for c in self.val)
         if self.left_out:
             n += f" ({_count(len(self.left_out), 'other')} left out, no landmark defined: {', '.join(self.left_out)})"
+        if self.left_out_points:
+            points = _count(sum(len(names) for names in self.left_out_points.values()), "point")
+            n += f" ({points} of {_count(len(self.left_out_points), 'case')} left out as certainly wrong)"
         if self.how == "val split":
             return f"{n}, {_count(len(self.val), 'validation case')} (the manifest's val split)"
         if self.how == "held out":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Cases, Json, show
+from anatomark.cli.options import Cases, Json, reporter, show
 
 
 def plan(
@@ -19,4 +19,4 @@ def plan(
     """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
     from anatomark.training.plan import plan as look
 
-    show(look(cases, out, minutes=minutes), as_json)
+    show(look(cases, out, minutes=minutes, report=reporter(as_json)), as_json)

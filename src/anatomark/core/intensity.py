@@ -1,4 +1,4 @@
-"""Intensity rules: what modality an image is, and how its values become comparable."""
+"""Intensity rules: how an image's values become comparable. They follow from the values; the modality is a name."""
 
 from __future__ import annotations
 
@@ -10,27 +10,38 @@ import torch
 
 from anatomark.core.image import Image
 
-MODALITIES = ("ct", "mr", "xray")
+UNKNOWN = "image"  # the modality of values that have no fixed scale: photograph, radiograph, MR, micro-CT ...
 CT_WINDOW_HU = (-300.0, 1200.0)
-PERCENTILES = {"mr": (1.0, 99.5), "xray": (1.0, 99.0)}
+PERCENTILES = {2: (1.0, 99.0), 3: (1.0, 99.5)}  # of images of this dimension
+AIR_HU, PADDING_HU = (-1100.0, -500.0), -4096.0  # what air is in CT, lungs included; the least that stands outside
 
 
 def guess_modality(images: Sequence[Image]) -> str:
-    """``xray`` for 2D, ``ct`` where most images have signed values with air near -1000, else ``mr`` (any 3D image
-    whose scale of values means nothing)."""
-    if images[0].ndim == 2:
-        return "xray"
-    air = [np.percentile(i.subsample(), 2) < -500 for i in images]
-    return "ct" if np.mean(air) > 0.5 else "mr"
+    """``ct`` where most images hold Hounsfield units, else ``image``: the values do not say more."""
+    return "ct" if np.mean([in_hounsfield(i) for i in images]) > 0.5 else UNKNOWN
 
 
-def intensity_rule(modality: str, images: Sequence[Image]) -> dict[str, Any]:
-    """The rule that :func:`normalise` applies, for ``plan.json``: a fixed window in HU for CT, robust percentiles of
-    each image otherwise, in MR without an emptied (zero) background."""
-    if modality == "ct":
+def in_hounsfield(image: Image) -> bool:
+    """Whether the values are Hounsfield units by their looks: air near -1000 makes up 2 % of the image or more, and
+    nothing lies below what scanners write outside their field of view."""
+    values = image.subsample()
+    air = (values > AIR_HU[0]) & (values < AIR_HU[1])
+    return bool(air.mean() >= 0.02 and values.min() >= PADDING_HU)
+
+
+def intensity_rule(modality: str | None, images: Sequence[Image]) -> dict[str, Any]:
+    """The rule that :func:`normalise` applies, for ``plan.json``: a fixed window where the values are Hounsfield units,
+    else robust percentiles of each image, in 3D without an emptied (zero) background.
+
+    It follows from the images. Only ``modality`` ``ct``, ``mr`` and ``xray``, which somebody gave, settle it for images
+    that do not show it, as a CT of a part without air; any other name is a label.
+    """
+    kind = modality if modality in ("ct", "mr", "xray") else guess_modality(images)
+    if kind == "ct":
         return {"kind": "window", "low": CT_WINDOW_HU[0], "high": CT_WINDOW_HU[1]}
-    low, high = PERCENTILES["xray" if modality == "xray" else "mr"]
-    return {"kind": "percentiles", "low": low, "high": high, "skip_zero": modality == "mr"}
+    ndim = {"xray": 2, "mr": 3}.get(kind) or images[0].ndim
+    low, high = PERCENTILES[ndim]
+    return {"kind": "percentiles", "low": low, "high": high, "skip_zero": ndim == 3}
 
 
 def check_rule(rule: Mapping[str, Any]) -> None:

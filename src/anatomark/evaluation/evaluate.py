@@ -11,6 +11,7 @@ from typing import Any
 import anatomark
 from anatomark.cases.case import Case
 from anatomark.cases.find import sources_of
+from anatomark.cases.look.distrust import remark
 from anatomark.cases.manifest import Manifest, read_manifest
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, listed, nearest
@@ -113,6 +114,8 @@ def _evaluated(
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
+    if doubt := remark(cases, [case for case in manifest.cases if case.split == "train"]):
+        notes.append(f"{doubt} They count all the same.")
     rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
     result = EvaluationResult(
         model=name,

@@ -168,6 +168,7 @@ class Ensemble:
         for other in members[1:]:
             _check_alike(first, other)
         self.names, self.ndim, self.modality = first.names, first.ndim, first.modality
+        self.intensity = first.intensity
         self.name = JOINT.join(_distinct(members))
         self.hash = hash_of("ensemble 1", *(m.hash for m in members))
         self.calibration = {"members": [m.calibration for m in members]}

@@ -34,6 +34,7 @@ class Model:
         self.run, self.hash = run, run.hash
         self.name = run.folder.resolve().name
         self.names, self.ndim, self.modality = tuple(run.plan.names), run.plan.ndim, run.plan.method.modality
+        self.intensity = run.plan.method.intensity
         self.composed = run.build().to(find_device(device))
         self.calibration = run.calibration
 

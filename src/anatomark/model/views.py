@@ -28,6 +28,7 @@ class Augmented:
     def __init__(self, model: Model | Ensemble, views: int):
         self.model, self.views = model, views
         self.names, self.ndim, self.modality = model.names, model.ndim, model.modality
+        self.intensity = model.intensity
         self.name, self.calibration, self.licence = model.name, model.calibration, model.licence
         self.hash = hash_of("views 1", str(views), model.hash)
         self.cost = views * model.cost
@@ -38,7 +39,7 @@ class Augmented:
         image = fitting(image, spacing, self.ndim, self.name)
         predictions = [self.model.predict(image)]
         for number in range(1, self.views):
-            motion, seen = view(image, number, contrast=self.modality != "ct")
+            motion, seen = view(image, number, contrast=self.intensity["kind"] != "window")
             other = self.model.predict(seen)
             predictions.append(replace(other, landmarks=motion.from_template(other.landmarks)))
         landmarks, left_out = combine([p.landmarks for p in predictions], self.names)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.cases.division import Division, read_division, spread
+from anatomark.cases.look.distrust import without_certain_errors
 from anatomark.cases.manifest import read_manifest
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, write_json, write_text
@@ -158,4 +159,5 @@ def _division(run: Run, manifest_path: str | os.PathLike[str]) -> Division:
         )
     c = run.config
     division = read_division(manifest_path, names=run.plan.names, val_fraction=c.val_fraction, seed=c.seed)
+    division = without_certain_errors(division) if c.distrust else division
     return replace(division, how="none") if division.how == "augmented copies" else division

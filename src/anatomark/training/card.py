@@ -47,6 +47,7 @@ def card(
         f"| modality | {plan.modality} |",
         f"| data | {division.describe()} |",
         *([f"| truth in training | {COMBINED} |"] if config.observers == "combined" else []),
+        *([f"| left out as certainly wrong | {_left_out(division)} |"] if division.left_out_points else []),
         f"| training cases | {', '.join(c.id for c in division.train)} |",
         f"| steps | {', '.join(f'{k} {v}' for k, v in config.stage_steps.items())}, seed {config.seed} |",
         f"| time | {clock(seconds)} |",
@@ -62,6 +63,11 @@ def card(
     for line in (absence, *composed.notes(), *others):
         lines += ["", line]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(division: Division) -> str:
+    points = division.left_out_points.items()
+    return "; ".join(f"{case}: {', '.join(names)}" for case, names in points).replace("|", "/")
 
 
 def _errors(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anatomark.cases.division import Division, combined_truth, read_division, spread
+from anatomark.cases.look.distrust import left_out_lines, without_certain_errors
 from anatomark.core.image import Image
 from anatomark.io.claim import claimed, remove_empty
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
@@ -29,6 +30,8 @@ from anatomark.training.loop import train_stage
 from anatomark.training.request import REQUEST, begun, resumed, with_machine, write_request
 from anatomark.training.start import settled_by_init, start
 from anatomark.training.state import State, restore, save
+
+LEFT_OUT_SHOWN = 20  # cases with points that are left out, in the log; the card names all
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def _fit(
     there = written.exists()
     used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))
     division = read_division(cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed)
+    if used.distrust:
+        division = without_certain_errors(division, report)
     with _folder(run):
         if request is asked:
             write_request(run, asked)
@@ -138,6 +143,8 @@ def fit_division(
     report.say(division.describe())
     for note in division.notes:
         report.say(f"note: {note}")
+    for line in left_out_lines(division, LEFT_OUT_SHOWN):
+        report.say(line)
     if config.observers == "combined":
         division = combined_truth(division)
     state = start(division, run, config, init, report)

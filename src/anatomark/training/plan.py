@@ -29,16 +29,16 @@ from anatomark.model.config import (
     read_config,
     write_config,
 )
+from anatomark.progress import Reporter
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
 
 SCHEMA, REPORT = 1, "plan_report.json"
 ROWS_SHOWN = 60  # landmarks in the printed table; the report holds all
-SUSPECTS_SHOWN = 40
+SUSPECTS_SHOWN = 80  # lines; the report holds all
 WIDTH = 110
 MODALITIES = {
-    "xray": "the images are 2D",
-    "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images",
-    "mr": "the values have no fixed scale, so each image is normalised by its own percentiles",
+    "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images; set it where this is wrong",
+    "image": "a name, to be changed at will: the values have no fixed scale, so each image has its own percentiles",
 }
 
 
@@ -69,6 +69,7 @@ def plan(
     minutes: float | None = None,
     frame: str | None = None,
     unit: str | None = None,
+    report: Reporter | None = None,
 ) -> Planned:
     """Fingerprint of the training cases, suspect annotations, and a config for ``fit``, each choice with its
     reason.
@@ -76,26 +77,26 @@ def plan(
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
     nothing. A config that is there is replaced where it is as an earlier plan wrote it. ``method``: by default the one
     that suits (``auto.py``), given ``minutes`` of training or a usual time. ``frame`` and ``unit`` as in
-    ``read_landmarks``. Raises InputError for anything wrong with the manifest, and where the config is there with other
-    settings.
+    ``read_landmarks``; ``report`` shows how far it is. Raises InputError for anything wrong with the manifest, and
+    where the config is there with other settings.
     """
     if minutes is not None:
         check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
     if out is None:
-        return _planned(manifest_path, None, minutes, method, preset, frame, unit)
+        return _planned(manifest_path, None, minutes, method, preset, frame, unit, report)
     place = Path(out)
     target = place if place.suffix.lower() in (".yaml", ".yml") else place / "config.yaml"
     with claimed(target, beside=True) as claim:
         _check_target(target, claim)
-        return _planned(manifest_path, target, minutes, method, preset, frame, unit)
+        return _planned(manifest_path, target, minutes, method, preset, frame, unit, report)
 
 
 def _check_target(target: Path, claim: Claim) -> None:
     """Raises InputError where ``target`` is there, but not as an earlier plan wrote it."""
-    report = target.with_name(REPORT)
+    page = target.with_name(REPORT)
     try:
-        made = read_json(report)["config"] if report.exists() else None
-        ours = made is not None and checked(RunConfig, made, str(report)) == read_config(target)
+        made = read_json(page)["config"] if page.exists() else None
+        ours = made is not None and checked(RunConfig, made, str(page)) == read_config(target)
     except (InputError, KeyError, TypeError):
         ours = False
     if os.path.lexists(target) and not ours and not claim.unfinished(target):
@@ -110,14 +111,16 @@ def _planned(
     preset: str,
     frame: str | None,
     unit: str | None,
+    report: Reporter | None,
 ) -> Planned:
     where = str(manifest_path)
+    report = report or Reporter(quiet=True)
+    report.say(f"reading {where}")
     manifest = read_manifest(manifest_path, frame=frame, unit=unit)
-    seen = fingerprint(manifest)
+    seen = fingerprint(manifest, report)
     facts = {"schema": SCHEMA, "manifest": where, **seen}
-    why_modality = MODALITIES.get(facts["modality"], "guessed from the images")
     others: list[Row] = [
-        ("modality", facts["modality"], f"{why_modality}; set it where this is wrong"),
+        ("modality", facts["modality"], MODALITIES[facts["modality"]]),
         ("landmarks", *_wanted(facts)),
         ("val_fraction", 0.2, _why_validation(facts["cases"])),
         ("cache_mb", *_cache(facts["images"]["megabytes"])),
@@ -142,10 +145,10 @@ def _planned(
         "files": [],
     }
     if target is not None:
-        report = target.with_name(REPORT)
-        facts["files"] = [str(target), str(report)]
+        page = target.with_name(REPORT)
+        facts["files"] = [str(target), str(page)]
         write_config(target, config)
-        write_json(report, facts)
+        write_json(page, facts)
     return Planned(facts, config)
 
 
@@ -237,9 +240,10 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from (f"note: {line}" for line in facts["cautions"])
     if suspects := facts["suspects"]:
         yield f"{len(suspects)} suspect annotation{'s' * (len(suspects) != 1)}: look at these before training"
-        rows = [(_case(one), one["kind"], one["message"]) for one in suspects[:SUSPECTS_SHOWN]]
-        if len(suspects) > SUSPECTS_SHOWN:
-            rows.append(("", "", f"and {len(suspects) - SUSPECTS_SHOWN} more in the report"))
+        shown = list(by_case(suspects))
+        rows = [(_case(one), one["kind"], one["message"]) for one in shown[:SUSPECTS_SHOWN]]
+        if len(shown) > SUSPECTS_SHOWN:
+            rows.append(("", "", f"and {len(shown) - SUSPECTS_SHOWN} more in the report"))
         yield _table(rows, show_header=False)
     elif not facts["suspects_note"]:
         yield "no suspect annotations"
@@ -257,6 +261,30 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 def _case(suspect: Mapping[str, Any]) -> str:
     split = suspect["split"]
     return f"{suspect['case']} ({split})" if split in ("val", "test") else suspect["case"] or "all"
+
+
+def by_case(suspects: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The same, with several points of a case, and several pairs at one place, in one line; by what is farthest off."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for number, one in enumerate(suspects):
+        alike = one["case"] and one["kind"] in ("point", "duplicate")
+        groups.setdefault((one["case"], one["kind"] if alike else f"{one['kind']} {number}"), []).append(one)
+    for ones in sorted(groups.values(), key=_importance, reverse=True):
+        if len(ones) == 1:
+            yield ones[0]
+            continue
+        labels, kind = list(dict.fromkeys(label for one in ones for label in one["labels"])), ones[0]["kind"]
+        text = f"{len(ones)} pairs among {listed(labels)} lie nearly at one place"
+        if kind == "point":
+            far = [one["found_mm"] for one in ones]
+            text = f"{listed(labels)} lie {min(far):.3g} to {max(far):.3g} mm from where the other points put them"
+        yield {**ones[0], "labels": labels, "message": text}
+
+
+def _importance(ones: Sequence[Mapping[str, Any]]) -> float:
+    """How many times the usual distance a point is off; what is no point comes first."""
+    off = [one["found_mm"] / one["typical_mm"] for one in ones if one["kind"] == "point"]
+    return max(off, default=math.inf)
 
 
 def _table(rows: Iterable[Sequence[str]], *columns: str | Column, **style: Any) -> Table:

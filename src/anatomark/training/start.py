@@ -13,8 +13,8 @@ import torch
 from anatomark.cases.division import Division
 from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.store import CaseStore, image_key
-from anatomark.core.intensity import MODALITIES, guess_modality, intensity_rule
-from anatomark.errors import InputError, nearest
+from anatomark.core.intensity import guess_modality, intensity_rule
+from anatomark.errors import InputError
 from anatomark.io.claim import TEMPORARY, remove_temporary
 from anatomark.methods.base import Stage, Study
 from anatomark.methods.kit.precision import set_precision
@@ -109,13 +109,8 @@ def _plan(parts: Composition, division: Division, run: Path, config: RunConfig, 
 def study_of(division: Division, config: RunConfig) -> Study:
     """What a method's ``prepare`` sees. Reads up to 8 training images for modality and intensity rule.
 
-    Raises InputError for an unknown modality, or where images and landmarks do not fit.
+    Raises InputError where images and landmarks do not fit.
     """
-    if config.modality is not None and config.modality not in MODALITIES:
-        raise InputError(
-            f"modality {config.modality!r} is unknown{nearest(config.modality, MODALITIES)}; known: "
-            f"{', '.join(MODALITIES)}"
-        )
     every = max(1, len(division.train) // INTENSITY_CASES)
     images = [c.image() for c in division.train[::every][:INTENSITY_CASES]]
     modality = config.modality or guess_modality(images)

@@ -35,12 +35,27 @@ def _xray() -> Image:
     return _image(np.random.default_rng(0).integers(0, 255, (3, 40, 40)).astype(np.uint8))
 
 
-def test_modality_is_guessed_from_dimension_and_air() -> None:
-    assert guess_modality([_xray()]) == "xray"
-    assert guess_modality([_mr()]) == "mr"
+def test_only_hounsfield_units_tell_the_modality() -> None:
+    assert guess_modality([_xray()]) == guess_modality([_mr()]) == "image"
     assert guess_modality([_ct()]) == "ct"
     assert guess_modality([_ct(), _ct(1), _mr()]) == "ct"
-    assert guess_modality([_ct(), _mr(), _mr(1)]) == "mr"
+    assert guess_modality([_ct(), _mr(), _mr(1)]) == "image"
+    padded = _ct().array.copy()
+    padded[:, :4] = -2048  # outside the field of view
+    assert guess_modality([_image(padded)]) == "ct"
+    assert guess_modality([_image(_ct().array[:, :10, :, 2])]) == "ct"  # a slice
+    assert guess_modality([_image(np.asarray(_ct().array, np.float32) * 20)]) == "image"  # signed, but no such unit
+
+
+def test_the_rule_follows_from_the_values_and_not_from_a_label() -> None:
+    for label in (None, "image", "photograph", "micro-CT", "mri"):
+        assert intensity_rule(label, [_xray()]) == {"kind": "percentiles", "low": 1, "high": 99, "skip_zero": False}
+        assert intensity_rule(label, [_mr()]) == {"kind": "percentiles", "low": 1, "high": 99.5, "skip_zero": True}
+        assert intensity_rule(label, [_ct()])["kind"] == "window"
+    tissue = _image(_ct().array[:, :, 10:])  # without air, nobody can tell, but the user
+    assert (
+        intensity_rule(None, [tissue])["kind"] == "percentiles" and intensity_rule("ct", [tissue])["kind"] == "window"
+    )
 
 
 def test_ct_has_one_window_whatever_the_image() -> None:

@@ -217,6 +217,7 @@ class Voxels:
 
     names, ndim, modality, name, hash, licence, cost = ("a",), 3, "mr", "voxels", "v", "", 1
     calibration: dict[str, Any] = {}
+    intensity: dict[str, Any] = {"kind": "percentiles"}
 
     def predict(self, image: Image) -> Prediction:
         at = np.unravel_index(int(image.array[0].argmax()), image.grid.shape)

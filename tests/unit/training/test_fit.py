@@ -19,6 +19,7 @@ import tiny
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
+from anatomark.io.landmarks import write_landmarks
 from anatomark.methods.base import Evidence, Stage
 from anatomark.model.compose import Composition
 from anatomark.model.confidence.radius import calibrated
@@ -284,12 +285,27 @@ def test_division_follows_the_manifest(tmp_path: Path, study: Path) -> None:
     assert {read_division(study, seed=s).val[0].id for s in range(8)} != {held.val[0].id}
 
 
+def test_certain_errors_are_left_out_and_named(tmp_path: Path) -> None:
+    cases = tiny.write_study(tmp_path / "data", 7)
+    base = np.random.default_rng(0).uniform(10, 38, (6, 3))
+    for k in range(7):
+        points = base + np.random.default_rng(k).normal(0, 0.3, base.shape)
+        points[2] += 30 * (k == 1)
+        write_landmarks(Landmarks(tuple("abcdef"), points), tmp_path / "data" / f"case{k}.mrk.json")
+    said = io.StringIO()
+    fit(cases, tmp_path / "run", config(steps=2), report=Reporter(Console(file=said, width=500)))
+    assert "left out as certainly wrong: case1: c\n" in said.getvalue()
+    assert "| left out as certainly wrong | case1: c |" in (tmp_path / "run" / "card.md").read_text()
+    fit(cases, tmp_path / "trusting", config("distrust=false", steps=2), report=QUIET)
+    assert "certainly wrong" not in (tmp_path / "trusting" / "card.md").read_text()
+
+
 def test_two_dimensions(tmp_path: Path) -> None:
     flat = tiny.write_study(tmp_path / "data", 5, ndim=2)
     fitted = fit(flat, tmp_path / "run", config(steps=80), report=QUIET)
     assert fitted.validation is not None
     assert fitted.validation.selection_mm() < 6
-    assert load_run(tmp_path / "run").plan.method.modality == "xray"
+    assert load_run(tmp_path / "run").plan.method.modality == "image"
 
 
 def test_folds_predict_every_case_by_a_model_that_did_not_see_it(study: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
     planned = plan(volumes(tmp_path), tmp_path / "out")
     config = read_config(tmp_path / "out" / "config.yaml")
     assert config == planned.config == completed(config)
-    assert (config.method.name, config.method.preset, config.modality) == ("t2dl", "recommended", "mr")
+    assert (config.method.name, config.method.preset, config.modality) == ("t2dl", "recommended", "image")
     assert config.minutes == 60 and config.landmarks is None and config.cache_mb >= 512
     report = json.loads((tmp_path / "out" / "plan_report.json").read_text())
     assert report == planned.summary() and report["config"] == config.model_dump(mode="json")
@@ -37,7 +37,7 @@ def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
 def test_the_page_says_what_matters(tmp_path: Path) -> None:
     planned = plan(volumes(tmp_path))
     text = "\n".join(planned.lines())
-    words = ["6 train, 1 val, 1 test", "3D mr, 6 .nii.gz", "6 LPS", "2 suspect annotations:", "d lies"]
+    words = ["6 train, 1 val, 1 test", "3D image, 6 .nii.gz", "6 LPS", "2 suspect annotations:", "d lies"]
     words += ["1.5 x 1.5 x 1.75 (1.5 x 1.5 x 1.5 to 1.5 x 1.5 x 2)", "landmarks outside their image"]
     for word in [*words, "the manifest has 1 validation"]:
         assert word in text, word

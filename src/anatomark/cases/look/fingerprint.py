@@ -11,7 +11,7 @@ import numpy as np
 
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
-from anatomark.cases.look.shape_check import distance
+from anatomark.cases.look.medians import distance
 from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.look.splits import look_at
 from anatomark.cases.look.suspects import disagreements
@@ -22,12 +22,13 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, mean_shape, nanmean, rotation_angle
 from anatomark.errors import InputError
 from anatomark.io.landmarks import landmark_format, split_observer
+from anatomark.progress import Reporter
 
 MODALITY_CASES = 3  # images that are read in full; of all others only the header
 OBLIQUE_DEG = 5.0
 
 
-def fingerprint(manifest: Manifest) -> dict[str, Any]:
+def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str, Any]:
     """The training cases of ``manifest`` in numbers, plain JSON; other splits are counted, and looked through for
     suspect annotations. Of the images three are read, of the rest the headers.
 
@@ -49,7 +50,11 @@ def fingerprint(manifest: Manifest) -> dict[str, Any]:
             )
     if not any(case.landmarks.defined.any() for case in cases):
         raise InputError(f"{manifest.path}: no training case has a defined landmark; there is nothing to learn from")
-    verdict = look_at(everyone, [case.landmarks.select(names) for case in everyone], len(cases))
+    with (report or Reporter(quiet=True)).bar("reading headers", len(everyone)) as bar:
+        for number, case in enumerate(everyone):
+            case.grid(ndim)
+            bar.update(number + 1)
+    verdict = look_at(everyone, [case.landmarks.select(names) for case in everyone], len(cases), report)
     landmarks, grids = [case.landmarks.select(names) for case in cases], [case.grid(ndim) for case in cases]
     shapes, ids = np.stack([one.points for one in landmarks]), [case.id for case in cases]
     for one in verdict.suspects:  # one slip of the hand must not turn the mean

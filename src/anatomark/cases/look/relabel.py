@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anatomark.cases.look.shape_check import BEYOND, ShapeStudy, distance
+from anatomark.cases.look.medians import distance
+from anatomark.cases.look.shape_check import ShapeStudy
 from anatomark.core.grid import Array
 from anatomark.core.shape import Pose, mean_rotation, procrustes
 
@@ -25,35 +26,38 @@ def best_order(m: int, study: ShapeStudy, cost: Array, *, search: bool) -> tuple
     shape = study.shapes[m]
     seen = np.isfinite(shape).all(1)
     own = np.arange(len(shape))
-    starts = [(study.expected[m], cost), *(_searched(m, study, seen) if search else ())]
+    starts = [(study.expected[m], cost, study.scale()[m]), *(_searched(m, study, seen) if search else ())]
     tries = []
-    for expected, costs in starts:
-        capped = np.minimum(costs, (2 * BEYOND) ** 2)
+    for expected, costs, scale in starts:
+        capped = np.minimum(costs, (2 * study.beyond) ** 2)
         owner = _assign(capped, seen)
         has = owner >= 0
         total = float(capped[own[has], owner[has]].sum()) + (5.0 if (owner[has] != own[has]).any() else 0.0)
-        tries.append((total, expected, owner, capped))
-    _, expected, owner, capped = min(tries, key=lambda one: one[0])
-    given = np.where(seen, np.diag(label_cost(expected, shape, study.scale()[m])), 0.0)
+        tries.append((total, expected, owner, capped, scale))
+    _, expected, owner, capped, scale = min(tries, key=lambda one: one[0])
+    given = np.where(seen, np.diag(label_cost(expected, shape, scale)), 0.0)
     for group in moved_groups(owner):
         after = np.array([capped[i, owner[i]] for i in group if owner[i] >= 0])
-        if given[group].sum() - after.sum() < GAIN or (after >= (2 * BEYOND) ** 2).mean() > 0.2:
+        if given[group].sum() - after.sum() < GAIN or (after >= (2 * study.beyond) ** 2).mean() > 0.2:
             owner[group] = np.where(seen[group], group, -1)
     return expected, owner
 
 
-def _searched(m: int, study: ShapeStudy, seen: NDArray[np.bool_]) -> list[tuple[Array, Array]]:
-    """(expected points, label costs) from the three poses of the median shape that lie closest to the points."""
-    shape, middle = study.shapes[m], study.middle
-    scale = np.minimum(study.scale()[m], study.typical * 2)
+def _searched(m: int, study: ShapeStudy, seen: NDArray[np.bool_]) -> list[tuple[Array, Array, Array]]:
+    """(expected points, label costs, their scale in mm) from the three poses of the median shape that lie closest to
+    the points. What a case of unusual shape may differ by is not allowed: it is the labels that make it unusual."""
+    shape, middle, scale = study.shapes[m], study.middle, study.typical
     apart = distance(middle[:, None], middle[None]) + np.diag(np.full(len(middle), np.inf))
     loose = np.full(len(middle), float(np.sqrt(np.mean(apart.min(1) ** 2))))
     tries = [_closest(pose, middle, shape[seen]) for pose in _start_poses(study, m)]
     out = []
     for _, pose in sorted(tries, key=lambda t: t[0])[:3]:
-        owner = _assign(label_cost(pose.apply(middle), shape, loose), seen)
-        expected = study.predict(m, np.where((owner >= 0)[:, None], shape[owner], np.nan))
-        out.append((expected, label_cost(expected, shape, scale)))
+        cost = label_cost(pose.apply(middle), shape, loose)
+        for _ in range(2):
+            owner = _assign(cost, seen)
+            expected = study.predict(np.where((owner >= 0)[:, None], shape[owner], np.nan))
+            cost = label_cost(expected, shape, scale)
+        out.append((expected, cost, scale))
     return out
 
 

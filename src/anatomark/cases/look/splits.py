@@ -8,9 +8,12 @@ from anatomark.cases.case import Case
 from anatomark.cases.look.places import out_of_place, placeholders, shared_images, without
 from anatomark.cases.look.suspects import Verdict, suspects
 from anatomark.core.landmarks import Landmarks
+from anatomark.progress import Reporter
 
 
-def look_at(cases: Sequence[Case], landmarks: Sequence[Landmarks], training: int) -> Verdict:
+def look_at(
+    cases: Sequence[Case], landmarks: Sequence[Landmarks], training: int, report: Reporter | None = None
+) -> Verdict:
     """The suspects of M cases, of which the first ``training`` are training cases, with their residuals.
 
     Training cases are judged by themselves, so that nothing learned from them hangs on other splits; the others, and
@@ -20,10 +23,10 @@ def look_at(cases: Sequence[Case], landmarks: Sequence[Landmarks], training: int
     ids, grids = [c.id for c in cases], [c.grid(one.ndim) for c, one in zip(cases, landmarks, strict=True)]
     empty, asked = placeholders(cases, landmarks, grids)
     kept = [without(one, gone) for one, gone in zip(landmarks, empty, strict=True)]
-    verdict = suspects(ids[:training], kept[:training], grids[:training])
+    verdict = suspects(ids[:training], kept[:training], grids[:training], report)
     findings, note = verdict.suspects, verdict.note
     if training < len(cases):
-        together = suspects(ids, kept, grids)
+        together = suspects(ids, kept, grids, report)
         all_of_them = bool(note) and not together.note
         findings = [s for s in together.suspects if all_of_them or s.case in ids[training:]]
         findings = findings if all_of_them else [*verdict.suspects, *findings]

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anatomark.cases.look.medians import distance, nanmedian
 from anatomark.cases.look.relabel import GAIN, best_order, label_cost, moved_groups
-from anatomark.cases.look.shape_check import FEWEST_POINTS, ShapeStudy, distance, nanmedian, robust_pose
+from anatomark.cases.look.shape_check import FEWEST_POINTS, ShapeStudy, misfit, robust_pose
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, common_names
 from anatomark.core.shape import mean_rotation, nanmean, rotation_angle
+from anatomark.progress import Reporter
 
 FEWEST = 5  # cases below which a shape cannot be judged
+UNLIKE = 4.0  # times its usual residual, from which a case counts as of another shape
+LOOSE = 4.0  # times the usual residual, from which a landmark counts as marked inconsistently; those at an end have 3
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,24 @@ class Suspect:
 @dataclass(frozen=True)
 class Verdict:
     """``suspects`` and whether the shapes could be judged (``note`` says why not); ``residual_mm`` (M, N): how far each
-    point lies from where the other points of its case put it, with the other cases' shape model; NaN = not judged."""
+    point lies from where its neighbours in its case put it; NaN = not judged."""
 
     suspects: list[Suspect]
     residual_mm: Array
     note: str = ""
 
 
-def suspects(ids: Sequence[str], landmarks: Sequence[Landmarks], grids: Sequence[Grid | None] = ()) -> Verdict:
+def suspects(
+    ids: Sequence[str],
+    landmarks: Sequence[Landmarks],
+    grids: Sequence[Grid | None] = (),
+    report: Reporter | None = None,
+) -> Verdict:
     """Looks for annotation errors over M cases, by case and label.
 
-    Each point is predicted from the other points of its case through a shape model (PCA) of the other cases, all fits
-    robust; with fewer than 5 cases only what needs no shape model is found. ``grids`` (optional, per case) tell whether
-    points lie in their image. World mm. Raises ValueError where the lengths disagree or the dimensions are mixed.
+    Each point is predicted from its neighbours in its case through a local shape model of all cases, all fits robust;
+    with fewer than 5 cases only what needs no shape model is found. ``grids`` (optional, per case) tell whether points
+    lie in their image. World mm. Raises ValueError where the lengths disagree or the dimensions are mixed.
     """
     if len(ids) != len(landmarks) or (grids and len(grids) != len(ids)):
         raise ValueError(f"{len(ids)} case names, {len(landmarks)} landmark sets, {len(grids)} grids")
@@ -75,11 +84,14 @@ def suspects(ids: Sequence[str], landmarks: Sequence[Landmarks], grids: Sequence
         )
         return Verdict(findings + frames, residual, note)
     kept = tuple(name for name, judge in zip(names, judged, strict=True) if judge)
-    study = ShapeStudy(shapes[:, judged])
+    study = ShapeStudy(shapes[:, judged], report)
     frames = frames or list(_turned_frames(ids, study))
-    for m, case in enumerate(ids):
-        explained, residual[m, judged] = _explain(case, m, kept, study)
-        findings += explained
+    with (report or Reporter(quiet=True)).bar("looking for swaps", len(ids)) as bar:
+        for m, case in enumerate(ids):
+            explained, residual[m, judged] = _explain(case, m, kept, study)
+            findings += explained
+            bar.update(m + 1)
+    findings += _together(ids, kept, study, {(one.case, label) for one in findings for label in one.labels})
     return Verdict([*findings, *frames, *_loose_labels(kept, study)], residual)
 
 
@@ -103,15 +115,15 @@ def _explain(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> tu
         before = float(np.nanmax(distance(expected[group], shape[group])))
         fixed[group] = np.where((owner[group] >= 0)[:, None], shape[owner[group]], np.nan)
         findings.append(_relabelled(case, group, owner, names, before))
-    again = study.predict(m, fixed) if findings else expected
+    again = study.predict(fixed) if findings else expected
     residual = distance(again, fixed)
     factor = float(np.nanmedian(residual / study.typical))
-    if factor > 3:
+    if factor > UNLIKE:
         typical = float(np.nanmedian(study.typical))
         message = f"the shape as a whole is unlike the other cases: residual {factor:.1f} times the usual"
         findings.append(Suspect(case, names, "case", message, float(np.nanmedian(residual)), typical))
     limit = study.beyond * study.typical * np.clip(factor, 1, 2)
-    for i in np.flatnonzero(residual > limit) if factor <= 3 else ():
+    for i in np.flatnonzero(residual > limit) if factor <= UNLIKE else ():
         where, usual = tuple(round(float(v), 3) for v in again[i]), float(study.typical[i])
         text = f"{names[i]} lies {residual[i]:.3g} mm from where the other points put it (usual {usual:.2g} mm)"
         findings.append(Suspect(case, (names[i],), "point", text, float(residual[i]), usual, where))
@@ -131,17 +143,12 @@ def _mirrored(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> S
     """A case whose mirror image fits the others far better: one axis was read with the wrong sign."""
     mirror = np.ones(study.shapes.shape[2])
     mirror[0] = -1
-    usual = float(np.nanmedian([_misfit(study.middle, shape) for shape in study.shapes]))
-    before, after = _misfit(study.middle, study.shapes[m]), _misfit(study.middle, study.shapes[m] * mirror)
+    middle, shape, usual = study.middle, study.shapes[m], study.usual_misfit
+    before, after = (misfit(robust_pose(middle, one), middle, one) for one in (shape, shape * mirror))
     if after > 2.5 * usual or after > before / 3:
         return None
     text = f"its mirror image fits the others far better ({after:.2g} mm, not {before:.2g}): an axis has the wrong sign"
     return Suspect(case, names, "mirror", text, before, usual)
-
-
-def _misfit(middle: Array, shape: Array) -> float:
-    """Distance in mm that four in five points keep to the best robust pose of ``middle``."""
-    return float(np.nanquantile(distance(robust_pose(middle, shape).apply(middle), shape), 0.8))
 
 
 def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | None]) -> Iterator[Suspect]:
@@ -182,10 +189,25 @@ def _coincident(ids: Sequence[str], names: tuple[str, ...], shapes: Array) -> It
             text = f"{names[i]} and {names[j]} lie at the same place"
             mm = float(usual[i, j]) if np.isfinite(usual[i, j]) else None
             yield Suspect(ids[m], (names[i], names[j]), "duplicate", text, float(apart[m, i, j]), mm)
-    for m, shape in enumerate(shapes):
-        same = (other for other in range(m) if np.array_equal(shape, shapes[other], equal_nan=True))
-        if np.isfinite(shape).all(1).sum() > 1 and (first := next(same, None)) is not None:
-            yield Suspect(ids[m], names, "copy", f"has the very same points as {ids[first]}")
+    first_with: dict[bytes, str] = {}
+    for case, shape in zip(ids, shapes, strict=True):
+        first = first_with.setdefault((shape + 0.0).tobytes(), case)  # -0.0 becomes 0.0
+        if np.isfinite(shape).all(1).sum() > 1 and first != case:
+            yield Suspect(case, names, "copy", f"has the very same points as {first}")
+
+
+def _together(
+    ids: Sequence[str], names: tuple[str, ...], study: ShapeStudy, known: set[tuple[str, str]]
+) -> Iterator[Suspect]:
+    """Neighbours that lie nearly at one place though they are apart elsewhere: one was marked twice. None of which
+    something is ``known`` (case, label) already."""
+    local = study.local
+    for m, i, k in zip(*np.nonzero(local.together(study.shapes)), strict=True):
+        j = int(local.near[i, k])
+        if (i < j or i not in local.near[j]) and not {(ids[m], names[i]), (ids[m], names[j])} & known:
+            found, usual = float(distance(study.shapes[m, i], study.shapes[m, j])), float(local.apart[i, k])
+            text = f"{names[i]} and {names[j]} lie {found:.2g} mm apart (usual {usual:.2g} mm)"
+            yield Suspect(ids[m], (names[min(i, j)], names[max(i, j)]), "duplicate", text, found, usual)
 
 
 def _loose_labels(names: tuple[str, ...], study: ShapeStudy) -> Iterator[Suspect]:
@@ -194,7 +216,7 @@ def _loose_labels(names: tuple[str, ...], study: ShapeStudy) -> Iterator[Suspect
     log = np.log(np.maximum(own, 1e-9))
     middle = float(np.nanmedian(log))
     spread = 1.4826 * float(np.nanmedian(np.abs(log - middle)))
-    for i in np.flatnonzero(log - middle > max(3.5 * spread, np.log(2.5))) if len(names) >= 8 else ():
+    for i in np.flatnonzero(log - middle > max(3.5 * spread, np.log(LOOSE))) if len(names) >= 8 else ():
         text = f"{names[i]} is placed less consistently than the others: {own[i]:.3g} mm, usual {np.exp(middle):.2g} mm"
         yield Suspect("", (names[i],), "landmark", text, float(own[i]), float(np.exp(middle)))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image, rounded
-from anatomark.core.intensity import bounds, guess_modality, intensity_rule
+from anatomark.core.intensity import bounds, intensity_rule
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.resample import as_tensor, sample_index
 from anatomark.core.shape import Pose, random_rotation
@@ -147,14 +147,15 @@ def _with_new_contrast(image: Image, motion: Motion, rng: np.random.Generator, s
     values = image.subsample()
     lowest = float(image.array.min())
     emptied = bool((values == lowest).mean() > 0.05)  # a background that somebody blackened stays black
-    modality = guess_modality([image])
-    low, high = bounds(image, intensity_rule(modality, [image]))
+    rule = intensity_rule(None, [image])
+    low, high = bounds(image, rule)
     moved = read_through(image, motion, lowest if emptied else float(np.percentile(values, 1)))
     out = torch.from_numpy(moved.array)
     empty = out == lowest if emptied else None
     grey = ((out.mean(0, keepdim=True) - low) / (high - low)).clamp_(0, 1.5)
     # what is beyond the bounds changes with them, so nothing is cut off
-    change = random_intensity(grey, rng, strength * (CT_SHARE if modality == "ct" else 1)).sub_(grey).mul_(high - low)
+    strength *= CT_SHARE if rule["kind"] == "window" else 1
+    change = random_intensity(grey, rng, strength).sub_(grey).mul_(high - low)
     out = out + change
     most = float(np.iinfo(image.array.dtype).max) if image.array.dtype.kind in "iu" else np.inf
     brightest = float(np.percentile(Image(out.numpy(), image.grid).subsample(), 99.5))

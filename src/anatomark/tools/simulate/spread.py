@@ -10,7 +10,7 @@ import torch
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
-from anatomark.core.intensity import guess_modality, intensity_rule, normalise, otsu
+from anatomark.core.intensity import intensity_rule, normalise, otsu
 from anatomark.core.landmarks import Landmarks, common_names
 from anatomark.core.resample import resample, sample, sample_index
 from anatomark.core.shape import mean_shape, procrustes
@@ -140,7 +140,7 @@ def _working(image: Image) -> Grid:
 
 
 def _grey(image: Image) -> Image:
-    return normalise(image, intensity_rule(guess_modality([image]), [image]))
+    return normalise(image, intensity_rule(None, [image]))
 
 
 def linear_map(source: Array, target: Array) -> PointMap:

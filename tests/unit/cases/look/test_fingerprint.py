@@ -48,7 +48,7 @@ def _volumes(folder: Path, count: int = 8) -> Path:
 def test_facts_of_volumes(tmp_path: Path) -> None:
     facts = fingerprint(read_manifest(_volumes(tmp_path)))
     assert facts["cases"] == {"train": 6, "val": 1, "test": 1, "unused": 0}
-    assert (facts["dimension"], facts["modality"]) == (3, "mr") and facts["names"] == list(NAMES)
+    assert (facts["dimension"], facts["modality"]) == (3, "image") and facts["names"] == list(NAMES)
     assert facts["image_formats"] == {".nii.gz": 6} and facts["landmark_formats"] == {".mrk.json": 6}
     images = facts["images"]
     assert images["spacing_mm"] == {"min": [1.5] * 3, "median": [1.5, 1.5, 1.75], "max": [1.5, 1.5, 2.0]}
@@ -91,7 +91,7 @@ def test_radiographs_with_two_observers(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "marks.csv").write_text("\n".join(table) + "\n")
     facts = fingerprint(read_manifest(tmp_path / "cases.csv"))
-    assert (facts["dimension"], facts["modality"]) == (2, "xray")
+    assert (facts["dimension"], facts["modality"]) == (2, "image")
     images = facts["images"]
     assert images["extent_mm"]["median"] == [22.5, 20] and images["spacing_mm"]["max"] == [0.25, 0.25]
     assert images["orientations"] == {"right, down": 6} and facts["observers"]["cases"] == 6
