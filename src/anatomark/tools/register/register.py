@@ -130,16 +130,15 @@ def register(
     options = Options(kind, smooth_mm, field_mm, equal_weights, keep_all, pictures)
     out, paths, source = Path(out), [Path(p) for p in moving], Path(landmarks) if landmarks else None
     with claimed(out) as claim:
-        beside = None if moving_image is None else _there(Path(moving_image))
         told = Case("", None if fixed_image is None else _there(Path(fixed_image)), spacing=spacing, form=form)
-        cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing, form=form, image=beside)
+        cases = find_landmarks(paths, landmarks=source, split=split, spacing=spacing, form=form, image=moving_image)
         one = _taken_out(os.fspath(fixed), cases, told, paths, split)
         if not cases:
             raise InputError(f"there is no case to register onto {one.id!r}")
-        if beside is not None:
+        if moving_image is not None:
             if len(cases) > 1:
                 raise InputError(f"`moving_image` is for one moving landmark file, but there are {len(cases)} cases")
-            cases = [replace(cases[0], path=beside, spacing=spacing, form=form)]
+            cases = [replace(cases[0], path=_there(Path(moving_image)), spacing=spacing, form=form)]
         target = _Fixed(one if told.path is None else replace(one, path=told.path, spacing=spacing, form=form))
         files = partial(_files, out)
         taken = [out / RegisterResult.record, *(f for c in cases for f in files(c.id))]
