@@ -53,6 +53,8 @@ def test_a_vertebra_that_was_marked_twice_is_found() -> None:
     shapes[7, 20:24] = shapes[7, 24:28] + np.random.default_rng(1).normal(size=(4, 2))
     found = named(shapes)
     assert found.pop("c7") & set(NAMES[20:28]) and len(found) <= 2
+    at_one_place = LocalShape.learn(shapes).together(shapes)
+    assert at_one_place[7, 20:28].any(1).all() and not np.delete(at_one_place, 7, 0).any()
 
 
 def test_clean_chains_are_left_alone() -> None:
