@@ -185,9 +185,9 @@ def test_an_other_splits_cases_keep_their_split(study: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--count", 0], "count = 0"),
+        (["--count", 0], "--count 0: give"),
         (["--count", 2, "--amplitude-mm", -1], "amplitude_mm = -1"),
-        (["--count", 2, "--points", -4], "points = -4"),
+        (["--count", 2, "--points", -4], "--points -4: give"),
         (["--count", 2, "--split", "tets"], "did you mean 'test'"),
         (["--count", 2, "--split", "test"], "no case has split 'test'"),
         (["--count", 2, "--reference", "case0"], "say how many points"),

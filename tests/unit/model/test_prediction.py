@@ -158,7 +158,7 @@ def test_what_is_our_fault_is_not_taken_for_a_bad_case(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(run_cases(broken, cases(tmp_path)))
+        list(run_cases(broken, cases(tmp_path)[-1:]))
 
 
 def test_what_its_reader_says_of_an_image_stands_in_the_prediction() -> None:

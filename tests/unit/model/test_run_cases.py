@@ -15,7 +15,7 @@ from anatomark.tools.outputs import each_case
 
 ERRORS = [
     (InputError("x.nii: is cut off"), "is cut off"), (TypeError("no\nlist"), "TypeError: no (our fault"),
-    (MemoryError(), "MemoryError"), (OSError(28, "full", "out.json"), "out.json: cannot be written: full"),
+    (MemoryError(), "not enough memory"), (OSError(28, "full", "out.json"), "out.json: cannot be written: full"),
 ]  # fmt: skip
 IMAGE = Image(np.arange(12).reshape(1, 3, 4), Grid.from_axes((3, 4), np.eye(2)[:, ::-1], (0, 0)))
 CASES = [Case(name, held=IMAGE) for name in "abc"]

@@ -67,7 +67,8 @@ def test_clean_cases_are_quiet(tmp_path: Path) -> None:
 )
 def test_a_position_that_stands_for_none(tmp_path: Path, case: int, place: tuple[float, ...]) -> None:
     path = _folder(tmp_path, _put(case, [1], place))
-    assert _found(path) == {(f"c{case}", SPLITS[case], "placeholder", ("b",))}
+    found = {one for one in _found(path) if one[2] == "placeholder"}
+    assert found == {(f"c{case}", SPLITS[case], "placeholder", ("b",))}
     assert fingerprint(read_manifest(path))["landmarks"][1]["aligned_mm"] < 1  # it does not turn the mean shape
 
 

@@ -57,7 +57,7 @@ def phantom(seed: int, ndim: int = 2, turn: np.ndarray | None = None) -> tuple[I
 
 def study(cases: Cases) -> Study:
     made = [Case(str(i), given=landmarks, held=image) for i, (image, landmarks) in enumerate(cases)]
-    return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5})
+    return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5, "skip_zero": False})
 
 
 def make(cases: Cases, **settings: Any) -> PaperGlobalToLocal:
@@ -224,7 +224,9 @@ def test_presets_are_the_published_settings() -> None:
         ):
             config = PaperGlobalToLocalConfig(**PaperGlobalToLocal.presets[preset])
             case = Case("1", given=Landmarks(("x",), np.ones((1, image.ndim))), held=image)
-            facts = PaperGlobalToLocal.prepare(config, Study([case], ("x",), "ct", {}))
+            facts = PaperGlobalToLocal.prepare(
+                config, Study([case], ("x",), "ct", {"kind": "window", "low": 0.0, "high": 1.0})
+            )
             method = PaperGlobalToLocal(config, facts)
             assert (facts.spacing_mm, facts.crop_px, facts.classification_weight) == (spacing, crop, weight)
             assert method.global_net.stride == q

@@ -39,7 +39,7 @@ def phantom(seed: int, ndim: int = 3, spacing: float = 0.5) -> tuple[Image, Land
 
 def study(cases: list[tuple[Image, Landmarks]]) -> Study:
     made = [Case(str(i), given=marks, held=image) for i, (image, marks) in enumerate(cases)]
-    return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5})
+    return Study(made, NAMES, "mr", {"kind": "percentiles", "low": 1.0, "high": 99.5, "skip_zero": False})
 
 
 def make(cases: list[tuple[Image, Landmarks]], **settings: object) -> PaperPIN:

@@ -64,7 +64,7 @@ def phantom(seed: int, ndim: int = 2, turn: np.ndarray | None = None, size: int 
 
 def study(cases: Cases, names: tuple[str, ...] = NAMES) -> Study:
     made = [Case(str(i), given=landmarks, held=image) for i, (image, landmarks) in enumerate(cases)]
-    return Study(made, names, "mr", {"kind": "percentiles", "low": 0.5, "high": 99.5})
+    return Study(made, names, "mr", {"kind": "percentiles", "low": 0.5, "high": 99.5, "skip_zero": False})
 
 
 def make(cases: Cases, **settings: Any) -> PaperT2DL:
