@@ -142,16 +142,19 @@ def trial(name: str, kills: int, rng: np.random.Generator) -> dict[str, int]:
             pid = begin(command)
             time.sleep(float(rng.uniform(0, min(seconds))))
             os.kill(pid, signal.SIGKILL)
-            killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-            counts["kills"] += killed
-            there = set(tree(out)) - {"notes.txt", ".anatomark.lock"}
-            counts["midway"] += killed and bool(there)
+            os.waitpid(pid, 0)
+            if not list(out.glob(".anatomark*.lock")) and set(tree(out)) >= set(trees[0]):  # it was faster
+                break
+            counts["kills"] += 1
+            there = {f for f in tree(out) if not f.startswith((".anatomark", "notes"))}
+            counts["midway"] += bool(there)
             done = sorted(f for f in there if f.endswith(".mrk.json") and f.replace(".mrk", "") in there)
             if name == "predict" and done and len(kept) == 1:  # a user corrects a finished case
                 file = out / done[0]
                 kept[file] = file.read_text().replace("p=0.9", "seen, p=0.9", 1)
                 file.write_text(kept[file])
-        counts["refused"] += run(command) != 0
+        else:
+            counts["refused"] += run(command) != 0
         after = tree(out)
         own = {str(f.relative_to(out)) for f in kept}
         wrong = {f for f in steady - own if after.get(f) != trees[0][f]} | (set(after) ^ set(trees[0])) - own
@@ -164,11 +167,14 @@ def trial(name: str, kills: int, rng: np.random.Generator) -> dict[str, int]:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """A hash of each file in a folder, without seconds and memory."""
+    """A hash of each file in a folder, without seconds and memory; of logs, which tell of each sitting, none."""
     hashes = {}
-    for path in (p for p in folder.rglob("*") if p.is_file()):
+    for path in (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".log"):
         data = path.read_bytes()
-        if path.suffix in (".json", ".md", ".yaml"):
+        if path.name == "cell.json":  # the rest is seconds and memory of the sittings that came to their end
+            facts = json.loads(data)
+            data = json.dumps({k: facts.get(k) for k in ("key", "inputs", "hash")}).encode()
+        elif path.suffix in (".json", ".md", ".yaml"):
             data = TIMES.sub("", data.decode()).encode()
         elif path.suffix == ".csv":
             data = without_times(data.decode()).encode()
