@@ -89,7 +89,9 @@ def test_the_anatomy_is_that_of_the_method_before_where_it_has_one() -> None:
     assert (taken.radius_mm, taken.mean_shape, taken.warp_mm) == (77.0, before.mean_shape, before.warp_mm)
     assert own.radius_mm != 77.0
     assert taken.voxel_mm == own.voxel_mm == pytest.approx(1.2)
-    few = Facts(names=["c", "a"], ndim=2, modality="mr", intensity={})  # of a method that knows no anatomy
+    few = Facts(
+        names=["c", "a"], ndim=2, modality="mr", intensity={"kind": "window", "low": 0.0, "high": 1.0}
+    )  # of a method that knows no anatomy
     some = Refiner.prepare(config, replace(study, known=few))
     assert some.names == ["c", "a"]
     assert len(some.mean_shape) == 2
