@@ -67,9 +67,10 @@ def check_range(name: str, value: float, low: float, high: float = math.inf, *, 
     ``low``."""
     if (low < value if above else low <= value) and value <= high and value != math.inf:
         return
-    first = f"above {low:,}" if above else f"from {low:,}"
+    first, last = (f"{limit:,}".removesuffix(".0") for limit in (low, high))
     shown = f"{value:g}" if isinstance(value, float) else str(value)
-    raise InputError(f"`{name}` {shown[:40]}: give a number {first}" + (f" to {high:,}" if math.isfinite(high) else ""))
+    limits = f"above {first}" if above else f"from {first}"
+    raise InputError(f"`{name}` {shown[:40]}: give a number {limits}" + (f" to {last}" if math.isfinite(high) else ""))
 
 
 def listed(names: Sequence[str], most: int = 8, quote: bool = False) -> str:

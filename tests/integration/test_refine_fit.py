@@ -13,6 +13,7 @@ import tiny
 from anatomark.errors import InputError
 from anatomark.model.config import RunConfig, make_config, read_config, write_config
 from anatomark.model.predict import load
+from anatomark.model.run_files import write_list
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
 from anatomark.training import fit as training
@@ -270,6 +271,8 @@ def test_a_models_hash_knows_its_refiner_only_where_it_has_one(which: str, reque
     config.refine.looks += 1
     try:
         write_config(path, config)
+        write_list(path.parent)
         assert (load_run(path.parent).hash == before) == (which == "plain")
     finally:
         path.write_text(text)
+        write_list(path.parent)

@@ -149,7 +149,7 @@ def test_landmark_files_alone_outliers_and_repeats(
     [
         (["ona", "CASES"], "did you mean 'one'"),
         (["one", "CASES", "--smooth-mm", "1"], "are for --kind tps"),
-        (["one", "CASES", "--kind", "tps", "--smooth-mm", "-1"], "from 0 to"),
+        (["one", "CASES", "--kind", "tps", "--smooth-mm", "-1"], "give a number from 0 to 1,000,000"),
         (["one", "CASES", "--kind", "tps", "--field-mm", "0.001"], "make it coarser"),
         (["one", "CASES", "--moving-image", "x.nii"], "there are 2 cases"),
     ],

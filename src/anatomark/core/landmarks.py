@@ -127,6 +127,11 @@ class Landmarks:
         """The same landmarks at other positions (N, D) mm."""
         return replace(self, points=np.asarray(points, dtype=np.float64))
 
+    def unannotated(self, points: NDArray[np.bool_]) -> Landmarks:
+        """The same where ``points`` (N,) are not annotated."""
+        status = tuple(Status.UNANNOTATED if p else s for p, s in zip(points, self.status, strict=True))
+        return replace(self, points=np.where(points[:, None], np.nan, self.points), status=status)
+
     def errors_to(self, truth: Landmarks) -> Array:
         """(N,) radial distance in mm to the truth's point of the same name; NaN where either is not defined."""
         return np.asarray(np.linalg.norm(self.points - truth.select(self.names).points, axis=1))

@@ -43,7 +43,7 @@ def check_size(image: Image, sizes: SizeFacts | None, facts: Any) -> None:
     side = longest_mm(image.grid)
     if sizes is not None:
         low, high = sizes.longest_mm
-        known, low, high = f"training images were {_range(low, high)}", low / FACTOR, high * FACTOR
+        known, low, high = f"training images were {_range(low, high)} long", low / FACTOR, high * FACTOR
     elif (span := _span(facts)) > 0:
         known, low, high = f"the landmarks of the training images span {_range(span, span)}", span / FACTOR, span
         high *= MOST_SPANS

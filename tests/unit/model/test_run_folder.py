@@ -306,7 +306,7 @@ def test_an_image_of_an_impossible_size_is_refused_at_once(run: Path, factor: fl
     for allowed in (7.0, 1 / 7):
         model.predict(Image(image.array, Grid.from_axes(image.grid.shape, image.grid.axes * allowed, np.zeros(3))))
     wrong = Image(image.array, Grid.from_axes(image.grid.shape, image.grid.axes * factor, np.zeros(3)))
-    with pytest.raises(InputError, match=r"the image: is .*; training images were 48 mm: is the spacing right\?"):
+    with pytest.raises(InputError, match=r"the image: is .*; training images were 48 mm long: is the spacing right\?"):
         model.predict(wrong)
 
 

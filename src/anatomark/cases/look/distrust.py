@@ -13,7 +13,7 @@ from anatomark.cases.division import Division
 from anatomark.cases.look.shape_check import FEWEST_POINTS, ShapeStudy
 from anatomark.cases.look.suspects import FEWEST
 from anatomark.core.grid import Array
-from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import listed
 from anatomark.progress import Reporter
 
@@ -48,7 +48,7 @@ def without_certain_errors(division: Division, report: Reporter | None = None) -
     marked = np.stack([c.landmarks.defined for c in cases])
     wrong[:, ~(marked & ~wrong)[:training].any(0)] = False  # a landmark that nobody would be left to teach
     points = {c.id: _names(c.landmarks, w) for c, w in zip(cases, wrong, strict=True) if w.any()}
-    kept = [c.with_landmarks(unannotated(c.landmarks, w)) if w.any() else c for c, w in zip(cases, wrong, strict=True)]
+    kept = [c.with_landmarks(c.landmarks.unannotated(w)) if w.any() else c for c, w in zip(cases, wrong, strict=True)]
     train, val = kept[:training], kept[training:]
     gone = tuple(c.id for c in train if not c.landmarks.defined.any())
     return replace(
@@ -87,12 +87,6 @@ def described(points: dict[str, tuple[str, ...]]) -> str:
     shown += [f"and {len(points) - SHOWN} more cases"] if len(points) > SHOWN else []
     what, cases = "point" if count == 1 else "points", "case" if len(points) == 1 else "cases"
     return f"{count} {what} of {len(points)} {cases} ({'; '.join(shown)}) {'lies' if count == 1 else 'lie'}"
-
-
-def unannotated(landmarks: Landmarks, points: NDArray[np.bool_]) -> Landmarks:
-    """The same where ``points`` (N,) are not annotated."""
-    status = tuple(Status.UNANNOTATED if p else s for p, s in zip(points, landmarks.status, strict=True))
-    return replace(landmarks, points=np.where(points[:, None], np.nan, landmarks.points), status=status)
 
 
 def _names(landmarks: Landmarks, points: NDArray[np.bool_]) -> tuple[str, ...]:

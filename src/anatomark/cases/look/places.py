@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from anatomark.cases.case import Case
 from anatomark.cases.look.suspects import Suspect
 from anatomark.core.grid import Array, Grid
-from anatomark.core.landmarks import Landmarks, Status
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, listed
 from anatomark.io.frames import swap_lps_ras
 
@@ -54,12 +53,6 @@ def _as_in_file(case: Case, landmarks: Landmarks) -> Array:
     own = case.load_landmarks()
     points = own.select(landmarks.names).points
     return (swap_lps_ras(points) if own.meta.get("frame") == "RAS" else points)[:, : landmarks.ndim]
-
-
-def without(landmarks: Landmarks, points: NDArray[np.bool_]) -> Landmarks:
-    """The same where ``points`` (N,) are not annotated."""
-    status = tuple(Status.UNANNOTATED if p else s for p, s in zip(points, landmarks.status, strict=True))
-    return replace(landmarks, points=np.where(points[:, None], np.nan, landmarks.points), status=status)
 
 
 def out_of_place(case: Case, landmarks: Landmarks, grid: Grid, empty: NDArray[np.bool_]) -> Iterator[Suspect]:

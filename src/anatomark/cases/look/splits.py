@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anatomark.cases.case import Case
-from anatomark.cases.look.places import out_of_place, placeholders, shared_images, without
+from anatomark.cases.look.places import out_of_place, placeholders, shared_images
 from anatomark.cases.look.suspects import Verdict, suspects
 from anatomark.core.landmarks import Landmarks
 from anatomark.progress import Reporter
@@ -22,7 +22,7 @@ def look_at(
     """
     ids, grids = [c.id for c in cases], [c.grid(one.ndim) for c, one in zip(cases, landmarks, strict=True)]
     empty, asked = placeholders(cases, landmarks, grids)
-    kept = [without(one, gone) for one, gone in zip(landmarks, empty, strict=True)]
+    kept = [one.unannotated(gone) for one, gone in zip(landmarks, empty, strict=True)]
     verdict = suspects(ids[:training], kept[:training], grids[:training], report)
     findings, note = verdict.suspects, verdict.note
     if training < len(cases):

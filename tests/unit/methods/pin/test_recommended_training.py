@@ -242,7 +242,7 @@ def test_a_patch_size_that_does_not_halve_thrice_is_refused(px: int) -> None:
 
 def facts_of(names: list[str], points: Array, **given: Any) -> PINFacts:
     """Of a mean shape (N, D), without images."""
-    shape = {"mean": points.ravel().tolist(), "modes": [[0.0]] * points.size, "sd": [1.0]}
+    shape = {"mean": points.ravel().tolist(), "modes": np.eye(points.size, 1).tolist(), "sd": [1.0]}
     plain = {
         "names": names, "ndim": points.shape[1], "modality": "mr",
         "intensity": {"kind": "window", "low": 0.0, "high": 1.0},
