@@ -23,7 +23,7 @@ from anatomark.cases.division import spread
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import Pose
+from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
 from anatomark.methods.base import Batch, Batches, Channels, Length, PerLandmark, Pixels, Rounds, Stage, Study
 from anatomark.methods.heatmap.net import (
@@ -43,6 +43,7 @@ from anatomark.methods.kit.posed import turned
 from anatomark.methods.kit.targets import average, logged, masked
 
 TURN_DEG = 6.0  # of the views after the first
+FRAMED_DEG, FRAMED = 3.0, 0.03  # turns and (radii) shifts of a framed block, at most
 
 
 class HeatmapConfig(FrameConfig):
@@ -63,6 +64,7 @@ class HeatmapConfig(FrameConfig):
     local: bool = False  # the network also sees the block freed from local mean and contrast
     context: bool = False  # the coarsest cells look at each other
     tree: bool = False  # neighbours decide between a map's peaks
+    framed: bool = False  # the block stays where a search begins: how images are framed says something too
     fitted: bool = False  # the block is no wider along each axis than the anatomy needs; px is its longest side
     starts: Rounds = Field(default=24, ge=1)  # first rotations where any pose may come and nothing aligns
     lr: float = Field(default=2e-3, gt=0)
@@ -112,6 +114,7 @@ class Heatmap(BlockMethod):
             "local": True,
             "tree": True,
             "fitted": True,
+            "framed": True,
             "maps": [32, 48, 64, 96],
             "batch": 6,
         },
@@ -180,12 +183,20 @@ class Heatmap(BlockMethod):
         where it lies outside the block or there is none."""
         c = self.config
         read, truth, pose = self._warps.warped(rng, self.mean, case.landmarks.points, c.warp_share)
-        axes, centre, _ = self._random_view(rng, pose)
+        if c.framed:
+            axes, centre = self._framed_view(rng, case.images["block"])
+        else:
+            axes, centre, _ = self._random_view(rng, pose)
         block = self._block(case.images["block"], centre, axes, read)
         target = self._target(truth, centre, axes)
         batch = {"block": random_intensity(block, rng, c.intensity), **masked(target)}
         batch["defined"] *= torch.from_numpy((np.abs(target) < self.cells / 2).all(1))
         return batch
+
+    def _framed_view(self, rng: np.random.Generator, block: Image) -> tuple[Array, Array]:
+        """Axes (D, D) and centre (D,) world mm of a block hardly away from where a search begins."""
+        turn = random_rotation(rng, self.ndim, FRAMED_DEG) * np.exp(rng.normal(0, self.config.scaling / 2))
+        return turn, self._start_point(block) + rng.uniform(-1, 1, self.ndim) * FRAMED * self.radius
 
     def _sigma(self) -> torch.Tensor:
         """(N,) cells. Of a learned width the part above the least is an exponential, so none is stuck at the least."""
@@ -214,10 +225,12 @@ class Heatmap(BlockMethod):
         block = self.working_images(image)["block"]
         rng = np.random.default_rng(7)  # the same image gives the same answer
         pose = self._first_pose(block, rng) if start is None else self._guessed_pose(start)
-        for _ in range(self.config.passes - 1):
+        for _ in range(0 if self.config.framed else self.config.passes - 1):
             views = self._views(block, [pose])
             pose, _ = self.model.fit(views.points[0], views.score[0] + 1e-3)
-        views = self._views(block, [pose, *turned(pose, rng, self.config.looks - 1, TURN_DEG)])
+        views = self._views(
+            block, [pose, *turned(pose, rng, self.config.looks - 1, FRAMED_DEG if self.config.framed else TURN_DEG)]
+        )
         points = np.median(views.points, 0)
         return self._landmarks(
             points, views.covariance_about(points), views.score.mean(0) * image.grid.contains(points)

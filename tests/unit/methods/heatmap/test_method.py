@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "2d": (2, {}),
     "3d": (3, {}),
     "2d-scn": (2, {"spatial": 8, "learn_sigma": True}),
-    "2d-tree": (2, {"context": True, "local": True, "tree": True, "fitted": True}),
+    "2d-tree": (2, {"context": True, "local": True, "tree": True, "fitted": True, "framed": True}),
     "2d-l2": (2, {"loss": "l2", "steps": 400}),
 }
 

@@ -303,7 +303,7 @@ def test_facts_laid_onto_another_model_make_its_weights_fit_a_subset() -> None:
         radius = float(np.linalg.norm(mean, axis=1).max())
         return facts_of(kept, mean, radius_mm=radius, shape=shape.to_json(), levels=levels)
 
-    old, new = of(names, phantom.LEVELS), of(["p4", "p0", "p2"], [])
+    old, new = of(names, phantom.LEVELS), of(["p4", "p0", "p2"], phantom.LEVELS[:1])
     laid = PIN.adapted(new, old)
     assert laid.radius_mm == old.radius_mm != new.radius_mm
     assert laid.levels == old.levels
@@ -312,5 +312,5 @@ def test_facts_laid_onto_another_model_make_its_weights_fit_a_subset() -> None:
     np.testing.assert_allclose(np.asarray(laid.shape["mean"]).reshape(-1, 3), expected, atol=1e-9)
     modes = np.asarray(laid.shape["modes"])
     np.testing.assert_allclose(modes.T @ modes, np.eye(2), atol=1e-9)
-    few = of(["p1", "p2"], [])
+    few = of(["p1", "p2"], phantom.LEVELS[:1])
     assert PIN.adapted(few, old) is few
