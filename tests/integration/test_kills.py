@@ -180,16 +180,16 @@ def test_a_half_done_case_of_an_earlier_version_is_done_again(home: Path, tmp_pa
     assert (out / "case1.json").exists() and whole.read_text() == before
 
 
-@pytest.mark.parametrize("words", ["holds other points than this model finds", "is a result of another model or image"])
+@pytest.mark.parametrize("corrected", [True, False])
 def test_a_file_of_the_users_is_kept(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], corrected: bool
 ) -> None:
     out, command = tmp_path / "out", ("predict", home / "m3", home / "d3" / "cases.csv", "--out", tmp_path / "out")
     assert _run(*command) == 0
     (out / "case1.json").unlink()
     mine = out / "case1.mrk.json"
     text = mine.read_text()
-    if "other points" in words:
+    if corrected:
         facts = json.loads(text)
         facts["markups"][0]["controlPoints"][0]["position"][0] += 1.0
         mine.write_text(json.dumps(facts, indent=2))
@@ -197,9 +197,14 @@ def test_a_file_of_the_users_is_kept(
         mine.write_text(re.sub(r"p=0\.\d+[^\"]*", "", text))
     text = mine.read_text()
     capsys.readouterr()
-    assert _run(*command) == 2
-    assert words in capsys.readouterr().err
-    assert mine.read_text() == text and not (out / "case1.json").exists()
+    assert _run(*command) == (0 if corrected else 2)
+    said = capsys.readouterr()
+    if corrected:  # the case is done, and what was there is kept beside it
+        assert "perhaps corrected by hand: it is kept as case1.earlier.mrk.json" in said.out + said.err
+        assert (out / "case1.earlier.mrk.json").read_text() == text and (out / "case1.json").exists()
+    else:
+        assert "is a result of another model or image" in said.err
+        assert mine.read_text() == text and not (out / "case1.json").exists()
 
 
 def test_pictures_are_added_without_touching_what_was_corrected(home: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -127,13 +128,12 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left)
         source = {"model": model.hash, "model_name": model.name, "image": path, "image_key": key}
         try:
             image = of_dimension(outcome.image, model.ndim)
-            for file in left.doubtful:
-                _check_same(prediction.landmarks, case, file)
+            kept = [k for file in left.doubtful if (k := _moved_away(prediction.landmarks, case, file))]
             files = write_prediction(replace(prediction, source=source), out, case.id, left.endings, image)
             seconds = prediction.seconds or 0.0
             return Predicted(
                 case.id, _path(case), "written", seconds, prediction.align_seconds, tuple(files),
-                flags=prediction.flags, notes=prediction.notes,
+                flags=prediction.flags, notes=(*prediction.notes, *kept),
             )  # fmt: skip
         except InputError as error:
             reason = str(error)
@@ -143,8 +143,8 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left)
 @dataclass(frozen=True)
 class Left:
     """What of a case is left to do: the files of these ``endings``, none where it is finished. ``doubtful``: landmark
-    files that a killed run of an earlier version may have left, replaced only by the same points; ``strange``: a file
-    that is not to be replaced."""
+    files that a killed run of an earlier version may have left, kept under another name where their points are others;
+    ``strange``: a file that is not to be replaced."""
 
     endings: Sequence[str]
     doubtful: Sequence[Path] = ()
@@ -181,13 +181,17 @@ def _may_be_ours(case: Case, file: Path, model: AnyModel) -> bool:
     return landmarks.names == tuple(model.names) and landmarks.score is not None
 
 
-def _check_same(landmarks: Landmarks, case: Case, file: Path) -> None:
+def _moved_away(landmarks: Landmarks, case: Case, file: Path) -> str:
+    """Keep a file under another name where its points are not those of ``landmarks``, and say so; else empty. A run
+    that was killed on another machine may have left it, or somebody corrected it."""
     there = read_landmarks_of(case, file)
-    if there.status != landmarks.status or not np.allclose(there.points, landmarks.points, 0, SAME_MM, equal_nan=True):
-        raise InputError(
-            f"{file}: holds other points than this model finds, perhaps corrected by hand; move it away, add "
-            "`overwrite` or choose another `out`"
-        )
+    if there.status == landmarks.status and np.allclose(there.points, landmarks.points, 0, SAME_MM, equal_nan=True):
+        return ""
+    stem, ending = file.name[: len(case.id)], file.name[len(case.id) :]
+    names = (file.with_name(f"{stem}.earlier{'' if n == 1 else n}{ending}") for n in itertools.count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    file.rename(kept)
+    return f"{file.name} held other points than this model finds, perhaps corrected by hand: it is kept as {kept.name}"
 
 
 def _check_strange(left: Sequence[Left]) -> None:
