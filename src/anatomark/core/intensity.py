@@ -51,9 +51,9 @@ def check_rule(rule: Mapping[str, Any]) -> None:
         raise ValueError("intensity: low and high are no numbers, low below high")
     if rule.keys() == {"kind", "low", "high"} and rule["kind"] == "window":
         return
-    if rule.keys() != {"kind", "low", "high", "skip_zero"} or rule["kind"] != "percentiles":
+    if rule.keys() - {"skip_zero"} != {"kind", "low", "high"} or rule["kind"] != "percentiles":
         raise ValueError("intensity: is no window (low, high), and no percentiles (low, high, skip_zero)")
-    if not 0 <= low < high <= 100 or not isinstance(rule["skip_zero"], bool):
+    if not 0 <= low < high <= 100 or not isinstance(rule.get("skip_zero", False), bool):
         raise ValueError("intensity: percentiles lie between 0 and 100, skip_zero is true or false")
 
 

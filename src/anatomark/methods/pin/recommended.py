@@ -80,7 +80,7 @@ class PINConfig(FrameConfig):
 class PINFacts(AnatomyFacts):
     """What PIN knows of the training data: the anatomy, and the levels from coarse to fine."""
 
-    levels: list[Level] = Field(min_length=1)
+    levels: list[Level] = Field(max_length=16)
 
 
 def default_levels(voxel: float) -> list[Level]:

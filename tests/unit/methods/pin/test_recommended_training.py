@@ -240,12 +240,14 @@ def test_a_patch_size_that_does_not_halve_thrice_is_refused(px: int) -> None:
         Level(px=px, spacing=0.1, rotation_deg=1, shift=0, log_scale=0, reach=0.1)
 
 
+WINDOW = {"kind": "window", "low": 0.0, "high": 1.0}
+
+
 def facts_of(names: list[str], points: Array, **given: Any) -> PINFacts:
     """Of a mean shape (N, D), without images."""
-    shape = {"mean": points.ravel().tolist(), "modes": np.eye(points.size, 1).tolist(), "sd": [1.0]}
+    shape = {"mean": points.ravel().tolist(), "modes": [[1.0], *[[0.0]] * (points.size - 1)], "sd": [1.0]}
     plain = {
-        "names": names, "ndim": points.shape[1], "modality": "mr",
-        "intensity": {"kind": "window", "low": 0.0, "high": 1.0},
+        "names": names, "ndim": points.shape[1], "modality": "mr", "intensity": WINDOW,
         "mean_shape": points.tolist(), "radius_mm": 30.0, "rotations_deg": 30.0, "shape": shape,
         "start_offset_mm": [0.0] * points.shape[1], "start_shift_mm": 5.0, "levels": phantom.LEVELS,
     }  # fmt: skip
