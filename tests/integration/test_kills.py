@@ -168,8 +168,7 @@ def test_what_was_written_is_known_until_it_is_changed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])  # another version puts all a little elsewhere
-def test_a_half_done_case_of_an_earlier_version_is_done_again(home: Path, tmp_path: Path, shift: float) -> None:
+def test_a_half_done_case_of_an_earlier_version_is_done_again(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("predict", home / "m3", home / "d3" / "cases.csv", "--out", out)
     assert _run(*command) == 0
@@ -192,7 +191,7 @@ def test_a_file_of_the_users_is_kept(
     text = mine.read_text()
     if corrected:
         facts = json.loads(text)
-        facts["markups"][0]["controlPoints"][0]["position"][0] += 0.3
+        facts["markups"][0]["controlPoints"][0]["position"][0] += 1.0
         mine.write_text(json.dumps(facts, indent=2))
     else:
         mine.write_text(re.sub(r"p=0\.\d+[^\"]*", "", text))
