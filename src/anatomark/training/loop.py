@@ -193,10 +193,11 @@ def fix_steps(state: State) -> None:
     state.config.validate_every[state.stage.name] = max(1, -(-steps // validations))
     state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {steps} steps")
     if steps < FEWEST_STEPS:
-        needed = state.config.minutes * max(1.0, ENOUGH_STEPS * per_step / max(budget, 1e-9))
+        part = state.stage.share / max(1e-9, sum(s.share for s in state.stages))
+        needed = int(np.ceil(max(state.config.minutes, 1.2 * ENOUGH_STEPS * per_step / max(part, 1e-9) / 60)))
         state.report.say(
-            f"{state.stage.name}: {steps} steps teach a network nothing; {ENOUGH_STEPS} would take {needed:.0f} "
-            f"minutes in all: give `minutes` {needed:.0f} or more"
+            f"{state.stage.name}: {steps} steps teach a network nothing; {ENOUGH_STEPS} would take {needed} "
+            f"minutes in all: give `minutes` {needed} or more"
         )
 
 

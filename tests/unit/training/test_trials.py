@@ -144,3 +144,17 @@ def test_a_fit_tries_and_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = read_config(tmp_path / "run" / "config.yaml")
     assert config.method.name == "tiny"
     assert sum(line.startswith("tried for") for line in config.reasons) == 4
+
+
+def test_a_hopeless_time_is_said_before_the_training(tmp_path: Path) -> None:
+    cases = tiny.write_study(tmp_path / "data", 4, ndim=2, splits=["train"] * 3 + ["val"])
+    said: list[str] = []
+
+    class Kept(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    fit(cases, tmp_path / "run", method="tiny", minutes=0.0005, report=Kept(quiet=True))
+    line = next(one for one in said if "teach a network nothing" in one)
+    needed = int(line.split("give `minutes` ")[1].split(" or more")[0])
+    assert 1 <= needed < 60  # a small network's 500 steps, on whatever machine
