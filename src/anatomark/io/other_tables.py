@@ -82,6 +82,6 @@ def case_names(images: list[str]) -> list[str]:
     stems = [Path(image).stem or image for image in whole]
     counts = Counter(stems)
     return [
-        stem if counts[stem] == 1 else str(Path(image).with_suffix(""))
+        stem if counts[stem] == 1 else image.removesuffix(Path(image).suffix)
         for stem, image in zip(stems, whole, strict=True)
     ]

@@ -7,6 +7,7 @@ from anatomark.core.grid import Grid
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.landmarks import convert, read_landmarks, write_landmarks
+from anatomark.io.other_tables import case_names
 from anatomark.io.sheets import write_csv
 from anatomark.io.tables import read_table, write_table
 
@@ -303,3 +304,9 @@ def test_convert_and_label_from_description(tmp_path):
     (tmp_path / "a.fcsv").write_text(text.replace("PC", ""))
     with pytest.raises(InputError, match="'2' has no description"):
         read_landmarks(tmp_path / "a.fcsv", label_from="description")
+
+
+def test_images_are_called_by_their_stem_or_where_two_are_alike_by_their_path() -> None:
+    assert case_names(["a/x.png", "b/y.png"]) == ["x", "y"]
+    assert case_names(["a/x.png", "b\\x.png"]) == ["a/x", "b/x"]
+    assert case_names([".", ".", "z.png"]) == [".", ".", "z"]  # no names at all
