@@ -224,7 +224,9 @@ def test_presets_are_the_published_settings() -> None:
         ):
             config = PaperGlobalToLocalConfig(**PaperGlobalToLocal.presets[preset])
             case = Case("1", given=Landmarks(("x",), np.ones((1, image.ndim))), held=image)
-            facts = PaperGlobalToLocal.prepare(config, Study([case], ("x",), "ct", {}))
+            facts = PaperGlobalToLocal.prepare(
+                config, Study([case], ("x",), "ct", {"kind": "window", "low": 0.0, "high": 1.0})
+            )
             method = PaperGlobalToLocal(config, facts)
             assert (facts.spacing_mm, facts.crop_px, facts.classification_weight) == (spacing, crop, weight)
             assert method.global_net.stride == q
