@@ -29,7 +29,7 @@ import yaml
 import common
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-TIMES = re.compile(r'"[a-z_]*(seconds|memory|peak)[a-z_]*": [^,\n]*,?|\d+(\.\d+)? (s|min|GB)\b|\b\d+:\d\d\b')
+TIMES = re.compile(r'"[a-z_]*(seconds|memory|peak|commit)[a-z_]*": [^,\n]*,?|\d+(\.\d+)? (s|min|GB)\b|\b\d+:\d\d\b')
 SHARE = {"predict": 25, "fit": 20, "evaluate": 15, "benchmark": 10, "simulate": 10}  # the others: 5
 COMMANDS = {
     "fit": "fit d/cases.csv --out out --method tiny --steps 80 --folds 2 --workers 0 --resume --json",
