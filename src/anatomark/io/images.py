@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Grid
@@ -20,7 +19,7 @@ from anatomark.io.dicom import open_dicom
 from anatomark.io.files import check_name, check_unpacked_size, start_of
 from anatomark.io.frames import Spacing
 from anatomark.io.geometry import Opened
-from anatomark.io.itk import condensed, is_sheared, open_other, other_reader, point_locale, quiet, to_itk
+from anatomark.io.itk import condensed, is_sheared, open_other, other_reader, point_locale, quiet, to_itk, toolkit
 from anatomark.io.metaimage import looks_like_metaimage, open_metaimage
 from anatomark.io.mgh import looks_like_mgh, open_mgh
 from anatomark.io.nifti import looks_like_nifti, open_nifti, write_sheared
@@ -208,7 +207,7 @@ def write_image(image: Image, path: Where) -> None:
                 write_sheared(image, temporary)
             else:
                 with quiet(), point_locale():
-                    sitk.WriteImage(itk, str(temporary), useCompression=name.endswith((".nrrd", ".mha")))
+                    toolkit().WriteImage(itk, str(temporary), useCompression=name.endswith((".nrrd", ".mha")))
             image_grid(temporary, 1.0 if picture else None)  # NIfTI's writer says nothing when the disk is full
             if name.endswith(".gz"):
                 check_unpacked_size(temporary, image.array.nbytes)

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from anatomark.core.grid import Array, Grid
@@ -20,6 +19,9 @@ from anatomark.core.image import Image
 from anatomark.errors import InputError
 from anatomark.io.files import check_claim
 from anatomark.io.geometry import Geometry, Opened, checked_size
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 UNKNOWN = "no reader knows it; it is damaged, or no image"
 OTHERS = {
@@ -30,9 +32,17 @@ _lock = threading.Lock()
 _silent = {"depth": 0, "stderr": -1}
 
 
+def toolkit() -> Any:
+    """SimpleITK without its warnings: loaded, in 0.1 s, where a file needs it."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
+
+
 def open_with(path: Path, reader: str) -> sitk.ImageFileReader:
     """ITK's reader of that name that has read the header. Raises InputError."""
-    itk = sitk.ImageFileReader()
+    itk = toolkit().ImageFileReader()
     itk.SetFileName(str(path))
     itk.SetImageIO(reader)
     try:
@@ -46,7 +56,7 @@ def open_with(path: Path, reader: str) -> sitk.ImageFileReader:
 def read_with(reader: str, path: Path, dimensions: int | None = None) -> NDArray[Any]:
     """The voxels (z, y, x[, C]) or (y, x[, C]) by ITK's reader of that name; ``dimensions`` 3: always (z, y, x[, C]).
     Raises InputError."""
-    itk = sitk.ImageFileReader()
+    itk = toolkit().ImageFileReader()
     itk.SetFileName(str(path))
     itk.SetImageIO(reader)
     try:
@@ -54,7 +64,7 @@ def read_with(reader: str, path: Path, dimensions: int | None = None) -> NDArray
             image = itk.Execute()
     except RuntimeError as error:
         raise InputError(f"{path}: cannot be read: {condensed(error)}") from None
-    array = sitk.GetArrayFromImage(image)
+    array = toolkit().GetArrayFromImage(image)
     if np.iscomplexobj(array):
         raise InputError(f"{path}: holds complex numbers; give the magnitude image")
     channels = image.GetNumberOfComponentsPerPixel() > 1
@@ -120,9 +130,9 @@ def to_itk(image: Image, path: Path, picture: bool) -> sitk.Image:
         )
     array = array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
     if len(array) == 1:
-        itk = sitk.GetImageFromArray(np.ascontiguousarray(array[0]))
+        itk = toolkit().GetImageFromArray(np.ascontiguousarray(array[0]))
     else:
-        itk = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(array, 0, -1)), isVector=True)
+        itk = toolkit().GetImageFromArray(np.ascontiguousarray(np.moveaxis(array, 0, -1)), isVector=True)
     if not picture:
         spacing = image.grid.spacing[::-1]
         direction: Array = image.grid.axes[:, ::-1] / spacing
@@ -145,11 +155,10 @@ def condensed(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep ITK's warnings, and what its C libraries print on their own, off the terminal. Nests; safe in threads."""
+    """Keep what C libraries print on their own off the terminal. Nests; safe in threads."""
     with _lock:
         _silent["depth"] += 1
         if _silent["depth"] == 1:
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
             _silent["stderr"] = _hide_stderr()
     try:
         yield

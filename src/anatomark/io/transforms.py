@@ -7,16 +7,16 @@ thin-plate spline ("Could not create an instance of ThinPlateSplineKernelTransfo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import ArrayLike
 
 from anatomark.core.grid import Grid
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where, atomic_path
 from anatomark.io.files import check_name
-from anatomark.io.itk import condensed, quiet
+from anatomark.io.itk import condensed, quiet, toolkit
 
 ENDINGS = (".tfm", ".txt", ".h5", ".hdf5", ".mat", ".xfm")
 
@@ -30,7 +30,7 @@ def write_affine(matrix: ArrayLike, path: Where) -> None:
         raise ValueError(f"an affine is 3 x 3 or 4 x 4 with last row 0 ... 0 1, not {values.shape}")
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"{path}: transforms are written as {', '.join(ENDINGS)}")
-    transform = sitk.AffineTransform(d)
+    transform = toolkit().AffineTransform(d)
     transform.SetMatrix(values[:d, :d].ravel().tolist())
     transform.SetTranslation(values[:d, d].tolist())
     _write(transform, path)
@@ -50,18 +50,18 @@ def write_displacements(field: ArrayLike, grid: Grid, path: Where) -> None:
         raise ValueError("a displacement field's axes must be at right angles")
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise InputError(f"{path}: displacement fields are written as .h5")
-    image = sitk.GetImageFromArray(values, isVector=True)
+    image = toolkit().GetImageFromArray(values, isVector=True)
     image.SetSpacing(grid.spacing[::-1].tolist())
     image.SetDirection(direction.ravel().tolist())
     image.SetOrigin(grid.origin.tolist())
-    _write(sitk.DisplacementFieldTransform(image), path)
+    _write(toolkit().DisplacementFieldTransform(image), path)
 
 
-def _write(transform: sitk.Transform, path: Path) -> None:
+def _write(transform: Any, path: Path) -> None:
     check_name(path)
     with atomic_path(path) as temporary:
         try:
             with quiet():
-                sitk.WriteTransform(transform, str(temporary))
+                toolkit().WriteTransform(transform, str(temporary))
         except RuntimeError as error:
             raise InputError(f"{path}: cannot be written: {condensed(error)}") from None

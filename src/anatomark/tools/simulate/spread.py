@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 
 from anatomark.core.grid import Array, Grid
@@ -15,6 +14,7 @@ from anatomark.core.landmarks import Landmarks, common_names
 from anatomark.core.resample import resample, sample, sample_index
 from anatomark.core.shape import mean_shape, procrustes
 from anatomark.errors import InputError
+from anatomark.io.itk import toolkit
 from anatomark.tools.simulate.deform import deformation
 
 PointMap = Callable[[Array], Array]
@@ -46,6 +46,7 @@ def spread_points(image: Image, count: int, rng: np.random.Generator) -> Array:
 
 def _foreground(image: Image) -> Array:
     """(M, D) world mm of the voxels of the foreground, on the working grid."""
+    sitk = toolkit()
     coarse = resample(_grey(image), _working(image))
     mask = sitk.GetImageFromArray((coarse.array[0] > otsu(coarse.array[0])).astype(np.uint8))
     mask = sitk.BinaryMorphologicalClosing(mask, [2] * image.ndim)
