@@ -14,7 +14,7 @@ from anatomark.cases.division import Division
 from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.store import CaseStore, image_key
 from anatomark.core.intensity import guess_modality, intensity_rule
-from anatomark.errors import InputError
+from anatomark.errors import InputError, nearest
 from anatomark.io.claim import TEMPORARY, remove_temporary
 from anatomark.methods.base import Stage, Study
 from anatomark.methods.kit.precision import set_precision
@@ -78,6 +78,10 @@ def start(division: Division, run: Path, config: RunConfig, init: Run | None, re
         config = config.model_copy(update={"align": config.align.model_copy(update={"enabled": True})})
     torch.manual_seed(config.seed)
     composed = parts.build(plan)
+    names = [s.name for s in composed.stages()]
+    if unknown := next((n for n in config.stage_steps if n not in names), None):
+        said = f"{config.method.name} has no such stage{nearest(unknown, names)}; it has {', '.join(names)}"
+        raise InputError(f"`stage_steps.{unknown}`: {said}")
     if init is not None and not (run / CHECKPOINT).exists():
         report.say(initialise(composed, init))
     cache = Path(config.cache) if config.cache else run / "cache"

@@ -467,3 +467,8 @@ def test_a_terminal_gets_a_live_bar() -> None:
     assert "6/10" in text.getvalue()
     assert "loss 0.5  val 1.2 mm" in text.getvalue()
     assert "left" in text.getvalue()
+
+
+def test_steps_of_a_stage_that_does_not_exist_are_refused(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stage_steps.rogh`: tiny has no such stage .did you mean 'rough'"):
+        fit(study, tmp_path / "run", config("stage_steps={rogh: 6}"), report=QUIET)
