@@ -1,8 +1,8 @@
 """How ``auto`` decides where time allows: short trainings of the candidates, judged on the cases that are held out.
 
 The rules of ``auto.py`` name a favourite. Each candidate is trained for an equal, short time on the same cases; the
-two best go on to a trial twice as long. The favourite stays unless another errs clearly less, so that a busy moment
-does not decide.
+favourite and the best other go on to a trial twice as long, and what both would give in the whole time is foreseen from
+the two. The favourite stays unless another errs clearly less, so that a busy moment does not decide.
 """
 
 from __future__ import annotations
@@ -30,25 +30,40 @@ LEAST_MINUTES, MOST_MINUTES = 0.4, 4.0  # of one trial: in less nothing is learn
 CASES, HELD = 120, 12  # training and held-out cases of a trial, at most
 CLEARLY = 0.9  # of the favourite's error: another must stay below it
 ALIKE_DEG, ALIKE_SHIFT = 12.0, 0.15  # images lie alike: turns, and shifts in radii
+FADES = 0.6  # by this the gain of each doubling of the time shrinks
+RESOLVED = 0.8  # of the placed mean shape's error: a method below it knows more than the mean shape
+TREE_STEPS = 400  # before which the tree's network, which knows no shape, is no better than a mean shape (spines)
 CONFUSED = 1.0  # placed mean shape's error in distances between neighbours: above it they are confused
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of a config to try, under a name for the log."""
+    """Settings of a config to try, under a name for the log. ``slow``: steps before which its error says nothing."""
 
     label: str
     settings: Mapping[str, Any]
+    slow: int = 0
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial gave: held-out error, mm, and in how many steps."""
+    """What a trial gave: held-out error, mm, in how many steps, and that of the mean shape placed by its points."""
 
     candidate: Candidate
     minutes: float
     steps: int
     error_mm: float
+    placed_mm: float = np.inf
+
+    def foreseen_mm(self, shorter: Tried | None, minutes: float) -> float:
+        """The error after ``minutes``, as a trial half as long lets it be foreseen: each doubling of the time divides
+        it again, by less each time."""
+        if shorter is None or not 0 < self.error_mm < shorter.error_mm < np.inf:
+            return self.error_mm
+        doublings = max(0.0, np.log2(minutes / self.minutes))
+        return float(
+            self.error_mm * (self.error_mm / shorter.error_mm) ** (FADES * (1 - FADES**doublings) / (1 - FADES))
+        )
 
 
 def candidates(task: Task, division: Division, favourite: Mapping[str, Any], free: bool) -> list[Candidate]:
@@ -58,7 +73,7 @@ def candidates(task: Task, division: Division, favourite: Mapping[str, Any], fre
     out = [Candidate(_label(favourite), favourite)]
     confused, alike = neighbours_confused(division), lie_alike(division)
     if confused:  # no global shape model can tell one neighbour from the other
-        out.insert(0, _with(favourite, "heatmap", preset="tree"))
+        out.insert(0, replace(_with(favourite, "heatmap", preset="tree"), slow=TREE_STEPS))
     for other in ("pin", "global_to_local", "heatmap"):
         if other != name and not (other == "heatmap" and confused):
             out.append(_with(favourite, other, align=False if task.ndim == 3 and alike and free else None))
@@ -119,18 +134,26 @@ def decide(
             first.append(_tried(candidate, config, part, folder, each, report))
         results = first
         if second:
-            best = sorted(first, key=lambda t: t.error_mm)[:2]
-            results = [_tried(t.candidate, config, part, folder, 2 * each, report) for t in best]
+            others = sorted(first[1:], key=lambda t: t.error_mm)[:1]
+            results = [_tried(t.candidate, config, part, folder, 2 * each, report) for t in (first[0], *others)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    chosen = min(results, key=lambda t: t.error_mm)
-    favourite = next((t for t in results if t.candidate is tried[0]), None)
-    if favourite is not None and chosen.error_mm > CLEARLY * favourite.error_mm:
-        chosen = favourite
     lines = [f"tried for {t.minutes:.1f} minutes: {t.candidate.label} {t.error_mm:.3f} mm held out" for t in first]
     if second:
         lines += [f"tried for {t.minutes:.1f} minutes: {t.candidate.label} {t.error_mm:.3f} mm" for t in results]
-    return chosen.candidate, lines
+    shorter = {t.candidate.label: t for t in first} if second else {}
+    return _best(results, shorter, (1 - SHARE) * minutes), lines
+
+
+def _best(results: Sequence[Tried], shorter: Mapping[str, Tried], minutes: float) -> Candidate:
+    """The candidate to be trained for ``minutes``: the first, unless another is foreseen to err clearly less. Beside
+    one that is slow, and has the steps that it needs, only those count that know more than the mean shape."""
+    own, *others = results
+    if own.candidate.slow and own.candidate.slow <= own.steps / own.minutes * minutes and np.isfinite(own.error_mm):
+        others = [t for t in others if t.error_mm < RESOLVED * t.placed_mm]
+    foreseen = {t.candidate.label: t.foreseen_mm(shorter.get(t.candidate.label), minutes) for t in results}
+    best = min(others, key=lambda t: foreseen[t.candidate.label], default=own).candidate
+    return best if foreseen[best.label] <= CLEARLY * foreseen[own.candidate.label] else own.candidate
 
 
 def _tried(
@@ -153,7 +176,8 @@ def _tried(
     steps = sum(state.config.stage_steps.values())
     free = "" if beside is None else f"; mean position {beside.position:.3f}, placed mean shape {beside.placed:.3f}"
     report.say(f"{candidate.label}: {steps} steps, held-out error {error:.3f} mm{free}")
-    return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf)
+    placed = np.inf if beside is None else beside.placed
+    return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf, placed)
 
 
 def _part(division: Division) -> Division:

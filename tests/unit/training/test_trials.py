@@ -19,7 +19,7 @@ from anatomark.model.config import RunConfig, read_config
 from anatomark.progress import Reporter
 from anatomark.training import trials
 from anatomark.training.fit import fit
-from anatomark.training.trials import Candidate, Tried, candidates, decide, lie_alike, neighbours_confused
+from anatomark.training.trials import Candidate, Tried, _best, candidates, decide, lie_alike, neighbours_confused
 
 QUIET = Reporter(quiet=True)
 tiny.register()
@@ -103,7 +103,7 @@ def tried(errors: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> list[tup
     [
         ({"a": 2.0, "b": 1.9, "c": 3.0}, "a"),  # hardly better: the favourite stays
         ({"a": 2.0, "b": 1.5, "c": 3.0}, "b"),
-        ({"a": 5.0, "b": 1.6, "c": 1.5}, "c"),  # the favourite is not among the two best
+        ({"a": 5.0, "b": 1.6, "c": 1.5}, "c"),
     ],
 )
 def test_the_favourite_stays_unless_another_errs_clearly_less(
@@ -113,9 +113,41 @@ def test_the_favourite_stays_unless_another_errs_clearly_less(
     names = [Candidate(k, {"method": {"name": k}}) for k in errors]
     got, lines = decide(names, RunConfig(), division(chains(20)), tmp_path, 60.0, QUIET)
     assert got.label == chosen
-    best = sorted(errors, key=lambda k: errors[k])[:2]
-    assert seen == [*((k, pytest.approx(15 / 7)) for k in errors), *((k, pytest.approx(30 / 7)) for k in best)]
+    again = ["a", min("bc", key=lambda k: errors[k])]  # the favourite always
+    assert seen == [*((k, pytest.approx(15 / 7)) for k in errors), *((k, pytest.approx(30 / 7)) for k in again)]
     assert len(lines) == 5 and all("mm" in line for line in lines)
+
+
+def once(label: str, minutes: float, error: float, slow: int = 0, placed: float = np.inf) -> Tried:
+    """A trial of 100 steps a minute."""
+    return Tried(Candidate(label, {}, slow), minutes, round(100 * minutes), error, placed)
+
+
+def test_what_still_falls_is_foreseen_to_fall_further_by_less_each_time() -> None:
+    half, whole = once("a", 1, 4.0), once("a", 2, 2.0)
+    assert whole.foreseen_mm(half, 2) == 2.0
+    assert whole.foreseen_mm(half, 4) == pytest.approx(2.0 * 0.5**0.6)
+    assert whole.foreseen_mm(half, 8) == pytest.approx(2.0 * 0.5 ** (0.6 + 0.36))
+    assert whole.foreseen_mm(None, 8) == once("a", 2, 2.0).foreseen_mm(once("a", 1, 1.0), 8) == 2.0
+    steep, flat = [once("a", 1, 9.0), once("b", 1, 2.0)], [once("a", 2, 3.0), once("b", 2, 1.98)]
+    assert _best(flat, {t.candidate.label: t for t in steep}, 60).label == "a"
+    assert _best(flat, {}, 60).label == "b"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "placed", "error", "chosen"),
+    [
+        (10, 32.0, 33.0, "slow"),  # the other is no better than a mean shape
+        (10, 32.0, 20.0, "fast"),  # it is
+        (3, 32.0, 33.0, "fast"),  # no time for the slow one
+        (10, np.inf, np.inf, "slow"),
+    ],
+)
+def test_a_slow_favourite_is_not_judged_before_its_time(
+    minutes: float, placed: float, error: float, chosen: str
+) -> None:
+    results = [once("slow", 1, 190.0, slow=400), once("fast", 1, error, placed=placed)]
+    assert _best(results, {}, minutes).label == chosen
 
 
 def test_short_times_try_fewer_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
