@@ -196,6 +196,9 @@ def settled(
         others = [
             r if r[0] != "align.enabled" or r[1] == aligned else (r[0], aligned, "so it was tried") for r in rows[1:]
         ]
+        if chosen.slow and asked["refine"] is None:  # a refiner's two levels would take four fifths of the time
+            others = [r for r in others if not r[0].startswith("refine.")]
+            others.append(("refine.enabled", False, "the method needs the time to learn which neighbour is which"))
         presets = [("method.preset", preset, "so it was tried")] if preset != "recommended" else []
         rows = (("method.name", name, why), *presets, *others)
     done = applied(config, Choice(rows))

@@ -161,8 +161,9 @@ def test_short_times_try_fewer_and_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_fit_tries_and_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = tiny.write_study(tmp_path / "data", 12, ndim=2)
-    own = [Candidate(n, {"method": {"name": "tiny", "preset": "recommended"}}) for n in ("first", "second")]
+    own = [Candidate(n, {"method": {"name": "tiny", "preset": "recommended"}}, slow=1) for n in ("first", "second")]
     monkeypatch.setattr("anatomark.training.auto.candidates", lambda *a, **k: own)
+    monkeypatch.setattr("anatomark.training.auto.REFINED_FROM", 0.0)
     monkeypatch.setattr(trials, "LEAST_MINUTES", 0.002)
     said: list[str] = []
 
@@ -175,6 +176,7 @@ def test_a_fit_tries_and_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "run" / "trials").exists() and not (tmp_path / "run" / "cache").exists()
     config = read_config(tmp_path / "run" / "config.yaml")
     assert config.method.name == "tiny"
+    assert config.refine.enabled is False  # a slow method needs the time itself
     assert sum(line.startswith("tried for") for line in config.reasons) == 4
 
 
