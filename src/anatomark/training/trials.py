@@ -26,6 +26,7 @@ from anatomark.training.loop import train_stage
 from anatomark.training.start import start
 
 SHARE = 0.25  # of the time, for all trials
+PATIENCE = 2.0  # times that, on a machine that is busy: what is left then is not tried
 LEAST_MINUTES, MOST_MINUTES = 0.4, 4.0  # of one trial: in less nothing is learned, in more nothing decided
 CASES, HELD = 120, 12  # training and held-out cases of a trial, at most
 CLEARLY = 0.9  # of the favourite's error: another must stay below it
@@ -128,7 +129,7 @@ def decide(
     first: list[Tried] = []
     try:
         for candidate in tried:
-            if first and time.monotonic() - began > 2 * SHARE * minutes * 60:
+            if first and time.monotonic() - began > PATIENCE * SHARE * minutes * 60:
                 report.say(f"{candidate.label} is not tried: the trials have taken long enough")
                 continue
             first.append(_tried(candidate, config, part, folder, each, report))
