@@ -38,6 +38,7 @@ MOST = 60  # cases that are measured, of the training cases and of the independe
 OF_PREDICTIONS = ("spread", "score", "weakest")  # measures that true landmarks do not have
 LIMIT = 0.95  # share of usual cases that may not be flagged
 LEAST_LIMIT = 4.0  # robust standard deviations
+HARDLY = 0.2  # a score that says that a landmark was hardly found, whatever is usual
 FEW, MARGIN = 20, 1.25  # below so many cases the limit lies so much above the worst of them
 
 # the least that counts as one standard deviation
@@ -80,7 +81,7 @@ class Usual:
             m = float(np.median(x))
             spread = 1.4826 * float(np.median(np.abs(x - m)))
             upper = (float(np.quantile(x, 0.9)) - m) / 1.28
-            middle[name], scale[name] = m, max(spread, upper, floor)
+            middle[name], scale[name] = m, max(_uncertain(len(x)) * max(spread, upper), floor)
         if not middle:
             return None
         usual = cls(middle, scale, float("inf"), len(true), len(predicted))
@@ -129,6 +130,14 @@ class Usual:
         return cls(middle, scale, float(data["limit"]), int(data["cases"]), int(data["independent"]), risk)
 
 
+def _uncertain(cases: int) -> float:
+    """By how much wider than a spread that is known one lies that so few cases tell: Student's interval for a new value
+    (97.5 %) over the normal one (Abramowitz and Stegun 26.7.5)."""
+    z, freedom = 1.96, max(1, cases - 1)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return float(t / z * np.sqrt(1 + 1 / cases))
+
+
 @dataclass(frozen=True)
 class Judgement:
     """``suspicion``: the most unusual measure in robust standard deviations; ``limit``: above it a case is flagged;
@@ -154,8 +163,19 @@ class Review:
             absent = [n for n, a in zip(prediction.names, prediction.absent, strict=True) if a]
             why = f"{few}; absent: {listed(absent)}" if absent else few
             return Judgement(float("inf"), self.usual.limit, (why,))
-        values = self.reference.compare(case)
-        return Judgement(self.usual.suspicion(values), self.usual.limit, tuple(self._reasons(values, case)))
+        values, limit = self.reference.compare(case), self.usual.limit
+        suspicion, reasons = self.usual.suspicion(values), self._reasons(values, case)
+        if hardly := self._hardly_found(prediction):
+            reasons.append(f"hardly a trace of {listed(hardly)} (score below {HARDLY:g})")
+            suspicion = max(suspicion, limit * (1 + len(hardly) / len(prediction)))
+        return Judgement(suspicion, limit, tuple(reasons))
+
+    def _hardly_found(self, prediction: Landmarks) -> list[str]:
+        """Landmarks of a score that is low anywhere, where no independent case taught what scores are usual."""
+        if prediction.score is None or "score" in self.usual.middle:
+            return []
+        low = prediction.defined & (prediction.score < HARDLY)
+        return [n for n, hardly in zip(prediction.names, low, strict=True) if hardly]
 
     def _reasons(self, values: Mapping[str, float], case: Measured) -> list[str]:
         """One line for each measure above the limit, the worst first."""

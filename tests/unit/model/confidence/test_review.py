@@ -200,9 +200,12 @@ def test_usual_are_the_median_and_the_widest_of_three_scales() -> None:
         return usual.middle[name], usual.scale[name]
 
     spread = [0, 1, 2, 10, 10.5, 11, 12.0]  # most lie below
-    assert of(spread) == pytest.approx((10, 1.4826 * 2))
+    few = 2.447 / 1.96 * np.sqrt(1 + 1 / 7)  # Student's t of six degrees of freedom
+    assert of(spread) == pytest.approx((10, few * 1.4826 * 2), rel=0.01)
     tail = [0, 0, 0, 0, 0, 0, 0, 0, 3, 9.0]
-    assert of(tail) == pytest.approx((0, np.quantile(tail, 0.9) / 1.28))
+    few = 2.262 / 1.96 * np.sqrt(1 + 1 / 10)
+    assert of(tail) == pytest.approx((0, few * np.quantile(tail, 0.9) / 1.28), rel=0.01)
+    assert of(tail * 100) == pytest.approx((0, np.quantile(tail * 100, 0.9) / 1.28), rel=0.002)
     floors = {"shape": 0.10, "size": 0.04, "turn": 1.5, "cut off": 0.01, "absent": 0.02, "whole": 0.05,
               "detail": 0.04, "noise": 0.12}  # fmt: skip
     for name, floor in floors.items():
@@ -242,6 +245,20 @@ def test_one_in_twenty_usual_cases_lies_above_the_limit(
     assert len(heights) == counted
     assert usual.limit == pytest.approx(1.25 * heights[-1] if rank is None else heights[rank - 1])
     assert usual.limit > 4.0
+
+
+def test_a_landmark_that_is_hardly_found_is_named_where_usual_scores_are_unknown(
+    learned: tuple[int, Reference, Usual],
+) -> None:
+    d, reference, usual = learned
+    image, marks = case(np.random.default_rng(40), d)
+    low = replace(marks, score=np.where(np.arange(len(marks)) == 1, 0.1, 0.9))
+    middle = {k: v for k, v in usual.middle.items() if k not in ("score", "weakest")}
+    plain = replace(usual, middle=middle)
+    assert judged((d, reference, plain), image, marks)[1] == []
+    suspicion, reasons = judged((d, reference, plain), image, low)
+    assert suspicion > plain.limit and reasons == ["hardly a trace of b (score below 0.2)"]
+    assert not any("trace" in r for r in judged(learned, image, low)[1])  # there the usual scores decide
 
 
 def test_the_limit_is_never_below_four() -> None:
