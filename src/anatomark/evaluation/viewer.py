@@ -16,21 +16,21 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.evaluation.report import CasePicture
 from anatomark.evaluation.result import EvaluationResult
-from anatomark.pictures.overlay import case_picture, caption
+from anatomark.pictures.overlay import caption, case_picture
 from anatomark.pictures.stack import planes_through, stack_around
 from anatomark.pictures.window import Window
 
 SHOWN = {2: 6, 3: 3}  # landmarks in a case's picture
 CASES, STACKS, PER_CASE = 6, 24, 8  # images that are read; landmarks with slices, in all and of a case
 POINTS = 1000  # landmarks of a case in the 3D view
-MOST_BYTES = 5_000_000  # of all slices as they stand in the report
+MOST_BYTES, LEAST_BYTES = 7_000_000, 3_000_000  # of all pictures and slices; of the slices where pictures are large
 
 
 @dataclass
 class Viewer:
-    """``dimension``, ``names`` (captions) and ``labels`` of the landmarks; ``cases`` with their points, and ``stacks`` of voxels
-    around one landmark each, worst first, both as the page's script reads them; ``left_out``: stacks for which there
-    was no room."""
+    """``dimension``, ``names`` (captions) and ``labels`` of the landmarks; ``cases`` with their points, and ``stacks``
+    of voxels around one landmark each, worst first, both as the page's script reads them; ``left_out``: stacks for
+    which there was no room."""
 
     dimension: int
     names: list[str]
@@ -66,9 +66,10 @@ def look(
         viewer.cases.append(_points(case.id, truth.select(names), found))
         del image  # before the next one is read
     viewer.stacks.sort(key=lambda s: np.inf if s["error"] is None else s["error"], reverse=True)
-    room = np.cumsum([_size(s) for s in viewer.stacks]) <= MOST_BYTES
-    viewer.left_out = int((~room).sum())
-    viewer.stacks = [s for s, fits in zip(viewer.stacks, room, strict=True) if fits]
+    room = max(LEAST_BYTES, MOST_BYTES - sum(4 * len(p.png) // 3 for p in pictures))
+    fitting = int((np.cumsum([_size(s) for s in viewer.stacks]) <= room).sum())
+    viewer.left_out = len(viewer.stacks) - fitting
+    viewer.stacks = viewer.stacks[:fitting]
     return pictures, viewer
 
 

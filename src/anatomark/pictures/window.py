@@ -26,7 +26,9 @@ class Window:
         # the background often fills most of a volume and would take the whole window
         inside = values[values > values.min()] if values.size and values.min() < values.max() else values
         low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
-        return cls(float(min(low, values.min() if values.size and image.ndim == 3 else low)), float(high))
+        if values.size and (image.ndim == 3 or low == high):
+            low = min(low, values.min())
+        return cls(float(low), float(high))
 
     def shades(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """``values`` as shades from 0 (black) to 1 (white), float32."""
