@@ -141,8 +141,12 @@ def test_slices_scroll_and_the_view_turns(opened: Any) -> None:
     page.locator('[data-plane="3d"] canvas').dblclick()
     assert np.abs(drawn(page, "3d") - before["3d"]).mean() < 1
 
+    chosen = page.locator("#viewer [aria-current=true]")
+    before_n = chosen.inner_text()
     page.keyboard.press("n")
-    assert page.locator("#viewer [aria-current=true]").count() == 1
+    assert chosen.count() == 1 and chosen.inner_text() != before_n
+    page.keyboard.press("b")
+    assert chosen.inner_text() == before_n
 
 
 @pytest.mark.parametrize("opened", [3, 2], indirect=True)

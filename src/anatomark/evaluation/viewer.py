@@ -21,7 +21,7 @@ from anatomark.pictures.stack import planes_through, stack_around
 from anatomark.pictures.window import Window
 
 SHOWN = {2: 6, 3: 3}  # landmarks in a case's picture
-CASES, STACKS, PER_CASE = 6, 24, 8  # images that are read; landmarks with slices, in all and of a case
+CASES, STACKS, PER_CASE = 6, 24, 8  # images that are read; landmarks with slices, in all and of one of many cases
 POINTS = 1000  # landmarks of a case in the 3D view
 MOST_BYTES, LEAST_BYTES = 7_000_000, 3_000_000  # of all pictures and slices; of the slices where pictures are large
 
@@ -61,7 +61,9 @@ def look(
         truth = true[case.id]
         if m in words:
             pictures.append(CasePicture(words[m], m, case_picture(image, predicted, truth, shown[m]), shown[m]))
-        found = Landmarks(names, np.full((len(names), d), np.nan)) if predicted is None else predicted.select(names)
+        found = (
+            Landmarks(tuple(names), np.full((len(names), d), np.nan)) if predicted is None else predicted.select(names)
+        )
         viewer.stacks += _stacks(image, len(viewer.cases), truth.select(names), found, worst)
         viewer.cases.append(_points(case.id, truth.select(names), found))
         del image  # before the next one is read
@@ -77,6 +79,7 @@ def worst_landmarks(result: EvaluationResult, shown: Mapping[int, Sequence[str]]
     """Names of the landmarks whose slices the report holds, by index of the case: those ``shown`` in its pictures, then
     the largest errors of all cases, then what was not found."""
     errors, chosen = result.errors, {m: list(names) for m, names in shown.items()}
+    of_a_case = max(PER_CASE, STACKS // len(errors.cases))
     size = np.where(errors.annotated, np.where(np.isfinite(errors.error), errors.error, -1.0), -np.inf)
     for pair in np.argsort(-size, axis=None, kind="stable")[: int(errors.annotated.sum())]:
         m, n = (int(i) for i in np.unravel_index(pair, size.shape))
@@ -85,7 +88,7 @@ def worst_landmarks(result: EvaluationResult, shown: Mapping[int, Sequence[str]]
         if m not in chosen and len(chosen) == CASES:
             continue
         names = chosen.setdefault(m, [])
-        if len(names) < PER_CASE and errors.names[n] not in names:
+        if len(names) < of_a_case and errors.names[n] not in names:
             names.append(errors.names[n])
     return chosen
 

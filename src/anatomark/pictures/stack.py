@@ -85,7 +85,9 @@ def _cut(image: Image, points: Array) -> Image:
     first = np.clip(np.floor(index.min(0) - margin), 0, last).astype(int)
     end = np.clip(np.ceil(index.max(0) + margin), first, last).astype(int) + 1
     box = tuple(slice(int(a), int(b)) for a, b in zip(first, end, strict=True))
-    return Image(image.array[(slice(None), *box)], Grid.from_axes(end - first, grid.axes, grid.to_world(first)))
+    return Image(
+        image.array[(slice(None), *box)], Grid.from_axes((end - first).tolist(), grid.axes, grid.to_world(first))
+    )
 
 
 def _thinned(grid: Grid, most: int) -> Grid:
@@ -97,7 +99,9 @@ def _thinned(grid: Grid, most: int) -> Grid:
     if np.array_equal(step, grid.spacing):
         return grid
     axes = grid.axes / grid.spacing * step
-    return Grid.from_axes(shape, axes, grid.to_world(np.full(grid.ndim, -0.5)) + axes @ np.full(grid.ndim, 0.5))
+    return Grid.from_axes(
+        shape.tolist(), axes, grid.to_world(np.full(grid.ndim, -0.5)) + axes @ np.full(grid.ndim, 0.5)
+    )
 
 
 def _bytes(values: NDArray[Any], window: Window) -> NDArray[np.uint8]:

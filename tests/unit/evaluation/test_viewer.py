@@ -214,13 +214,15 @@ def test_missed_landmarks_and_unreadable_images() -> None:
     assert viewer.cases[missed[0]["case"]]["found"] == [None] * 8
 
 
-def test_which_landmarks() -> None:
+def test_which_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     study = _Study(30)
     result = study.result()
     chosen = worst_landmarks(result, {2: ["p1", "p0"]})
     assert chosen[2][:2] == ["p1", "p0"] and "p3" in chosen[15]
     assert len(chosen) <= module.CASES and sum(map(len, chosen.values())) <= module.STACKS
     assert all(len(set(names)) == len(names) <= module.PER_CASE for names in chosen.values())
+    monkeypatch.setattr(module, "PER_CASE", 2)
+    assert len(worst_landmarks(_Study(1).result(), {})[0]) == 8  # there is room for all of one case
     few = _Study(2).result()
     assert sum(map(len, worst_landmarks(few, {}).values())) == 16
 
