@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,9 +23,6 @@ from anatomark.evaluation.report import render
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.model.prediction import Prediction
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 RING = (45, 212, 191)
 
 
@@ -62,15 +58,6 @@ def report(ndim: int) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "case_picture", lambda *_: b"")  # it has tests of its own
         return render(result, *module.look(result, cases, true))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=90_000)
-        yield found
-        found.close()
 
 
 @pytest.fixture
