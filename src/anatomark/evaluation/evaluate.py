@@ -37,7 +37,6 @@ from anatomark.tools.outputs import check_files
 from anatomark.tools.planes.errors import plane_rows, plane_summary
 from anatomark.tools.planes.schema import PlaneSet
 
-SHOWN_3D, SHOWN_2D = 3, 6  # landmarks in a case's picture
 AS_GIVEN = "landmark files"
 TABLES, REPORT, SUMMARY = ("errors.csv", "per_landmark.csv", "per_case.csv"), "report.html", "summary.json"
 PLANES, PREDICTIONS = "planes.csv", "predictions"
@@ -221,20 +220,11 @@ def _variant(cases: Sequence[Case]) -> str:
 
 def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Mapping[str, Landmarks]) -> None:
     """Tables and report; ``summary.json`` last, so that its presence means a complete evaluation."""
-    from anatomark.evaluation.report import CasePicture, render
-    from anatomark.pictures.overlay import case_picture
+    from anatomark.evaluation.report import render
+    from anatomark.evaluation.viewer import look
 
     for name, rows in zip(TABLES, (result.error_rows(), result.landmark_rows(), result.case_rows()), strict=True):
         write_csv(out / name, rows, digits=6)
-    pictures = []
-    for word, m in result.highlights():
-        case = cases[m]
-        try:
-            image = case.image()
-        except InputError:  # the case failed for this reason already, and the table says so
-            continue
-        shown = result.worst(m, SHOWN_3D if image.ndim == 3 else SHOWN_2D)
-        png = case_picture(image, result.predictions.landmarks[case.id], true[case.id], shown)
-        pictures.append(CasePicture(word, m, png, shown))
-    write_text(out / REPORT, render(result, pictures, version=anatomark.__version__))
+    pictures, viewer = look(result, cases, true)
+    write_text(out / REPORT, render(result, pictures, viewer, version=anatomark.__version__))
     write_json(out / SUMMARY, result.summary())

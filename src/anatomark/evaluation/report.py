@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,11 +20,14 @@ from anatomark.evaluation.metrics import Errors, interval
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.pictures.overlay import caption, png
 
+if TYPE_CHECKING:
+    from anatomark.evaluation.viewer import Viewer
+
 MODEL_COLOUR, PALE, GREY, DARK, WARM = "#0f766e", "#ccece7", "#94a3b8", "#334155", "#b45309"
 BESIDE = ((WARM, "--"), ("#64748b", ":"), ("#94a3b8", "-."), ("#475569", (0, (5, 1, 1, 1))))
 RELIABLE = 20  # radii in a group of the reliability plot, at least
 MOST_BOXES = 60
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("report.html.j2")  # it includes viewer.html.j2 and viewer.js.j2
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,19 @@ class CasePicture:
     shown: Sequence[str]
 
 
-def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, version: str = "") -> str:
+def render(
+    result: EvaluationResult, pictures: Sequence[CasePicture] = (), viewer: Viewer | None = None, *, version: str = ""
+) -> str:
     """The report as HTML text. It refers to nothing outside itself."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader(TEMPLATE.parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     named = partial(_caption, result)
     environment.filters.update(mm=_mm, share=_share, seconds=_seconds, key=_key, embed=_embed, caption=named)
     landmarks, reliability = result.landmark_rows(), reliability_plot(result)
     by_case = len(result.errors.ranking()) > 1 and result.overall.located
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.get_template(TEMPLATE.name).render(
         result=result,
         version=version,
         thresholds=[f"{t:g}" for t in result.thresholds],
@@ -61,6 +69,7 @@ def render(result: EvaluationResult, pictures: Sequence[CasePicture] = (), *, ve
         },
         top=max([row["mre_mm"] for row in landmarks if row["mre_mm"] is not None], default=1.0) or 1.0,
         pictures=pictures,
+        viewer=viewer,
         most_boxes=MOST_BOXES,
     )
 

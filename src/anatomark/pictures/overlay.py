@@ -31,6 +31,7 @@ from anatomark.pictures.style import (
     png,
     scale_bar,
 )  # fmt: skip
+from anatomark.pictures.window import Window
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,7 @@ class _View:
     def __init__(self, image: Image):
         self.image = image.canonical()
         self.grid = self.image.grid
-        values = image.subsample()
-        values = values[np.isfinite(values)]
-        # the background often fills most of a volume and would take the whole window
-        inside = values[values > values.min()] if values.size and values.min() < values.max() else values
-        low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
-        self.low, self.high = float(min(low, values.min() if image.ndim == 3 else low)), float(high)
+        self.window = Window.of(image)
         self.colour = image.ndim == 2 and image.array.shape[0] == 3
 
     @property
@@ -90,8 +86,7 @@ class _View:
             first, last = (0, shape[axis]) if half is None else (int(at - size) - 1, int(at + size) + 3)
             lows.append(int(np.clip(first, 0, shape[axis] - 1)))
             highs.append(int(np.clip(last, 1, shape[axis])))
-        pixels = pixels[:, lows[1] : highs[1], lows[0] : highs[0]].astype(np.float32)
-        pixels = np.clip((pixels - self.low) / max(self.high - self.low, 1e-12), 0, 1)
+        pixels = self.window.shades(pixels[:, lows[1] : highs[1], lows[0] : highs[0]])
         sx, sy = spacing[section.column], spacing[section.row]
         edges = [(lows[0] - 0.5) * sx, (highs[0] - 0.5) * sx, (highs[1] - 0.5) * sy, (lows[1] - 0.5) * sy]
         ax.imshow(
@@ -308,10 +303,9 @@ def checkerboard(fixed: Image, moved: Image, tiles: int = 10) -> bytes:
     odd = sum(np.ix_(*index), np.zeros((1,) * grid.ndim, dtype=int)) % 2 == 1
     shades = []
     for view in (one, two):
-        grey = view.image.array.mean(0, dtype=np.float32)
-        shades.append(np.clip((grey - view.low) / max(view.high - view.low, 1e-12), 0, 1))
+        shades.append(view.window.shades(view.image.array.mean(0, dtype=np.float32)))
     board = _View(Image(np.where(odd, shades[1], shades[0])[None], grid))
-    board.low, board.high = 0.0, 1.0
+    board.window = Window(0.0, 1.0)
     sections = (AXIAL, CORONAL, SAGITTAL) if fixed.ndim == 3 else (FLAT,)
     size = grid.extent_mm
     high = 4.0 if fixed.ndim == 3 else float(np.clip(6 * size[0] / size[1], 3.0, 9.0))
