@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.errors import InputError, nearest
 from anatomark.review.record import PLACED, CaseReview, Point, Position, State, is_number, now, state_of
@@ -23,6 +25,18 @@ def check_person(person: Any) -> str:
     if name is None or len(name) > LONGEST_NAME or not (name.isprintable() or not name):
         raise InputError(f"person {str(person)[:40]!r}: is no name (a line of at most {LONGEST_NAME} characters)")
     return name
+
+
+def image_box(case: Case, review: CaseReview, ndim: int) -> Array:
+    """(2, D) least and greatest world mm of the image's corners; where its header cannot be read, of the points."""
+    try:
+        grid = case.grid(ndim)
+        corners = itertools.product(*((-0.5, n - 0.5) for n in grid.shape))
+        places = grid.to_world(np.array(list(corners)))
+    except InputError:
+        known = [at for p in review.points for at in (p.position, p.predicted) if at is not None]
+        places = np.array(known) if known else np.zeros((1, ndim))
+    return np.stack([places.min(0), places.max(0)])
 
 
 def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str, ndim: int, box: Array) -> CaseReview:
