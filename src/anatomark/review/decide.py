@@ -39,7 +39,7 @@ def image_box(case: Case, review: CaseReview, ndim: int) -> Array:
     return np.stack([places.min(0), places.max(0)])
 
 
-def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str, ndim: int, box: Array) -> CaseReview:
+def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str, box: Array) -> CaseReview:
     """The case with the named ``points`` in their new states; the others stay.
 
     Each: ``name``, ``state``, ``position`` ((D,) world mm or None). ``moved`` needs a position, ``confirmed`` takes the
@@ -59,15 +59,13 @@ def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str
         if name in seen:
             raise InputError(f"{where}: is named twice")
         seen.add(name)
-        known[name] = _changed(known[name], given, where, time, person, ndim, box)
+        known[name] = _changed(known[name], given, where, time, person, box)
     return replace(review, points=tuple(known.values()), person=person or review.person, changed=time)
 
 
-def _changed(
-    point: Point, given: Mapping[str, Any], where: str, time: str, person: str, ndim: int, box: Array
-) -> Point:
+def _changed(point: Point, given: Mapping[str, Any], where: str, time: str, person: str, box: Array) -> Point:
     state = state_of(given.get("state"), where)
-    position = _position(given.get("position"), where, ndim, box)
+    position = _position(given.get("position"), where, box)
     if state in PLACED:
         position = point.position if position is None and state is State.CONFIRMED else position
         if position is None:
@@ -84,7 +82,8 @@ def _changed(
     return replace(point, state=state, position=None, time=time, person=person)
 
 
-def _position(value: Any, where: str, ndim: int, box: Array) -> Position | None:
+def _position(value: Any, where: str, box: Array) -> Position | None:
+    ndim = box.shape[1]
     if value is None:
         return None
     value = value.tolist() if isinstance(value, np.ndarray) else value

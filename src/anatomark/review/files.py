@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,24 @@ class Markups:
 
     def update(self, review: CaseReview) -> None:
         """Make the lines of points that are not as they were the last time."""
-        points = [p for p in review.points if self.lines.get(p.name, (None, ""))[0] != p]
+        points = []
+        for point in review.points:
+            before = self.lines[point.name][0] if point.name in self.lines else None
+            if before is None or (before.position, before.state is State.ABSENT) != (
+                point.position,
+                point.state is State.ABSENT,
+            ):
+                points.append(point)
+            elif before.state is not point.state:
+                self._keep(point, {**self.controls[point.name], "locked": point.state in PLACED})
+        if points:
+            self._make(review, points)
+
+    def _keep(self, point: Point, control: dict[str, Any]) -> None:
+        self.controls[point.name] = control
+        self.lines[point.name] = point, json.dumps(control, ensure_ascii=False)
+
+    def _make(self, review: CaseReview, points: Sequence[Point]) -> None:
         ids = (str(i) for i in itertools.count(1))
         used = {str(c.get("id")) for c in self.controls.values()}
         markup = self.shell["markups"][self.at]
@@ -121,8 +138,7 @@ class Markups:
         self.shell = mrk_document(replace(landmarks, meta=kept), f"{review.case}.mrk.json")
         markup = self.shell["markups"][self.at]
         for point, control in zip(points, markup["controlPoints"], strict=True):
-            self.controls[point.name] = control
-            self.lines[point.name] = point, json.dumps(control, ensure_ascii=False)
+            self._keep(point, control)
         markup["controlPoints"] = [HERE]
         if markup.get("lastUsedControlPointNumber") == 0:
             markup["lastUsedControlPointNumber"] = len(self.controls)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -121,8 +121,8 @@ class CaseReview:
 
     @cached_property
     def etag(self) -> str:
-        """A hash of the content, by which two who edit one case notice each other."""
-        return hashlib.sha256(self.text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        """A hash of the content, by which two who edit one case notice each other; looking at it changes nothing."""
+        return hashlib.sha256(dumps(replace(self, opened=None)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def point(self, name: str) -> Point:
         """Raises KeyError for an unknown name."""

@@ -170,9 +170,8 @@ class Review:
         person = check_person(person)
         with self._lock:
             review = self._current(id, etag)
-            return self._save(
-                changed(review, points, person, self.ndim, image_box(self._rows[id].case, review, self.ndim))
-            )
+            box = image_box(self._row(id).case, review, self.ndim)
+            return self._save(changed(review, points, person, box))
 
     def done(self, id: str, person: str, confirm_all: bool = True, etag: str | None = None) -> CaseReview:
         """The case is finished: what a person decided is truth. ``confirm_all``: so is what is still the model's.
@@ -197,16 +196,17 @@ class Review:
 
     def _check(self, cases: Sequence[Case]) -> None:
         """Raises InputError where the files of the review would replace others."""
-        ids = [c.id for c in cases]
-        made = [self.out / files.CASES]
-        made += [f(self.out, i) for i in ids for f in (files.markups_file, files.review_file, files.truth_file)]
-        check_sources(made, sources_of(cases, [self.predictions]), "review")
-        self._others = files.other_rows(self.out, ids)
-        for file in made[1:]:
-            owner = file.name.removesuffix(".review.json").removesuffix(".mrk.json").removesuffix(".csv")
-            ours = files.review_file(self.out, owner).exists() or self._claim.unfinished(file)
-            if os.path.lexists(file) and not ours:
-                raise InputError(f"{file}: exists already and is of no review; choose another `out`")
+        made = {c.id: [f(self.out, c.id) for f in (files.markups_file, files.truth_file)] for c in cases}
+        reviews = [files.review_file(self.out, id) for id in made]
+        every = [self.out / files.CASES, *reviews, *(file for two in made.values() for file in two)]
+        check_sources(every, sources_of(cases, [self.predictions]), "review")
+        self._others = files.other_rows(self.out, made)
+        alone = [f for two, review in zip(made.values(), reviews, strict=True) if not review.exists() for f in two]
+        alone = [file for file in alone if os.path.lexists(file)]
+        if strange := next((file for file in alone if not self._claim.unfinished(file)), None):
+            raise InputError(f"{strange}: exists already and is of no review; choose another `out`")
+        for file in alone:  # of a process that was killed before its first action on the case was saved
+            file.unlink()
 
     def _read(self, cases: Sequence[Case]) -> None:
         bare = [replace(c, source=None, given=None) for c in cases]
@@ -221,18 +221,18 @@ class Review:
             raise InputError(f"{self.predictions}: its predictions {what}")
         self.ndim = flat.pop()
         self._learn_names(bare)
-        saved = {c.id: self._saved(c) for c in bare if files.review_file(self.out, c.id).exists()}
         for case in bare:
-            seen, review = self._glances[case.id], saved.get(case.id)
+            seen = self._glances[case.id]
+            review = self._saved(case) if files.review_file(self.out, case.id).exists() else None
             missing = "" if case.path is None or case.path.exists() else f"{case.path}: no such file"
             made = tally(review) if review else Tally(seen.count or len(self.names))
             state = review.state if review else "open"
             self._rows[case.id] = Row(case, seen.flags, seen.suspicion, state, made, review is not None, missing)
-        for id, review in saved.items():
-            self._restore(review)
-            if not is_of(review, self._glances[id]):
-                self._open[id] = review, self._markups(review)
-                self._save(merged(review, self._predicted(id)))
+            if review is not None:
+                self._restore(review)
+                if not is_of(review, seen):
+                    self._opened(case.id)
+                    self._save(merged(review, self._predicted(case.id)))
         self._write_manifest()
 
     def _learn_names(self, cases: Sequence[Case]) -> None:
@@ -273,7 +273,6 @@ class Review:
             self.report.say(
                 f"{file} held other points than the review, perhaps corrected elsewhere: it is kept as {kept.name}"
             )
-        self._open[review.case] = review, self._markups(review)
         self._write_derived(review)
         files.write_review(review, self.out)
 
