@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from anatomark.cases.case import Case
+from anatomark.cases.observers import CORRECTED
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, read_text, write_text
@@ -23,7 +24,7 @@ from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mr
 from anatomark.io.tables import write_table
 from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
-OBSERVER, CASES, TRUTH = "corrected", "cases.csv", "truth"
+CASES, TRUTH = "cases.csv", "truth"
 SAME_MM = 1e-6
 HERE = "@the points of anatomark@"  # stands for them in the document around
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form")
@@ -174,31 +175,30 @@ def set_aside(file: Path) -> Path:
 def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:
     """``truth/<case>.csv``. Raises InputError where the disk refuses."""
     file = truth_file(out, review.case)
-    write_table(landmarks, file, case=review.case, observer=OBSERVER)
+    write_table(landmarks, file, case=review.case, observer=CORRECTED)
 
 
-def other_rows(out: Path, cases: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of ``cases.csv`` that are of other cases than these. Raises InputError where a file of this name is no
-    list of corrected cases."""
+def manifest_rows(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of ``cases.csv`` by case. Raises InputError where a file of this name is no list of corrected cases."""
     file = out / CASES
     if not os.path.lexists(file):
-        return []
-    sheet, own = read_sheet(file), set(cases)
-    for row, cells in sheet.rows:
+        return {}
+    rows = read_sheet(file).rows
+    for row, cells in rows:
         if cells.get("landmarks") != _cell(cells.get("case", "")):
             raise InputError(
                 f"{file}: row {row} is of no corrected case; this review would replace it, choose another `out`"
             )
-    return [cells for _, cells in sheet.rows if cells["case"] not in own]
+    return {cells["case"]: dict(cells) for _, cells in rows}
 
 
-def manifest_row(case: Case, out: Path) -> dict[str, str]:
-    """The row of ``cases.csv`` of a finished case."""
+def manifest_row(case: Case, out: Path, split: str = "") -> dict[str, str]:
+    """The row of ``cases.csv`` of a finished case; ``split``: where the case itself has none."""
     return {
         "case": case.id,
         "image": _image_cell(case.path, out),
         "landmarks": _cell(case.id),
-        "split": case.split or "train",
+        "split": case.split or split or "train",
         "spacing": ";".join(f"{v!r}" for v in case.spacing or ()),
         "form": case.form or "",
     }
@@ -212,7 +212,7 @@ def write_manifest(rows: list[dict[str, str]], out: Path) -> None:
 
 
 def _cell(case: str) -> str:
-    return f"{TRUTH}/{case}.csv#{OBSERVER}"
+    return f"{TRUTH}/{case}.csv#{CORRECTED}"
 
 
 def _image_cell(path: Path | None, out: Path) -> str:

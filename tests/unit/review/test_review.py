@@ -277,6 +277,48 @@ def test_after_retraining_what_a_person_decided_stays(tmp_path: Path) -> None:
         assert [e.model for e in review.case("s0").earlier] == ["m2"]
 
 
+def test_a_case_that_was_predicted_anew_is_taken_up(tmp_path: Path) -> None:
+    cases = study(tmp_path)
+    with opened(tmp_path, cases) as review:
+        review.change("s0", [put("a", "moved", 5, 1, 1)], "Ann")
+        assert review.case("s1").model == "m1"
+        predict(tmp_path / "found", cases, "m2", 3, shift=1.0)
+        assert [str(p.state) for p in review.refresh("s0").points[:2]] == ["moved", "predicted"]
+        assert review.case("s0").point("b").position == (3.0, 3.0, 3.0)
+        assert review.refresh("s1").model == "m2" and stored(tmp_path)["earlier"][0]["model"] == "m1"
+
+
+def test_a_split_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    cases = [replace(case, split="") for case in study(tmp_path)]
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+    file = tmp_path / "out" / "cases.csv"
+    file.write_text(file.read_text().replace("train", "val"))
+    with opened(tmp_path, cases) as review:
+        review.done("s1", "Ann")
+    assert [c.split for c in read_manifest(file).cases] == ["val", "train"]
+    with opened(tmp_path, [replace(case, split="test") for case in cases]):
+        assert [c.split for c in read_manifest(file).cases] == ["test", "test"]  # the source's counts
+
+
+def test_an_image_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    cases = study(tmp_path)
+    image = tmp_path / "i0.nii.gz"
+    data = image.read_bytes()
+    image.write_bytes(b"x" * 600)
+    with opened(tmp_path, cases) as review:
+        with pytest.raises(InputError, match="i0"):
+            review.image("s0")
+        assert "i0.nii.gz" in review.queue("name")[0]["reason"]
+        review.change("s0", [put("a", "moved", 3, 3, 3)], "Ann")  # points can be placed all the same
+        image.write_bytes(data)
+        review.image("s0")
+        assert review.queue("name")[0]["reason"] == ""
+        image.unlink()
+    with opened(tmp_path, cases) as review:
+        assert "no such file" in review.queue("name")[0]["reason"]
+
+
 def test_a_decided_landmark_that_the_next_model_lacks_stays(tmp_path: Path) -> None:
     cases = study(tmp_path)
     with opened(tmp_path, cases) as review:
