@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from anatomark.cases.observers import CORRECTED
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, read_text, write_text
+from anatomark.io.confidence import plain
 from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
@@ -76,28 +78,27 @@ def truth_of(review: CaseReview, ndim: int, definitions: Mapping[str, str]) -> L
     return landmarks_of(review, ndim, definitions).unannotated(undecided)
 
 
-def base_document(files: Iterable[Path]) -> tuple[dict[str, Any], int]:
-    """The markups document that is gone on with, and which of its lists: of the first of the ``files`` that is there
-    and can be read, else a new one."""
+def base_document(files: Iterable[Path]) -> Landmarks:
+    """The markups file that is gone on with, as read (its document in ``meta``): the first of the ``files`` that is
+    there and can be read; without one no points, in a new document."""
     for file in files:
         if file.exists():
-            try:
-                meta = read_mrk(file).meta
-            except InputError:
-                continue
-            return meta["mrk.json"], meta["mrk.list"]
-    return copy.deepcopy(NEW_DOCUMENT), 0
+            with suppress(InputError):
+                return read_mrk(file)
+    return Landmarks((), np.empty((0, 3)), meta={"mrk.json": copy.deepcopy(NEW_DOCUMENT), "mrk.list": 0})
 
 
 class Markups:
     """A case's document of 3D Slicer, as ``<case>.mrk.json`` holds it, a line for each point.
 
-    What ``base`` (a document, and which of its lists) holds beside the points is kept; points that a person placed or
-    confirmed are locked; no description holds a score. ``ndim``, ``definitions``: as in :func:`landmarks_of`.
+    What ``base`` holds beside the points is kept, its descriptions too, without scores; points that a person placed or
+    confirmed are locked. ``definitions``: descriptions of points that it lacks.
     """
 
-    def __init__(self, base: tuple[dict[str, Any], int], ndim: int, definitions: Mapping[str, str]):
-        self.shell, self.at, self.ndim, self.definitions = base[0], base[1], ndim, definitions
+    def __init__(self, base: Landmarks, ndim: int, definitions: Mapping[str, str]):
+        self.shell, self.at, self.ndim = base.meta["mrk.json"], base.meta["mrk.list"], ndim
+        own = zip(base.names, map(plain, base.descriptions), strict=True)
+        self.definitions = {**definitions, **{name: text for name, text in own if text}}
         markup = self.shell["markups"][self.at]
         self.controls = {clean_name(str(c["label"])): c for c in markup["controlPoints"]}
         self.lines: dict[str, tuple[Point, str]] = {}

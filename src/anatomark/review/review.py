@@ -49,6 +49,8 @@ class Review:
     ):
         self.out, self.predictions = Path(out), Path(predictions)
         self.report = report or Reporter(quiet=True)
+        if not self.predictions.is_dir():
+            raise InputError(f"{self.predictions}: is no folder of predictions; predict writes one")
         self._lock, self._stack = RLock(), ExitStack()
         self._open: OrderedDict[str, tuple[CaseReview, files.Markups]] = OrderedDict()
         self._rows: dict[str, Row] = {}

@@ -136,6 +136,7 @@ def test_the_markups_file_keeps_what_was_there_and_holds_no_score(tmp_path: Path
     document = json.loads(file.read_text())
     document["markups"][0]["display"] = {"opacity": 0.5}
     document["markups"][0]["controlPoints"][0] |= {"id": "vtk7", "colour": "red"}
+    document["markups"][0]["controlPoints"][3]["description"] = "written in Slicer p=0.20 r90=4.0mm"
     file.write_text(json.dumps(document))
     assert "p=0.90 r90=1.0mm" in file.read_text()
     with opened(tmp_path, cases) as review:
@@ -148,7 +149,10 @@ def test_the_markups_file_keeps_what_was_there_and_holds_no_score(tmp_path: Path
         assert [c["locked"] for c in markup["controlPoints"]] == [True, False, False, False]
         assert markup["controlPoints"][0]["id"] == "vtk7" and markup["controlPoints"][0]["colour"] == "red"
         landmarks = read_landmarks(tmp_path / "out" / "s0.mrk.json")
-        assert landmarks.descriptions == ("the tip", "p=0.5 of Bolton", "", "") and landmarks.score is None
+        assert (
+            landmarks.descriptions == ("the tip", "p=0.5 of Bolton", "", "written in Slicer")
+            and landmarks.score is None
+        )
         assert [str(s) for s in landmarks.status] == ["defined", "absent", "absent", "unannotated"]
         np.testing.assert_array_equal(landmarks["a"], [5, 5, 5])
         review.change("s0", [put("a", "predicted"), put("b", "predicted")], "Ann")  # undone
@@ -472,6 +476,8 @@ def test_a_review_of_something_else_is_refused(tmp_path: Path) -> None:
             opened(tmp_path, cases)
         assert "s0.review.json" in str(caught.value) and "\n" not in str(caught.value)
         assert file.read_text() == wrong
+    with pytest.raises(InputError, match="is no folder of predictions"):
+        Review(tmp_path / "new", cases, tmp_path / "nowhere")
     with pytest.raises(InputError, match="its predictions are of none of the cases"):
         Review(tmp_path / "new", [Case("z", cases[0].path)], tmp_path / "found")
     assert not (tmp_path / "new").exists()
