@@ -11,6 +11,7 @@ from anatomark.cases.case import Case
 from anatomark.cases.look.places import shared_images
 from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.cases.observers import CORRECTED, combined
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, nearest
 
 HELD_OUT_FROM = 5  # training cases from which on some can be spared for validation
@@ -103,7 +104,8 @@ def combined_truth(division: Division) -> Division:
     """The same with training landmarks that average all observers, in the convention of the one that the manifest
     names (``observers.py``); validation cases keep theirs, and so do points that a later manifest corrects. Raises
     InputError where no observer is named."""
-    named, others = [], []
+    named: list[Landmarks] = []
+    others: list[dict[str, Landmarks]] = []
     for case in division.train:
         marked = case.observers()
         if case.observer == CORRECTED:
