@@ -200,7 +200,7 @@ def manifest_row(case: Case, out: Path, split: str = "") -> dict[str, str]:
         "image": _image_cell(case.path, out),
         "landmarks": _cell(case.id),
         "split": case.split or split or "train",
-        "spacing": ";".join(f"{v!r}" for v in case.spacing or ()),
+        "spacing": ";".join(f"{float(v)!r}" for v in case.spacing or ()),
         "form": case.form or "",
     }
 

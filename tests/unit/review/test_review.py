@@ -323,6 +323,20 @@ def test_an_image_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         assert "no such file" in review.queue("name")[0]["reason"]
 
 
+def test_a_picture_keeps_its_spacing_and_its_place(tmp_path: Path) -> None:
+    """PNG states no spacing; corrections far from the images name them by their whole path."""
+    (case,) = study(tmp_path, 2, cases=1)
+    write_image(replace(case, spacing=None).image(), tmp_path / "i0.png")
+    case = replace(case, path=tmp_path / "i0.png", spacing=(np.float64(2.0), 2.5))
+    for out in (tmp_path / "out", tmp_path / "far" / "away" / "out"):
+        with Review(out, [case], tmp_path / "found") as review:
+            review.done("s0", "Ann")
+        (made,) = read_manifest(out / "cases.csv").cases
+        assert made.spacing == (2.0, 2.5) and made.path == tmp_path / "i0.png"
+        assert ("../i0.png" in (out / "cases.csv").read_text()) == (out.parent == tmp_path)
+        np.testing.assert_array_equal(made.landmarks["a"], [1, 1])
+
+
 def test_a_decided_landmark_that_the_next_model_lacks_stays(tmp_path: Path) -> None:
     cases = study(tmp_path)
     with opened(tmp_path, cases) as review:
