@@ -46,4 +46,5 @@ def shown_name(files: Sequence[UploadFile]) -> str:
 
 def given_spacing(text: str | None) -> list[float] | None:
     """What ``spacing`` says, mm along x, y[, z]: ``0.1`` or ``0.1;0.1``. Raises InputError."""
-    return list(parse_spacing(text, "spacing")) if text else None
+    spacing = parse_spacing(text, "spacing") if text else None
+    return None if spacing is None else list(spacing)
