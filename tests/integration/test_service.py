@@ -309,6 +309,34 @@ def file_of(answer: httpx.Response) -> tuple[str, bytes]:
     return file.get_filename(), file.get_payload(decode=True)
 
 
+# ---------------------------------------------------------------------- 3D Slicer
+
+
+def test_the_module_for_slicer_speaks_to_it(running: service.Service, folder: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "slicer" / "AnatomarkReview"))
+    from AnatomarkReviewLib.client import Client, ServiceError
+
+    client = Client(running.url)
+    assert client.models()[0]["name"] == "tiny3d"
+    case = client.case("case2")
+    assert read_image(client.image("case2", str(tmp_path))).grid.shape == (24, 24, 24)
+    positions = {point["name"]: point["position"] for point in case.points}
+    positions["a"] = [-11.0, -12.0, 13.0]  # RAS
+    saved = client.save(case, positions, {"c"}, "Ada")
+    states = {point["name"]: (point["state"], point["position"]) for point in saved.document["points"]}
+    assert states["a"] == ("moved", [11.0, 12.0, 13.0]) and states["c"] == ("absent", None)
+    assert states["b"][0] == "predicted"
+    with pytest.raises(ServiceError, match="was changed") as late:
+        client.save(case, {**positions, "b": [0.0, 0.0, 0.0]}, set())
+    assert late.value.status == 412
+    client.done(saved, "Ada")
+    assert client.case("case2").document["state"] == "done"
+    (tmp_path / "found.mrk.json").write_bytes(client.predict("tiny3d", str(folder / "data" / "case0.nii.gz")))
+    assert read_landmarks(tmp_path / "found.mrk.json").names == ("a", "b", "c")
+    with pytest.raises(ServiceError, match="no case is called"):
+        client.case("nobody")
+
+
 # ---------------------------------------------------------------------- what ends
 
 
