@@ -268,7 +268,7 @@ def test_training_learns_from_corrections(client: httpx.Client, folder: Path) ->
     assert client.get("/v1/jobs/99").status_code == 404
     command = [sys.executable, "-m", "anatomark", "review", "--out", folder / "corrected", "--summary"]
     said = subprocess.run(command, env=service.environment(folder), capture_output=True, text=True, check=True).stdout
-    assert "2 done" in said and "tiny3d-1" in said and "the same points" in said
+    assert "2 cases done" in said and "tiny3d-1" in said and "on the points that all of them placed" in said
 
 
 # ---------------------------------------------------------------------- MONAI Label

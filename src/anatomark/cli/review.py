@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -75,31 +75,18 @@ def review(
 
 
 def _show_summary(out: Path, as_json: bool) -> None:
-    """What the review files in a folder say; it may be open in a service meanwhile."""
+    """What the review files in a folder say, of cases that somebody has begun; it may be open in a service meanwhile."""
     from anatomark.review.files import read_review
-    from anatomark.review.summary import summary
+    from anatomark.review.summary import lines
+    from anatomark.review.summary import summary as summed
 
-    reviews = [read_review(file) for file in sorted(out.glob("*.review.json")) if not file.name.startswith(".")]
+    reviews = [read_review(file) for file in sorted(out.glob("[!.]*.review.json"))]
     if not reviews:
         raise InputError(f"{out}: holds no corrections (CASE.review.json); give the folder of a review")
     states = [review.state for review in reviews]
-    found = {**{state: states.count(state) for state in ("done", "open", "skipped")}, **summary(reviews)}
+    facts = {**{state: states.count(state) for state in ("done", "open", "skipped")}, **summed(reviews)}
     if as_json:
-        print_json(found)
+        print_json(facts)
         return
-    typer.echo(f"cases: {found['done']} done, {found['open']} begun, {found['skipped']} skipped")
-    head = ("landmark", "model", "decided", "moved", "mean mm", "max mm", "outside 90 %")
-    rows = [_cells(row["name"], row) for row in found["landmarks"]]
-    rows += [_cells("all", row) for row in found["models"]]
-    if len(found["models"]) > 1:
-        rows += [_cells("all, the same points", row) for row in found["same_points"]]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        typer.echo("  ".join(cells).rstrip())
-
-
-def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    mm = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("mean_mm", "max_mm"))
-    counts = (str(row[key]) for key in ("decided", "moved"))
-    return (name, row["model_name"] or "?", *counts, *mm, str(row["outside_radius"]))
+    for line in lines(facts):
+        typer.echo(line)
