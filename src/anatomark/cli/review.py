@@ -75,7 +75,7 @@ def review(
 
 
 def _show_summary(out: Path, as_json: bool) -> None:
-    """What the review files in a folder say, of cases that somebody has begun; it may be open in a service meanwhile."""
+    """What the review files in a folder say of the cases that somebody has begun; it may be open in a service too."""
     from anatomark.review.files import read_review
     from anatomark.review.summary import lines
     from anatomark.review.summary import summary as summed

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
+from anatomark.benchmark.work import terminable
 from anatomark.cases.find import landmark_files
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
@@ -86,7 +87,8 @@ def serve(
             timeout_graceful_shutdown=2, ws="none",
         )  # fmt: skip
         ready(url_of(service, listening.getsockname()[1]))
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt), terminable():  # the usual end
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def bound(host: str, port: int) -> socket.socket:
