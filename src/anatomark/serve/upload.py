@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi import UploadFile
+from starlette.formparsers import MultiPartParser
 
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import PICTURES, READ_ALSO, VOLUMES
 
+MultiPartParser.spool_max_size = 32 << 20  # bytes of an upload in memory; beyond, each piece is written by a thread
 ENDINGS = sorted({*VOLUMES, *PICTURES, *READ_ALSO, ".dcm"}, key=len, reverse=True)
 
 
