@@ -43,7 +43,8 @@ def running(folder: Path) -> Iterator[service.Service]:
     cases = [f"--cases={folder / 'data' / f'case{i}.nii.gz'}" for i in range(3)]
     models = folder / "tiny3d", folder / "two" / "tiny2d"
     options = "--workers", 2, "--queue", QUEUE, "--max-mb", 1, "--timeout", 60, "--monailabel"
-    with service.running(folder, "serve", *models, *options, *cases, "--out", folder / "corrected") as running:
+    review = "--out", folder / "corrected", "--train-with", folder / "data" / "cases.csv"
+    with service.running(folder, "serve", *models, *options, *cases, *review) as running:
         yield running
 
 
@@ -256,6 +257,8 @@ def test_training_learns_from_corrections(client: httpx.Client, folder: Path) ->
         time.sleep(0.5)
         job = client.get(f"/v1/jobs/{begun.json()['id']}").json()
     assert (job["state"], job["model"], job["progress"]) == ("done", "tiny3d-1", 1.0), job
+    card = (folder / "corrected" / "models" / "tiny3d-1" / "card.md").read_text()
+    assert "case5" in card  # one of the cases that are trained on besides
     assert job["lines"] and client.get("/v1/jobs").json()["jobs"] == [job]
     assert client.get("/v1/review").json()["model"] == "tiny3d-1"
     assert "tiny3d-1" in client.get("/v1/health").json()["models"]

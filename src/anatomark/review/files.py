@@ -31,14 +31,17 @@ STATUS = {State.ABSENT: Status.ABSENT, State.MISSING: Status.UNANNOTATED}  # the
 
 
 def review_file(out: Path, case: str) -> Path:
+    """The path of ``<case>.review.json``."""
     return out / f"{case}.review.json"
 
 
 def markups_file(out: Path, case: str) -> Path:
+    """The path of ``<case>.mrk.json``."""
     return out / f"{case}.mrk.json"
 
 
 def truth_file(out: Path, case: str) -> Path:
+    """The path of ``truth/<case>.csv``."""
     return out / TRUTH / f"{case}.csv"
 
 

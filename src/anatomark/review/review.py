@@ -23,9 +23,9 @@ from anatomark.progress import Reporter
 from anatomark.review import files
 from anatomark.review.decide import changed, check_person, finished, image_box, reopened, skipped
 from anatomark.review.predicted import Glance, Predicted, begun, glance, is_of, merged, read_predicted
-from anatomark.review.queue import Row
+from anatomark.review.queue import Row, document_of
 from anatomark.review.record import CaseReview, Conflict, now
-from anatomark.review.summary import Tally, summary, tally
+from anatomark.review.summary import Tally, lines, summary, tally
 
 KEPT_OPEN = 16  # cases whose points stay in memory
 ORDERS, STATES = ("suspicion", "name"), ("open", "done", "skipped")
@@ -107,6 +107,10 @@ class Review:
             saved = [id for id, row in self._rows.items() if row.saved]
             return {**self.figures(), **summary(files.read_review(files.review_file(self.out, id)) for id in saved)}
 
+    def lines(self) -> list[str]:
+        """The summary as text."""
+        return lines(self.summary())
+
     def case(self, id: str) -> CaseReview:
         """The review of a case as it stands. Raises InputError for an unknown one."""
         with self._lock:
@@ -116,27 +120,7 @@ class Review:
         """The case as plain data, for the page. Raises InputError for an unknown one."""
         with self._lock:
             review, row = self._opened(id)[0], self._rows[id]
-        facts = row.facts()
-        points = [
-            {
-                "name": p.name, "state": str(p.state),
-                "position": None if p.position is None else list(p.position),
-                "predicted": None if p.predicted is None else list(p.predicted),
-                "moved_mm": p.moved_mm, "score": p.score, "radius90": p.radius90,
-                "definition": self.definitions.get(p.name, ""),
-            }
-            for p in review.points
-        ]  # fmt: skip
-        return {
-            "case": id,
-            "frame": "LPS" if self.ndim == 3 else "image",
-            "unit": "mm",
-            "state": review.state,
-            "person": review.person,
-            "points": points,
-            "flags": facts["flags"],
-            "suspicion": facts["suspicion"],
-        }
+        return document_of(review, row, self.ndim, self.definitions)
 
     def markups(self, id: str) -> dict[str, Any]:
         """The case as a document of 3D Slicer, as ``<case>.mrk.json`` holds it."""

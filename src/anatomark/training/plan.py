@@ -61,7 +61,7 @@ class Planned:
 
 
 def plan(
-    manifests: Manifests,
+    manifest_path: Manifests,
     out: str | os.PathLike[str] | None = None,
     *,
     method: str = AUTO,
@@ -83,12 +83,12 @@ def plan(
     if minutes is not None:
         check_range("minutes", minutes, 0, MOST_MINUTES, above=True)
     if out is None:
-        return _planned(manifests, None, minutes, method, preset, frame, unit, report)
+        return _planned(manifest_path, None, minutes, method, preset, frame, unit, report)
     place = Path(out)
     target = place if place.suffix.lower() in (".yaml", ".yml") else place / "config.yaml"
     with claimed(target, beside=True) as claim:
         _check_target(target, claim)
-        return _planned(manifests, target, minutes, method, preset, frame, unit, report)
+        return _planned(manifest_path, target, minutes, method, preset, frame, unit, report)
 
 
 def _check_target(target: Path, claim: Claim) -> None:
