@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+import dicoms
 import service
 import tiny
 from anatomark.io.images import read_image, write_image
@@ -68,6 +69,18 @@ def test_it_says_what_it_has(client: httpx.Client) -> None:
     three, two = client.get("/v1/models").json()
     assert (three["name"], three["dimension"], two["dimension"]) == ("tiny3d", 3, 2)
     assert [mark["name"] for mark in three["landmarks"]] == ["a", "b", "c"] and "path" not in three
+
+
+def test_the_files_of_a_dicom_series_are_one_image(client: httpx.Client, folder: Path, tmp_path: Path) -> None:
+    (series := tmp_path / "series").mkdir()
+    for k, plane in enumerate(tiny.blobs(18)[0].array[0]):
+        place = {"ImagePositionPatient": [0, 0, 2 * k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        dicoms.write(series / f"{k}.dcm", plane.astype(np.int16), PixelSpacing=[2, 2], InstanceNumber=k + 1, **place)
+    files = [("image", (f.name, f.read_bytes())) for f in sorted(series.iterdir(), reverse=True)]
+    answer = client.post(PREDICT, files=files)
+    assert answer.status_code == 200, answer.text
+    expected = load(folder / "tiny3d").predict(series).landmarks.points
+    np.testing.assert_allclose(positions(answer.json()), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha", "nii", "png"])
@@ -269,6 +282,9 @@ def test_training_learns_from_corrections(client: httpx.Client, folder: Path) ->
     open_case = client.get("/v1/cases/case2/landmarks").json()["points"]
     np.testing.assert_allclose([p["position"] for p in open_case], new, rtol=0, atol=0.05)
     assert client.get("/v1/jobs/99").status_code == 404
+    other = client.post("/v1/train", json={"minutes": 60}).json()["id"]
+    assert client.delete(f"/v1/jobs/{other}").json()["state"] == "stopped"
+    assert client.get("/v1/review").json()["model"] == "tiny3d-1"
     command = [sys.executable, "-m", "anatomark", "review", "--out", folder / "corrected", "--summary"]
     said = subprocess.run(command, env=service.environment(folder), capture_output=True, text=True, check=True).stdout
     assert "2 cases done" in said and "tiny3d-1" in said and "on the points that all of them placed" in said

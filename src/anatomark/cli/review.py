@@ -62,7 +62,7 @@ def review(
     facts = {"spacing": in_mm(spacing), "form": form, "train_with": train_with, "device": device}
     setting, given = make_setting(images, out, model, person=person or user_name(), **facts)
     report = reporter(False)
-    predicted_first(setting, given, report)
+    setting = predicted_first(setting, given, report)
 
     def ready(url: str) -> None:
         announce(url)

@@ -64,5 +64,5 @@ def serve(
         mm = in_mm(spacing)
         facts = {"spacing": mm, "form": form, "train_with": train_with, "device": device}
         setting, given = make_setting(paths, out, models[0], person=person or user_name(), **facts)
-        predicted_first(setting, given, reporter(False))
+        setting = predicted_first(setting, given, reporter(False))
     run(models, service, setting, announce, reporter(False))

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -154,19 +154,23 @@ def _is_ours(folder: Path, file: Path) -> bool:
     return isinstance(document, dict) and "model" in document
 
 
-def predicted_first(setting: Setting, given: bool, report: Reporter) -> None:
+def predicted_first(setting: Setting, given: bool, report: Reporter) -> Setting:
     """Predict what is not predicted yet: all where the predictions are not there, or a run that made them did not come
-    to its end, or where they are our own (not ``given``). Raises InputError where there is no model for it."""
-    there = setting.predictions.is_dir() and not (setting.predictions / LOCK).exists()
-    if there and given:
-        return
+    to its end; where none are ``given``, into a folder of the model's own. The setting with that folder. Raises
+    InputError where there is no model for it."""
+    if given and setting.predictions.is_dir() and not (setting.predictions / LOCK).exists():
+        return setting
     if setting.model is None:
         raise InputError(f"{setting.predictions}: no such folder; give the one that predict wrote, or a `model`")
+    model = load(setting.model, setting.device)
+    if not given:  # another model of this name has a folder of its own
+        folder = setting.out / PREDICTIONS / f"{model.name}-{model.hash[:8]}"
+        setting = replace(setting, predictions=folder)
     rows = predict(
-        load(setting.model, setting.device), setting.images, setting.predictions, spacing=setting.spacing,
-        form=setting.form, report=report,
+        model, setting.images, setting.predictions, spacing=setting.spacing, form=setting.form, report=report
     )  # fmt: skip
     if failed := [row for row in rows if row.state == "failed"]:
         if len(failed) == len(rows):
             raise InputError(failed[0].reason)
         report.say(f"{len(failed)} of {len(rows)} images have no prediction")
+    return setting

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import anatomark.cli.service_options as options
+import service
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
+from anatomark.progress import Reporter
 from anatomark.serve.desk import Setting, gone_on
 from anatomark.serve.jobs import validation_errors
-from anatomark.serve.start import divided
+from anatomark.serve.start import divided, predicted_first
+
+QUIET = Reporter(quiet=True)
 
 
 def files(folder: Path, *names: str) -> Path:
@@ -66,3 +71,22 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'anatomark\[serve\]'"):
         options.needs_extra()
+
+
+def test_what_is_not_predicted_is_predicted_first(tmp_path: Path) -> None:
+    run = service.trained(tmp_path, 2, cases=3, steps=2)
+    images = [tmp_path / "data" / "cases.csv"]
+    own = Setting(tmp_path / "out", images, tmp_path / "out" / "predictions", str(run))
+    made = predicted_first(own, False, QUIET)
+    assert made.predictions.parent == tmp_path / "out" / "predictions" and made.predictions.name.startswith("tiny2d-")
+    assert (made.predictions / "case2.json").exists()
+    found = replace(own, predictions=tmp_path / "found")
+    assert predicted_first(found, True, QUIET) == found and (tmp_path / "found" / "case0.json").exists()
+    (tmp_path / "found" / "case0.json").unlink()
+    predicted_first(found, True, QUIET)
+    assert not (tmp_path / "found" / "case0.json").exists()  # whoever gave the folder knows why
+    (tmp_path / "found" / ".anatomark.lock").write_text("")  # a run was killed
+    predicted_first(found, True, QUIET)
+    assert (tmp_path / "found" / "case0.json").exists()
+    with pytest.raises(InputError, match="`model`"):
+        predicted_first(replace(found, model=None, predictions=tmp_path / "nowhere"), True, QUIET)
