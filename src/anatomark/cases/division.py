@@ -10,7 +10,8 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.look.places import shared_images
 from anatomark.cases.manifests import Manifests, read_manifests
-from anatomark.cases.observers import combined
+from anatomark.cases.observers import CORRECTED, combined
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, nearest
 
 HELD_OUT_FROM = 5  # training cases from which on some can be spared for validation
@@ -101,18 +102,30 @@ def divided(
 
 def combined_truth(division: Division) -> Division:
     """The same with training landmarks that average all observers, in the convention of the one that the manifest
-    names (``observers.py``); validation cases keep theirs. Raises InputError where no observer is named."""
-    others = []
+    names (``observers.py``); validation cases keep theirs, and so do points that a later manifest corrects. Raises
+    InputError where no observer is named."""
+    named: list[Landmarks] = []
+    others: list[dict[str, Landmarks]] = []
     for case in division.train:
         marked = case.observers()
+        if case.observer == CORRECTED:
+            named.append(case.landmarks)
+            others.append({})
+            continue
         if case.observer not in marked or len(marked) < 2:
             there = ", ".join(o for o in marked if o) or "none"
             raise InputError(
                 f"case {case.id!r}, {case.source}: observers=combined needs two or more observers, one of "
                 f"them named as table.csv#name; found: {there}"
             )
+        named.append(marked[case.observer].select(division.names))
         others.append({o: m for o, m in marked.items() if o != case.observer})
-    truth = combined([c.landmarks for c in division.train], others)
+    made = combined([c.landmarks for c in division.train], others)
+    truth = []
+    for mean, case, own in zip(made, division.train, named, strict=True):
+        given = case.landmarks
+        corrected = given.defined & (given.points != own.points).any(1)
+        truth.append(mean.with_points(np.where(corrected[:, None], given.points, mean.points)))
     return replace(division, train=tuple(c.with_landmarks(t) for c, t in zip(division.train, truth, strict=True)))
 
 

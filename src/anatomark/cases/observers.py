@@ -10,6 +10,7 @@ from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import nanmean
 
+CORRECTED = "corrected"  # who stands in the truth that a review leaves
 FEWEST = 5  # cases that both observers marked, from which on an offset between them is learned
 
 

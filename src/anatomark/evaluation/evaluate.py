@@ -100,7 +100,7 @@ def _evaluated(
     split = split or ("test" if manifest.has_split("test") else "val")
     cases = manifest.split(split)
     true = {case.id: read_truth(case, truth) for case in cases}
-    planes, variant = _planes(definition, true), truth or _variant(cases)
+    planes, variant = _planes(definition, true), truth or _variant(cases) + " and later manifests" * bool(manifest.more)
     from_files = isinstance(model, Path)
     written = [out / name for name in (*TABLES, REPORT, SUMMARY, PLANES)]
     written += [] if from_files else [out / PREDICTIONS / f"{c.id}.{e}" for c in cases for e in FORMATS]

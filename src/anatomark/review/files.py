@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from typing import Any
 import numpy as np
 
 from anatomark.cases.case import Case
+from anatomark.cases.observers import CORRECTED
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, read_text, write_text
+from anatomark.io.confidence import plain
 from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
 from anatomark.io.tables import write_table
 from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
-OBSERVER, CASES, TRUTH = "corrected", "cases.csv", "truth"
+CASES, TRUTH = "cases.csv", "truth"
 SAME_MM = 1e-6
 HERE = "@the points of anatomark@"  # stands for them in the document around
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form")
@@ -75,28 +78,27 @@ def truth_of(review: CaseReview, ndim: int, definitions: Mapping[str, str]) -> L
     return landmarks_of(review, ndim, definitions).unannotated(undecided)
 
 
-def base_document(files: Iterable[Path]) -> tuple[dict[str, Any], int]:
-    """The markups document that is gone on with, and which of its lists: of the first of the ``files`` that is there
-    and can be read, else a new one."""
+def base_document(files: Iterable[Path]) -> Landmarks:
+    """The markups file that is gone on with, as read (its document in ``meta``): the first of the ``files`` that is
+    there and can be read; without one no points, in a new document."""
     for file in files:
         if file.exists():
-            try:
-                meta = read_mrk(file).meta
-            except InputError:
-                continue
-            return meta["mrk.json"], meta["mrk.list"]
-    return copy.deepcopy(NEW_DOCUMENT), 0
+            with suppress(InputError):
+                return read_mrk(file)
+    return Landmarks((), np.empty((0, 3)), meta={"mrk.json": copy.deepcopy(NEW_DOCUMENT), "mrk.list": 0})
 
 
 class Markups:
     """A case's document of 3D Slicer, as ``<case>.mrk.json`` holds it, a line for each point.
 
-    What ``base`` (a document, and which of its lists) holds beside the points is kept; points that a person placed or
-    confirmed are locked; no description holds a score. ``ndim``, ``definitions``: as in :func:`landmarks_of`.
+    What ``base`` holds beside the points is kept, its descriptions too, without scores; points that a person placed or
+    confirmed are locked. ``definitions``: descriptions of points that it lacks.
     """
 
-    def __init__(self, base: tuple[dict[str, Any], int], ndim: int, definitions: Mapping[str, str]):
-        self.shell, self.at, self.ndim, self.definitions = base[0], base[1], ndim, definitions
+    def __init__(self, base: Landmarks, ndim: int, definitions: Mapping[str, str]):
+        self.shell, self.at, self.ndim = base.meta["mrk.json"], base.meta["mrk.list"], ndim
+        own = zip(base.names, map(plain, base.descriptions), strict=True)
+        self.definitions = {**definitions, **{name: text for name, text in own if text}}
         markup = self.shell["markups"][self.at]
         self.controls = {clean_name(str(c["label"])): c for c in markup["controlPoints"]}
         self.lines: dict[str, tuple[Point, str]] = {}
@@ -174,32 +176,31 @@ def set_aside(file: Path) -> Path:
 def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:
     """``truth/<case>.csv``. Raises InputError where the disk refuses."""
     file = truth_file(out, review.case)
-    write_table(landmarks, file, case=review.case, observer=OBSERVER)
+    write_table(landmarks, file, case=review.case, observer=CORRECTED)
 
 
-def other_rows(out: Path, cases: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of ``cases.csv`` that are of other cases than these. Raises InputError where a file of this name is no
-    list of corrected cases."""
+def manifest_rows(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of ``cases.csv`` by case. Raises InputError where a file of this name is no list of corrected cases."""
     file = out / CASES
     if not os.path.lexists(file):
-        return []
-    sheet, own = read_sheet(file), set(cases)
-    for row, cells in sheet.rows:
+        return {}
+    rows = read_sheet(file).rows
+    for row, cells in rows:
         if cells.get("landmarks") != _cell(cells.get("case", "")):
             raise InputError(
                 f"{file}: row {row} is of no corrected case; this review would replace it, choose another `out`"
             )
-    return [cells for _, cells in sheet.rows if cells["case"] not in own]
+    return {cells["case"]: dict(cells) for _, cells in rows}
 
 
-def manifest_row(case: Case, out: Path) -> dict[str, str]:
-    """The row of ``cases.csv`` of a finished case."""
+def manifest_row(case: Case, out: Path, split: str = "") -> dict[str, str]:
+    """The row of ``cases.csv`` of a finished case; ``split``: where the case itself has none."""
     return {
         "case": case.id,
         "image": _image_cell(case.path, out),
         "landmarks": _cell(case.id),
-        "split": case.split or "train",
-        "spacing": ";".join(f"{v!r}" for v in case.spacing or ()),
+        "split": case.split or split or "train",
+        "spacing": ";".join(f"{float(v)!r}" for v in case.spacing or ()),
         "form": case.form or "",
     }
 
@@ -212,7 +213,7 @@ def write_manifest(rows: list[dict[str, str]], out: Path) -> None:
 
 
 def _cell(case: str) -> str:
-    return f"{TRUTH}/{case}.csv#{OBSERVER}"
+    return f"{TRUTH}/{case}.csv#{CORRECTED}"
 
 
 def _image_cell(path: Path | None, out: Path) -> str:

@@ -15,6 +15,7 @@ from anatomark.cases.find import landmark_file, stems_of
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
+from anatomark.io.confidence import plain
 from anatomark.model.prediction import Prediction, read_prediction
 from anatomark.review.record import PLACED, CaseReview, Point, Position, State, prediction_of
 
@@ -71,7 +72,7 @@ def read_predicted(case: Case, file: Path | None) -> Predicted:
         return Predicted(None, flags=(f"no prediction: {error}",), suspicion=math.inf)
     landmarks, (model, name) = made.landmarks, _model(made)
     texts = zip(landmarks.names, landmarks.descriptions, strict=True)
-    definitions = tuple((n, text) for n, text in texts if text)
+    definitions = tuple((n, plain(text)) for n, text in texts if text)
     return Predicted(
         file, landmarks.ndim, len(landmarks), model, name, made.flags, made.suspicion, _points(made), definitions
     )

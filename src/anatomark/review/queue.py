@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from anatomark.cases.case import Case
+from anatomark.errors import InputError, nearest
 from anatomark.review.record import CaseReview
 from anatomark.review.summary import Tally
+
+ORDERS, STATES = ("suspicion", "name"), ("done", "open", "skipped")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Row:
     def order(self) -> tuple[bool, float]:
         """Flagged cases first, then by how unusual they are; what no measure is known of, last."""
         return not self.flags, math.inf if self.suspicion is None else -self.suspicion
+
+
+def in_order(rows: Iterable[Row], order: str, state: str | None) -> list[Row]:
+    """The rows of a state (None: all) in an order. Raises InputError for an unknown one."""
+    for what, word, known in (("order", order, ORDERS), ("state", state or "open", STATES)):
+        if word not in known:
+            text = str(word)[:40]
+            raise InputError(f"{what} {text!r} is not known{nearest(text, known)}; it is one of {', '.join(known)}")
+    chosen = [row for row in rows if state in (None, row.state)]
+    return sorted(chosen, key=lambda r: r.order if order == "suspicion" else r.case.id)
 
 
 def document_of(review: CaseReview, row: Row, ndim: int, definitions: Mapping[str, str]) -> dict[str, Any]:

@@ -23,12 +23,11 @@ from anatomark.progress import Reporter
 from anatomark.review import files
 from anatomark.review.decide import changed, check_person, finished, image_box, reopened, skipped
 from anatomark.review.predicted import Glance, Predicted, begun, glance, is_of, merged, read_predicted
-from anatomark.review.queue import Row, document_of
+from anatomark.review.queue import STATES, Row, document_of, in_order
 from anatomark.review.record import CaseReview, Conflict, now
 from anatomark.review.summary import Tally, lines, summary, tally
 
 KEPT_OPEN = 16  # cases whose points stay in memory
-ORDERS, STATES = ("suspicion", "name"), ("open", "done", "skipped")
 
 
 class Review:
@@ -50,6 +49,8 @@ class Review:
     ):
         self.out, self.predictions = Path(out), Path(predictions)
         self.report = report or Reporter(quiet=True)
+        if not self.predictions.is_dir():
+            raise InputError(f"{self.predictions}: is no folder of predictions; predict writes one")
         self._lock, self._stack = RLock(), ExitStack()
         self._open: OrderedDict[str, tuple[CaseReview, files.Markups]] = OrderedDict()
         self._rows: dict[str, Row] = {}
@@ -79,17 +80,9 @@ class Review:
         """A row for each case: ``id, state, flags, suspicion, flagged, decided, points, reason``. ``order``:
         ``suspicion`` (the most unusual first) or ``name``. ``suspicion`` is None beyond measure, and, of a case that is
         not flagged, where nothing is known. Raises InputError for an unknown order or state."""
-        if order not in ORDERS:
-            raise InputError(
-                f"order {str(order)[:40]!r} is not known{nearest(str(order), ORDERS)}; it is suspicion or name"
-            )
-        if state is not None and state not in STATES:
-            raise InputError(
-                f"state {str(state)[:40]!r} is not known{nearest(str(state), STATES)}; it is open, done or skipped"
-            )
         with self._lock:
-            rows = [row for row in self._rows.values() if state in (None, row.state)]
-        return [row.facts() for row in sorted(rows, key=lambda r: r.order if order == "suspicion" else r.case.id)]
+            rows = list(self._rows.values())
+        return [row.facts() for row in in_order(rows, order, state)]
 
     def figures(self) -> dict[str, Any]:
         """Of all cases: ``done``, ``open``, ``skipped``; ``moved``, the points that a person moved, their
@@ -97,7 +90,7 @@ class Review:
         with self._lock:
             rows = list(self._rows.values())
         total = sum((row.tally for row in rows), Tally())
-        counts = {state: sum(row.state == state for row in rows) for state in ("done", "open", "skipped")}
+        counts = {state: sum(row.state == state for row in rows) for state in STATES}
         return {**counts, **total.figures()}
 
     def summary(self) -> dict[str, Any]:
@@ -132,12 +125,15 @@ class Review:
     def image(self, id: str) -> Image:
         """The image of a case. Raises InputError for an unknown case, or where the image cannot be read."""
         case = self._row(id).case
+        reason = ""
         try:
             return self._image(case)
         except InputError as error:
-            with self._lock:
-                self._rows[id] = replace(self._rows[id], reason=str(error))
+            reason = str(error)
             raise
+        finally:
+            with self._lock:
+                self._rows[id] = replace(self._rows[id], reason=reason)
 
     def _image(self, case: Case) -> Image:
         image = of_dimension(case.image(), self.ndim)
@@ -176,6 +172,15 @@ class Review:
         with self._lock:
             return self._save(reopened(self._current(id, etag), person))
 
+    def refresh(self, id: str) -> CaseReview:
+        """The case after a model predicted it anew into the folder of predictions: what a person decided stays, the
+        rest is as the model says now. Raises InputError for an unknown one."""
+        with self._lock:
+            case = self._row(id).case
+            self._glances[id] = glance(case, self.predictions)
+            self._take_up(case)
+            return self._opened(id)[0]
+
     # ------------------------------------------------------------------ inside
 
     def _check(self, cases: Sequence[Case]) -> None:
@@ -184,7 +189,9 @@ class Review:
         reviews = [files.review_file(self.out, id) for id in made]
         every = [self.out / files.CASES, *reviews, *(file for two in made.values() for file in two)]
         check_sources(every, sources_of(cases, [self.predictions]), "review")
-        self._others = files.other_rows(self.out, made)
+        rows = files.manifest_rows(self.out)
+        self._others = [row for case, row in rows.items() if case not in made]
+        self._splits = {case: row.get("split", "") for case, row in rows.items()}
         alone = [f for two, review in zip(made.values(), reviews, strict=True) if not review.exists() for f in two]
         alone = [file for file in alone if os.path.lexists(file)]
         if strange := next((file for file in alone if not self._claim.unfinished(file)), None):
@@ -206,18 +213,23 @@ class Review:
         self.ndim = flat.pop()
         self._learn_names(bare)
         for case in bare:
-            seen = self._glances[case.id]
-            review = self._saved(case) if files.review_file(self.out, case.id).exists() else None
-            missing = "" if case.path is None or case.path.exists() else f"{case.path}: no such file"
-            made = tally(review) if review else Tally(seen.count or len(self.names))
-            state = review.state if review else "open"
-            self._rows[case.id] = Row(case, seen.flags, seen.suspicion, state, made, review is not None, missing)
-            if review is not None:
-                self._restore(review)
-                if not is_of(review, seen):
-                    self._opened(case.id)
-                    self._save(merged(review, self._predicted(case.id)))
+            self._take_up(case)
         self._write_manifest()
+
+    def _take_up(self, case: Case) -> None:
+        """Go on with what ``out`` holds of a case, or begin with its prediction."""
+        seen = self._glances[case.id]
+        review = self._saved(case) if files.review_file(self.out, case.id).exists() else None
+        missing = "" if case.path is None or case.path.exists() else f"{case.path}: no such file"
+        made = tally(review) if review else Tally(seen.count or len(self.names))
+        state = review.state if review else "open"
+        self._open.pop(case.id, None)
+        self._rows[case.id] = Row(case, seen.flags, seen.suspicion, state, made, review is not None, missing)
+        if review is not None:
+            self._restore(review)
+            if not is_of(review, seen):
+                self._opened(case.id)
+                self._save(merged(review, self._predicted(case.id)))
 
     def _learn_names(self, cases: Sequence[Case]) -> None:
         """The landmarks and their definitions: of one prediction of each model."""
@@ -328,7 +340,9 @@ class Review:
 
     def _write_manifest(self) -> None:
         rows = [
-            files.manifest_row(r.case, self.out) for r in self._rows.values() if r.state == "done" and r.tally.decided
+            files.manifest_row(row.case, self.out, self._splits.get(id, ""))
+            for id, row in self._rows.items()
+            if row.state == "done" and row.tally.decided
         ]
         if rows or self._others or (self.out / files.CASES).exists():
             files.write_manifest([*self._others, *rows], self.out)

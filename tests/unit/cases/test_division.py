@@ -63,3 +63,21 @@ def test_a_file_without_observers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "marks.csv").write_text("\n".join(["# frame=image unit=mm", *plain]) + "\n")
     with pytest.raises(InputError, match=r"case 'k0'.*two or more observers.*found: none"):
         combined_truth(read_division(manifest))
+
+
+def test_a_corrected_point_is_not_averaged(tmp_path: Path) -> None:
+    """Of a case that a later manifest corrects the corrected point counts; one that it adds needs no two observers."""
+    first = study(tmp_path)
+    (tmp_path / "c").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((40, 50), 77, np.uint8)), str(tmp_path / "new.png"))
+    head = "# frame=image unit=mm\nlabel,x,y,observer\n"
+    (tmp_path / "c" / "k0.csv").write_text(f"{head}a,11,12,corrected\nb,,,corrected\n")
+    (tmp_path / "c" / "new.csv").write_text(f"{head}a,1,2,corrected\nb,3,4,corrected\n")
+    rows = [f"{c},../{c}.png,{c}.csv#corrected,train,0.5" for c in ("k0", "new")]
+    (tmp_path / "c" / "cases.csv").write_text("\n".join(["case,image,landmarks,split,spacing", *rows]) + "\n")
+    made = {c.id: c.landmarks for c in combined_truth(read_division([first, tmp_path / "c" / "cases.csv"])).train}
+    alone = {c.id: c.landmarks for c in combined_truth(read_division(first)).train}
+    np.testing.assert_allclose(made["k0"]["a"], [11, 12])
+    np.testing.assert_allclose(made["k0"]["b"], alone["k0"]["b"])
+    np.testing.assert_allclose(made["new"].points, [[1, 2], [3, 4]])
+    np.testing.assert_allclose(made["k1"].points, alone["k1"].points)

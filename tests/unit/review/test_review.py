@@ -136,6 +136,7 @@ def test_the_markups_file_keeps_what_was_there_and_holds_no_score(tmp_path: Path
     document = json.loads(file.read_text())
     document["markups"][0]["display"] = {"opacity": 0.5}
     document["markups"][0]["controlPoints"][0] |= {"id": "vtk7", "colour": "red"}
+    document["markups"][0]["controlPoints"][3]["description"] = "written in Slicer p=0.20 r90=4.0mm"
     file.write_text(json.dumps(document))
     assert "p=0.90 r90=1.0mm" in file.read_text()
     with opened(tmp_path, cases) as review:
@@ -148,7 +149,10 @@ def test_the_markups_file_keeps_what_was_there_and_holds_no_score(tmp_path: Path
         assert [c["locked"] for c in markup["controlPoints"]] == [True, False, False, False]
         assert markup["controlPoints"][0]["id"] == "vtk7" and markup["controlPoints"][0]["colour"] == "red"
         landmarks = read_landmarks(tmp_path / "out" / "s0.mrk.json")
-        assert landmarks.descriptions == ("the tip", "p=0.5 of Bolton", "", "") and landmarks.score is None
+        assert (
+            landmarks.descriptions == ("the tip", "p=0.5 of Bolton", "", "written in Slicer")
+            and landmarks.score is None
+        )
         assert [str(s) for s in landmarks.status] == ["defined", "absent", "absent", "unannotated"]
         np.testing.assert_array_equal(landmarks["a"], [5, 5, 5])
         review.change("s0", [put("a", "predicted"), put("b", "predicted")], "Ann")  # undone
@@ -275,6 +279,62 @@ def test_after_retraining_what_a_person_decided_stays(tmp_path: Path) -> None:
     predict(tmp_path / "found", cases, "m1", 3)  # back again
     with opened(tmp_path, cases) as review:
         assert [e.model for e in review.case("s0").earlier] == ["m2"]
+
+
+def test_a_case_that_was_predicted_anew_is_taken_up(tmp_path: Path) -> None:
+    cases = study(tmp_path)
+    with opened(tmp_path, cases) as review:
+        review.change("s0", [put("a", "moved", 5, 1, 1)], "Ann")
+        assert review.case("s1").model == "m1"
+        predict(tmp_path / "found", cases, "m2", 3, shift=1.0)
+        assert [str(p.state) for p in review.refresh("s0").points[:2]] == ["moved", "predicted"]
+        assert review.case("s0").point("b").position == (3.0, 3.0, 3.0)
+        assert review.refresh("s1").model == "m2" and stored(tmp_path)["earlier"][0]["model"] == "m1"
+
+
+def test_a_split_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    cases = [replace(case, split="") for case in study(tmp_path)]
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+    file = tmp_path / "out" / "cases.csv"
+    file.write_text(file.read_text().replace("train", "val"))
+    with opened(tmp_path, cases) as review:
+        review.done("s1", "Ann")
+    assert [c.split for c in read_manifest(file).cases] == ["val", "train"]
+    with opened(tmp_path, [replace(case, split="test") for case in cases]):
+        assert [c.split for c in read_manifest(file).cases] == ["test", "test"]  # the source's counts
+
+
+def test_an_image_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    cases = study(tmp_path)
+    image = tmp_path / "i0.nii.gz"
+    data = image.read_bytes()
+    image.write_bytes(b"x" * 600)
+    with opened(tmp_path, cases) as review:
+        with pytest.raises(InputError, match="i0"):
+            review.image("s0")
+        assert "i0.nii.gz" in review.queue("name")[0]["reason"]
+        review.change("s0", [put("a", "moved", 3, 3, 3)], "Ann")  # points can be placed all the same
+        image.write_bytes(data)
+        review.image("s0")
+        assert review.queue("name")[0]["reason"] == ""
+        image.unlink()
+    with opened(tmp_path, cases) as review:
+        assert "no such file" in review.queue("name")[0]["reason"]
+
+
+def test_a_picture_keeps_its_spacing_and_its_place(tmp_path: Path) -> None:
+    """PNG states no spacing; corrections far from the images name them by their whole path."""
+    (case,) = study(tmp_path, 2, cases=1)
+    write_image(replace(case, spacing=None).image(), tmp_path / "i0.png")
+    case = replace(case, path=tmp_path / "i0.png", spacing=(np.float64(2.0), 2.5))
+    for out in (tmp_path / "out", tmp_path / "far" / "away" / "out"):
+        with Review(out, [case], tmp_path / "found") as review:
+            review.done("s0", "Ann")
+        (made,) = read_manifest(out / "cases.csv").cases
+        assert made.spacing == (2.0, 2.5) and made.path == tmp_path / "i0.png"
+        assert ("../i0.png" in (out / "cases.csv").read_text()) == (out.parent == tmp_path)
+        np.testing.assert_array_equal(made.landmarks["a"], [1, 1])
 
 
 def test_a_decided_landmark_that_the_next_model_lacks_stays(tmp_path: Path) -> None:
@@ -430,6 +490,8 @@ def test_a_review_of_something_else_is_refused(tmp_path: Path) -> None:
             opened(tmp_path, cases)
         assert "s0.review.json" in str(caught.value) and "\n" not in str(caught.value)
         assert file.read_text() == wrong
+    with pytest.raises(InputError, match="is no folder of predictions"):
+        Review(tmp_path / "new", cases, tmp_path / "nowhere")
     with pytest.raises(InputError, match="its predictions are of none of the cases"):
         Review(tmp_path / "new", [Case("z", cases[0].path)], tmp_path / "found")
     assert not (tmp_path / "new").exists()
