@@ -53,7 +53,7 @@ def ask(workers: Workers, *requests: dict[str, Any]) -> list[Any]:
 
     async def all_of_them() -> list[Any]:
         asked = [workers.ask({"what": "predict", **request}) for request in requests]
-        return await asyncio.gather(*asked, return_exceptions=True)
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
 
     return asyncio.run(all_of_them())
 
@@ -90,6 +90,7 @@ def test_one_that_ends_costs_its_request_alone(workers: Workers) -> None:
     ended, good = ask(workers, {"end": True}, {})
     assert isinstance(ended, Failed) and ended.status == 500 and "exit 3" in str(ended)
     assert isinstance(good, dict)
+    assert [type(answer) for answer in ask(workers, {"end": True}, {"end": True})] == [Failed, Failed]
     assert all(isinstance(answer, dict) for answer in ask(workers, {}, {}, {}, {}))
 
 
