@@ -124,7 +124,7 @@ def sources_of(cases: Sequence[Case], paths: Iterable[Where] = ()) -> Iterator[P
     stems = {stem for case in cases for stem in stems_of(case)}
     for path in map(Path, paths):
         if path.is_dir():
-            yield from (f for f in path.iterdir() if f.name.endswith(ENDINGS) and _stem(f) in stems)
+            yield from (f for f in path.iterdir() if f.name.endswith(ENDINGS) and landmark_stem(f) in stems)
         else:
             yield split_observer(path)[0]
 
@@ -143,7 +143,7 @@ def stems_of(case: Case) -> list[str]:
 def landmark_files(folder: Path) -> list[Path]:
     """The landmark files in a folder, one for each stem, the one that holds covariances first."""
     shown = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".")]
-    stems = {_stem(f) for f in shown if f.name.endswith(ENDINGS) and f.is_file()}
+    stems = {landmark_stem(f) for f in shown if f.name.endswith(ENDINGS) and f.is_file()}
     files = (landmark_file(folder, (stem,)) for stem in sorted(stems))
     return [f for f in files if f is not None and not _is_manifest(f)]
 
@@ -184,13 +184,16 @@ def _alone(path: Path, told: Case) -> list[Case]:
     if path.name.endswith((".csv", ".tsv")):
         table = read_table(path)
         names = list(table.cases) if "" not in table.cases else [""]
-        return [replace(told, id=n or _stem(path), given=told.in_mm(table.pick(n or None), str(path))) for n in names]
+        return [
+            replace(told, id=n or landmark_stem(path), given=told.in_mm(table.pick(n or None), str(path)))
+            for n in names
+        ]
     landmarks = told.in_mm(load_landmarks(path), str(path))
-    ours = landmark_file(path.parent, (_stem(path),))
+    ours = landmark_file(path.parent, (landmark_stem(path),))
     # Slicer's files know no 2D points; ours beside them, where there is one, does
     if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
         landmarks = in_plane(landmarks)
-    return [replace(told, id=_stem(path), given=landmarks)]
+    return [replace(told, id=landmark_stem(path), given=landmarks)]
 
 
 def _check_names(cases: Sequence[Case]) -> None:
@@ -222,7 +225,8 @@ def _is_manifest(path: Path) -> bool:
     return "image" in sheet.columns or not {"label", "frame"} & {*sheet.columns, *sheet.facts}
 
 
-def _stem(path: Path) -> str:
+def landmark_stem(path: Path) -> str:
+    """A landmark file's name without its ending."""
     name = path.name
     return name.removesuffix(next(e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)))
 

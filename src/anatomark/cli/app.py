@@ -26,12 +26,15 @@ from anatomark.cli.plan import plan
 from anatomark.cli.planes import planes
 from anatomark.cli.predict import predict
 from anatomark.cli.register import register
+from anatomark.cli.review import review
+from anatomark.cli.serve import serve
 from anatomark.cli.simulate import simulate
 from anatomark.cli.zoo import zoo
 from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
+    review, serve,
 )  # fmt: skip
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 

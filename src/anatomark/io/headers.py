@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,18 @@ from anatomark.io.files import CUT_OFF, check_claim, check_regular, read_data
 MOST_FILES = 100_000
 LONGEST = 64  # characters of a number
 NOT_STATED = "not stated"
+_alone: ContextVar[bool] = ContextVar("_alone", default=False)
+
+
+@contextmanager
+def in_one_file() -> Iterator[None]:
+    """As long as it lasts, a header that names other files is refused: for files of a sender who may not choose what is
+    read here."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def numbers(path: Path, name: str, text: str, count: int | None = None) -> list[float]:
@@ -42,6 +56,8 @@ def whole_numbers(path: Path, name: str, text: str, count: int | None = None) ->
 def data_files(path: Path, text: str, following: Sequence[str]) -> list[Path]:
     """The files that hold the voxels: one by name, those of a pattern ``name%03d.raw FIRST LAST STEP``, or with
     ``LIST`` those of the lines that follow. Raises InputError where one is missing."""
+    if _alone.get():
+        raise InputError(f"{path}: its voxels are in another file; send one file that holds header and voxels")
     names = [text]
     pattern = re.fullmatch(r"(.*%0?\d*d.*?)\s+(\d+)\s+(\d+)(?:\s+(-?\d+))?(?:\s+\d+)?", text)
     if text.split()[:1] == ["LIST"]:

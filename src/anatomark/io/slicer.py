@@ -96,6 +96,11 @@ def write_mrk(landmarks: Landmarks, path: Where) -> None:
     changes only where the point moved. Landmarks that are not defined have ``positionStatus`` ``undefined`` and no
     position; an absent one's description starts with ``absent``.
     """
+    write_json(path, mrk_document(landmarks, path))
+
+
+def mrk_document(landmarks: Landmarks, path: Where) -> dict[str, Any]:
+    """What :func:`write_mrk` writes into ``path``."""
     document = copy.deepcopy(landmarks.meta.get("mrk.json") or NEW_DOCUMENT)
     markup = document["markups"][landmarks.meta.get("mrk.list", 0)]
     scale, lps = _units(markup, path, None, None)
@@ -117,7 +122,7 @@ def write_mrk(landmarks: Landmarks, path: Where) -> None:
     markup["controlPoints"] = controls
     if "mrk.json" not in landmarks.meta:
         markup["lastUsedControlPointNumber"] = len(controls)
-    write_json(path, document)
+    return document
 
 
 def says_the_same(old: tuple[str, float, float], landmarks: Landmarks, i: int) -> bool:

@@ -310,9 +310,16 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
 
 
 def write_table(
-    landmarks: Landmarks, path: Where, *, case: str = "", unit: str = "mm", grid: Grid | None = None
+    landmarks: Landmarks,
+    path: Where,
+    *,
+    case: str = "",
+    observer: str = "",
+    unit: str = "mm",
+    grid: Grid | None = None,
 ) -> None:
-    """Write landmarks (world mm) as a tidy CSV, or TSV by suffix, with a column ``case`` where it is named.
+    """Write landmarks (world mm) as a tidy CSV, or TSV by suffix, with columns ``case`` and ``observer`` where they are
+    named.
 
     3D: frame LPS, mm. 2D: frame image; ``grid``, that of the image, is needed for ``unit="px"``, and in mm adds the
     columns ``x_px, y_px``. Raises InputError where it is missing.
@@ -328,6 +335,8 @@ def write_table(
     cells: dict[str, Sequence[str]] = {"case": [case] * len(landmarks)} if case else {}
     cells["label"] = landmarks.names
     cells |= {f"{a}{u}": _numbers(points[:, i]) for u, points in places.items() for i, a in enumerate(axes)}
+    if observer:
+        cells["observer"] = [observer] * len(landmarks)
     if not landmarks.defined.all():
         cells["status"] = landmarks.status
     if any(landmarks.descriptions):

@@ -1,0 +1,73 @@
+"""``anatomark review``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anatomark.cli.options import Device, Form, Json, Out, Spacing, in_mm, print_json, reporter
+from anatomark.cli.service_options import (
+    Host,
+    Names,
+    Person,
+    Port,
+    Token,
+    TrainWith,
+    Workers,
+    announce,
+    make_setting,
+    needs_extra,
+    user_name,
+)
+from anatomark.errors import InputError
+
+
+def review(
+    out: Out,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOUND] CASES.csv|IMAGE...", help="What predict wrote, and its images or manifest."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Predicts first where FOUND is missing, and is trained further.")
+    ] = None,
+    spacing: Spacing = None,
+    form: Form = None,
+    train_with: TrainWith = None,
+    person: Person = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8777,
+    token: Token = None,
+    allow_host: Names = None,
+    workers: Workers = 1,
+    device: Device = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only say where the page is.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Print what was corrected so far, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """See predictions, correct them, and train on the corrections, in the browser."""
+    if summary:
+        return
+    if not images:
+        raise InputError("give images, or their manifest; before them the folder that predict wrote, or a `model`")
+    needs_extra()
+    from anatomark.serve.start import Service, predicted_first
+    from anatomark.serve.start import serve as run
+
+    service = Service(host, port, token, allow_host or (), workers, device=device)
+    service.check()
+    facts = {"spacing": in_mm(spacing), "form": form, "train_with": train_with, "device": device}
+    setting, given = make_setting(images, out, model, person=person or user_name(), **facts)
+    report = reporter(False)
+    predicted_first(setting, given, report)
+
+    def ready(url: str) -> None:
+        announce(url)
+        if not no_browser:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    run([], service, setting, ready, report)

@@ -1,0 +1,1 @@
+"""The service: predictions, review and training over HTTP. The only room that imports fastapi and uvicorn."""
