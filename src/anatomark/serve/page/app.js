@@ -13,6 +13,7 @@ import { VolumeView } from "./volume.js";
 
 const $ = (id) => document.getElementById(id);
 const person = () => $("person").value.trim();
+const NO_TOKEN = "This service asks for a token: open the address that it printed, with #token= at its end.";
 const NO_POSITION = "It has no position yet: place it with P or a double click.";
 
 let edit = null;
@@ -57,6 +58,7 @@ async function open(id) {
   $("case").textContent = id;
   $("facts").textContent = "";
   notice("Loading …");
+  delete document.body.dataset.case;
   try {
     const [facts, landmarks] = await Promise.all([api.facts(id), api.landmarks(id)]);
     if (turn !== opening) return;
@@ -75,6 +77,7 @@ async function open(id) {
     notice("");
     select(Math.max(0, edit.points.findIndex((point) => !decided(point))));
     saving();
+    document.body.dataset.case = id;
     later(turn, id);
   } catch (error) {
     if (turn !== opening) return;
@@ -105,7 +108,7 @@ function heading(facts) {
   $("reasons").textContent = facts.flagged || edit.document.flags?.length ? `⚑ ${reasons(edit.document)}` : "";
   $("done").disabled = $("skip").disabled = Boolean(facts.reason);
   $("reopen").hidden = state === "open";
-  $("done").firstChild.textContent = state === "done" ? "Confirm again, next case " : "Confirm all, next case ";
+  $("done").firstChild.textContent = state === "done" ? "Confirm again, next " : "Confirm all, next ";
 }
 
 function frames() {
@@ -122,7 +125,7 @@ function frames() {
       if (view.dimension === 2) continue;
       frame.appendChild(document.createElement("span")).textContent = name === "volume" ? "3D" : name;
       const button = frame.appendChild(document.createElement("button"));
-      button.textContent = view.single ? "⊞" : "⛶";
+      button.className = view.single ? "smaller" : "larger";
       button.title = view.single ? "All views (M)" : "This view large (M)";
       button.addEventListener("click", () => enlarge(view.single ? null : name));
     }
@@ -158,7 +161,6 @@ function changed(indices) {
   else overlay.draw();
   points.draw();
   volume.place();
-  queue.decided(edit.id, edit.points.filter(decided).length);
   if (indices) return;
   clearTimeout(summing);
   summing = setTimeout(() => queue.load().catch(() => {}), 700);
@@ -288,9 +290,15 @@ async function finish(what) {
   }
 }
 
+/** The service goes on with the new model: other predictions, and of what nobody decided other points. */
+async function retrained() {
+  $("model").textContent = (await api.review()).model ?? "";
+  await queue.load();
+  if (edit) await open(edit.id);
+}
+
 async function start() {
   const review = await api.review();
-  document.title = "anatomark review";
   $("model").textContent = review.model ?? "";
   $("model").title = review.out ?? "";
   $("person").value = review.person || localStorage.getItem("person") || "";
@@ -298,7 +306,7 @@ async function start() {
   await view.start();
   listen($("overlay"), view, overlay, actions);
   keys(actions);
-  if (review.can_train) startTraining(review.model);
+  if (review.can_train) startTraining(review.model, retrained);
   await queue.load();
   const asked = new URLSearchParams(location.hash.slice(1)).get("case");
   if (!asked && !queue.all.some((item) => item.state === "open")) queue.choose("");
@@ -329,7 +337,4 @@ addEventListener("beforeunload", (event) => {
 });
 // a button that was clicked with the mouse does not catch Enter and Space afterwards
 addEventListener("click", (event) => event.detail && event.target.closest?.("button")?.blur());
-
-// for tests: the page's own objects
-globalThis.page = { view, overlay, points, queue, volume, get edit() { return edit; } };
-start().catch((error) => notice(error.message));
+start().catch((error) => notice(error.status === 401 ? NO_TOKEN : error.message));

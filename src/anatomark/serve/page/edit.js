@@ -32,9 +32,9 @@ export class Edit {
     this.document = document;
     this.etag = etag;
     if (!this.points) this.points = document.points.map((point) => ({ ...point }));
-    document.points.forEach((point, index) => {
-      if (!this.unsaved[point.name]) Object.assign(this.points[index], point);
-    });
+    const own = new Map(this.points.map((point) => [point.name, point]));
+    for (const point of document.points)
+      if (!this.unsaved[point.name] && own.has(point.name)) Object.assign(own.get(point.name), point);
   }
 
   remember() {
@@ -77,6 +77,7 @@ export class Edit {
     if (!step.length) return false;
     this.done.push(step);
     this.undone = [];
+    this.last = this.done;
     this.apply(step.map(({ name, after }) => [name, after]));
     return true;
   }
@@ -85,6 +86,7 @@ export class Edit {
     const step = this.done.pop();
     if (!step) return null;
     this.undone.push(step);
+    this.last = this.undone;
     this.apply(step.map(({ name, before }) => [name, before]));
     return this.index(step[0].name);
   }
@@ -93,6 +95,7 @@ export class Edit {
     const step = this.undone.pop();
     if (!step) return null;
     this.done.push(step);
+    this.last = this.done;
     this.apply(step.map(({ name, after }) => [name, after]));
     return this.index(step[0].name);
   }
@@ -100,6 +103,8 @@ export class Edit {
   apply(values) {
     for (const [name, value] of values) {
       const point = this.points[this.index(name)];
+      // what another model has predicted since is predicted now
+      if (value.state === "predicted") value = { state: point.predicted ? "predicted" : "missing", position: point.predicted };
       Object.assign(point, copy(value));
       const moved = point.predicted && point.position && point.state !== "predicted";
       point.moved_mm = moved ? distance(point.position, point.predicted) : null;
@@ -134,9 +139,9 @@ export class Edit {
       try {
         const { document, etag } = await api.save(this.id, this.body(sent), this.etag);
         for (const name of Object.keys(sent)) if (this.unsaved[name] === sent[name]) delete this.unsaved[name];
+        this.failure = null;
         this.take(document, etag);
         this.remember();
-        this.failure = null;
         this.listener.changed(null);
       } catch (error) {
         if (error.status === 412) await this.meet(error);
@@ -177,7 +182,7 @@ export class Edit {
       delete this.unsaved[name];
       Object.assign(this.points[this.index(name)], this.document.points.find((point) => point.name === name));
     }
-    this.done.pop();
+    this.last?.pop();
     this.remember();
     this.listener.changed(null);
     this.listener.failed(`Not taken: ${error.message}`);

@@ -60,8 +60,25 @@ export class Overlay {
     for (const tile of this.view.tiles) {
       const layer = this.layer(tile.name);
       this.frame(layer, tile);
-      const visible = this.points.map((_, index) => this.mark(layer, tile, index));
-      layer.marks.classList.toggle("many", visible.filter(Boolean).length > 40 || !this.names);
+      this.points.forEach((_, index) => this.mark(layer, tile, index));
+      this.label(layer);
+    }
+  }
+
+  /** Names stand where there is room for them, the selected one's always. */
+  label(layer) {
+    const taken = [];
+    const order = layer.nodes.map((mark, index) => [mark, index]).filter(([mark]) => mark?.shown);
+    const few = order.length < 150;
+    order.sort((a, b) => (b[1] === this.selected) - (a[1] === this.selected) || b[0].shown[2] - a[0].shown[2]);
+    for (const [mark, index] of order) {
+      const [x, y, opacity] = mark.shown;
+      const box = [x + 8, y - 16, x + 10 + 6.6 * this.points[index].name.length, y - 2];
+      const room = few && taken.every((other) => box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1]);
+      const shown = index === this.selected || (this.names && few && opacity > 0.35 && room);
+      mark.text.classList.toggle("away", !shown);
+      if (shown) taken.push(box);
+      taken.push([x - 6, y - 6, x + 6, y + 6]);
     }
   }
 

@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const SIGNS = { ...FORMS, absent: "M-4-4L4 4M4-4L-4 4", missing: "M-5 0A5 5 0 0 1-3-4M3-4A5 5 0 0 1 5 0M3 4A5 5 0 0 1-3 4" };
 export const TEXTS = { predicted: "predicted", moved: "moved", confirmed: "confirmed", absent: "absent", missing: "missing" };
 const glyph = `<svg class="glyph" viewBox="-8 -8 16 16" aria-hidden="true"><path></path></svg>`;
-const ROW = `${glyph}<span class="name"></span><span class="score"><i></i></span><span class="value"></span><span class="tag"></span>`;
+const ROW = `${glyph}<div class="text"><div class="name"></div><div class="more"><span class="tag"></span><span class="value"></span></div></div><div class="score"><i></i></div><span class="number"></span>`;
 
 export const decided = (point) => ["moved", "confirmed", "absent"].includes(point.state);
 
@@ -15,7 +15,7 @@ export class Points {
     this.points = [];
     this.order = [];
     this.selected = -1;
-    this.list = new List($("points"), 34, { make: ROW, render: (row, index) => this.row(row, index), pick: (index) => select(index) });
+    this.list = new List($("points"), 42, { make: ROW, render: (row, index) => this.row(row, index), pick: (index) => select(index) });
     $("find-point").addEventListener("input", () => this.arrange());
     $("point-order").addEventListener("change", () => this.arrange());
     $("legend").innerHTML = Object.keys(SIGNS).map((state) => `<span>${glyph} ${TEXTS[state]}</span>`).join("");
@@ -74,9 +74,10 @@ export class Points {
     score.className = `score${point.score == null ? " none" : point.score < 0.5 ? " low" : ""}`;
     score.title = point.score == null ? "" : `score ${point.score.toFixed(2)}`;
     score.firstChild.style.width = `${100 * (point.score ?? 0)}%`;
-    row.querySelector(".value").textContent = point.radius90 == null ? "" : `${point.radius90.toFixed(1)} mm`;
-    row.querySelector(".value").title = "90 % radius: the model expects the true point this near";
-    row.querySelector(".tag").textContent = TEXTS[point.state];
+    row.querySelector(".number").textContent = point.score == null ? "" : point.score.toFixed(2);
+    const moved = point.moved_mm == null ? "" : ` ${point.moved_mm.toFixed(1)} mm`;
+    row.querySelector(".tag").textContent = TEXTS[point.state] + moved;
+    row.querySelector(".value").textContent = point.radius90 == null ? "" : ` · radius ${point.radius90.toFixed(1)} mm`;
   }
 
   card() {

@@ -83,8 +83,8 @@ export class Queue {
       cell.append(text);
     };
     figure(`${done}/${done + open + skipped}`, "cases done");
-    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `moved, mean of ${moved}`);
-    figure(outside ?? "–", "outside their radius");
+    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `mean move of ${moved}`);
+    figure(outside ?? "–", "outside radius");
   }
 
   show(id) {
@@ -102,13 +102,6 @@ export class Queue {
     const at = this.all.findIndex((item) => item.id === id);
     const round = [...this.all.slice(at + 1), ...this.all.slice(0, Math.max(0, at))];
     return round.find((item) => item.state === "open" && !item.reason)?.id ?? null;
-  }
-
-  decided(id, count) {
-    const item = this.item(id);
-    if (!item || item.decided === count) return;
-    item.decided = count;
-    this.list.draw();
   }
 }
 

@@ -5,8 +5,10 @@ const $ = (id) => document.getElementById(id);
 const RUNNING = ["waiting", "running"];
 let current = null;
 let timer = null;
+let ready = () => {};
 
-export async function start(model) {
+export async function start(model, finished) {
+  ready = finished;
   $("train").hidden = false;
   $("training-text").textContent = `Starts from ${model || "the model of this review"} and learns from the finished cases. The points that you set stay as they are.`;
   $("train").addEventListener("click", () => $("training").showModal());
@@ -46,6 +48,7 @@ async function poll() {
   }
   show(job);
   if (RUNNING.includes(job.state)) timer = setTimeout(poll, 1000);
+  else if (job.state === "done") ready();
 }
 
 function show(job) {

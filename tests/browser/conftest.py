@@ -1,0 +1,77 @@
+"""One browser for all tests of the page, and the reviews that they open. Needs playwright and a Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
+
+
+def chromium_path() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, started once."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("the browser tests need playwright: pip install playwright")
+    if (path := chromium_path()) is None:
+        pytest.skip("the browser tests need a Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=90_000, env={**os.environ})
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def volumes(tmp_path_factory):
+    """A review of 3D cases: oblique, anisotropic, mirrored, and four orders of the axes."""
+    from browsing import VOLUMES, made, served, write_case
+
+    folder = tmp_path_factory.mktemp("volumes")
+    for k, (name, grid) in enumerate(VOLUMES.items()):
+        write_case(folder, name, *made(grid), suspicion=float(k), flags=("looks odd",) if k == 2 else ())
+    with served(folder) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def radiographs(tmp_path_factory):
+    """A review of one 2D case, a radiograph of 1935 x 2400."""
+    from browsing import RADIOGRAPH, made, served, write_case
+
+    folder = tmp_path_factory.mktemp("radiographs")
+    write_case(folder, "ceph.mha", *made(RADIOGRAPH))
+    with served(folder) as client:
+        yield client
+
+
+@pytest.fixture
+def person(browser, volumes):
+    """Somebody at the page of ``volumes``; nothing may go wrong unseen."""
+    from browsing import Person
+
+    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    person = Person(context.new_page(), volumes)
+    yield person
+    context.close()
+    assert not person.problems
+
+
+@pytest.fixture
+def radiographer(browser, radiographs):
+    """Somebody at the page of ``radiographs``."""
+    from browsing import Person
+
+    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    person = Person(context.new_page(), radiographs)
+    yield person
+    context.close()
+    assert not person.problems
