@@ -133,9 +133,10 @@ class Person:
         return str(self.client.base_url).rstrip("/")
 
     def open(self, case: str) -> None:
-        """The case on the screen, from a fresh load of the page."""
-        self.page.goto("about:blank")
-        self.page.goto(f"{self.url}/page/#case={case}")
+        """The case on the screen; the page is loaded once."""
+        if self.page.url == "about:blank":
+            self.page.goto(f"{self.url}/page/#case={case}")
+        self.page.evaluate(f"location.hash = '#case={case}'")
         self.shown(case)
 
     def shown(self, case: str) -> None:
@@ -156,6 +157,14 @@ class Person:
     def select(self, name: str) -> None:
         self.page.locator(f'#points .row[data-point="{name}"]').click()
         eventually(lambda: self.page.inner_text("#card-name") == name, f"{name} is selected")
+        self.settle()
+
+    def dim(self) -> None:
+        """Contrast down, so that the brightest voxel of all is seen among bright ones."""
+        self.page.evaluate(
+            "(slider) => { slider.value = -1; slider.dispatchEvent(new Event('input')); }",
+            self.page.query_selector("#contrast"),
+        )
         self.settle()
 
     def settle(self) -> None:

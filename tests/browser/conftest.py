@@ -53,25 +53,35 @@ def radiographs(tmp_path_factory):
         yield client
 
 
+@pytest.fixture(scope="session")
+def at_volumes(browser, volumes):
+    """One page for all tests of ``volumes``: loading it is slow where the processor draws."""
+    yield from _somebody(browser, volumes)
+
+
+@pytest.fixture(scope="session")
+def at_radiographs(browser, radiographs):
+    """One page for all tests of ``radiographs``."""
+    yield from _somebody(browser, radiographs)
+
+
 @pytest.fixture
-def person(browser, volumes):
+def person(at_volumes):
     """Somebody at the page of ``volumes``; nothing may go wrong unseen."""
-    from browsing import Person
-
-    context = browser.new_context(viewport={"width": 1000, "height": 700})
-    person = Person(context.new_page(), volumes)
-    yield person
-    context.close()
-    assert not person.problems
+    yield at_volumes
+    assert not at_volumes.problems
 
 
 @pytest.fixture
-def radiographer(browser, radiographs):
+def radiographer(at_radiographs):
     """Somebody at the page of ``radiographs``."""
+    yield at_radiographs
+    assert not at_radiographs.problems
+
+
+def _somebody(browser, client):
     from browsing import Person
 
     context = browser.new_context(viewport={"width": 1000, "height": 700})
-    person = Person(context.new_page(), radiographs)
-    yield person
+    yield Person(context.new_page(), client)
     context.close()
-    assert not person.problems

@@ -43,6 +43,8 @@ function notice(text) {
   $("notice").hidden = !text;
 }
 
+const asked = () => new URLSearchParams(location.hash.slice(1)).get("case");
+
 const image = (id) => {
   if (fetched.id !== id) fetched = { id, image: api.image(id) };
   return fetched.image;
@@ -308,9 +310,8 @@ async function start() {
   keys(actions);
   if (review.can_train) startTraining(review.model, retrained);
   await queue.load();
-  const asked = new URLSearchParams(location.hash.slice(1)).get("case");
-  if (!asked && !queue.all.some((item) => item.state === "open")) queue.choose("");
-  const id = queue.item(asked)?.id ?? queue.all.find((item) => item.state === "open" && !item.reason)?.id ?? queue.all[0]?.id;
+  if (!asked() && !queue.all.some((item) => item.state === "open")) queue.choose("");
+  const id = queue.item(asked())?.id ?? queue.all.find((item) => item.state === "open" && !item.reason)?.id ?? queue.all[0]?.id;
   if (id) await open(id);
   else notice("This review has no cases.");
 }
@@ -330,6 +331,10 @@ $("conflict").addEventListener("click", (event) => {
   if (!which) return;
   $("conflict").close();
   edit.settle(which);
+});
+addEventListener("hashchange", () => {
+  const id = asked();
+  if (id && id !== edit?.id) open(id);
 });
 addEventListener("pagehide", () => edit?.leave());
 addEventListener("beforeunload", (event) => {

@@ -101,7 +101,7 @@ export class Edit {
   }
 
   apply(values) {
-    for (const [name, value] of values) {
+    for (let [name, value] of values) {
       const point = this.points[this.index(name)];
       // what another model has predicted since is predicted now
       if (value.state === "predicted") value = { state: point.predicted ? "predicted" : "missing", position: point.predicted };
