@@ -107,7 +107,7 @@ function heading(facts) {
   const spacing = facts.spacing ? `${facts.spacing.map((value) => Number(value.toPrecision(4))).join(" × ")} mm` : "";
   const unknown = facts.unit_known === false ? "spacing unknown" : "";
   $("facts").textContent = [size, unknown || spacing].filter(Boolean).join(", ");
-  $("reasons").textContent = facts.flagged || edit.document.flags?.length ? `⚑ ${reasons(edit.document)}` : "";
+  $("reasons").title = $("reasons").textContent = facts.flagged || edit.document.flags?.length ? `⚑ ${reasons(edit.document)}` : "";
   $("done").disabled = $("skip").disabled = Boolean(facts.reason);
   $("reopen").hidden = state === "open";
   $("done").firstChild.textContent = state === "done" ? "Confirm again, next " : "Confirm all, next ";
@@ -268,12 +268,15 @@ function light() {
 
 /** what: "done" confirms all and goes on; "skip" goes on; "reopen" stays. */
 async function finish(what) {
-  if (!edit || $(what).disabled || !(await flush())) return;
+  if (!edit || finish.busy || $(what).disabled || !(await flush())) return;
   const { id } = edit;
+  const turn = opening;
+  finish.busy = true;
   try {
     const { document, etag } = await api.finish(id, what, person(), edit.etag);
     edit.take(document, etag ?? edit.etag);
     await queue.load();
+    if (turn !== opening) return;
     if (what === "reopen") return open(id);
     const next = document.next ?? queue.next(id);
     if (next) return open(next);
@@ -289,6 +292,8 @@ async function finish(what) {
     edit.take(document, etag);
     changed(null);
     toast("This case was changed elsewhere meanwhile. This is how it stands now: look again, then press Enter.");
+  } finally {
+    finish.busy = false;
   }
 }
 

@@ -75,9 +75,9 @@ export class Points {
     score.title = point.score == null ? "" : `score ${point.score.toFixed(2)}`;
     score.firstChild.style.width = `${100 * (point.score ?? 0)}%`;
     row.querySelector(".number").textContent = point.score == null ? "" : point.score.toFixed(2);
-    const moved = point.moved_mm == null ? "" : ` ${point.moved_mm.toFixed(1)} mm`;
+    const moved = !(point.moved_mm > 0.05) ? "" : ` ${point.moved_mm.toFixed(1)} mm`;
     row.querySelector(".tag").textContent = TEXTS[point.state] + moved;
-    row.querySelector(".value").textContent = point.radius90 == null ? "" : ` · radius ${point.radius90.toFixed(1)} mm`;
+    row.querySelector(".value").textContent = point.radius90 == null ? "" : ` · r90 ${point.radius90.toFixed(1)} mm`;
   }
 
   card() {

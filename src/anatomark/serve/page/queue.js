@@ -83,8 +83,8 @@ export class Queue {
       cell.append(text);
     };
     figure(`${done}/${done + open + skipped}`, "cases done");
-    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `mean move of ${moved}`);
-    figure(outside ?? "–", "outside radius");
+    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `mean of ${moved} moved`);
+    figure(outside ?? "–", "beyond r90");
   }
 
   show(id) {

@@ -90,7 +90,7 @@ export class View {
     const { nv } = this;
     nv.clearBounds();
     if (!nv.initialized || !nv.volumes.length) return;
-    nv.bindTextures();
+    if (!nv.opts.is2DSliceShader) nv.bindTextures(); // of a large radiograph NiiVue keeps no name, the binding stands
     nv.screenSlices = [];
     this.tiles = [];
     for (const [name, rectangle] of Object.entries(this.rectangles())) {
