@@ -184,10 +184,10 @@ class Person:
         mouse.up()
         self.settle()
 
-    def middle(self, tile: str) -> np.ndarray:
+    def middle(self, tile: str) -> tuple[float, float]:
         """Of a tile, CSS pixels of the window."""
         box = self.page.locator(f"svg[data-tile={tile}]").bounding_box()
-        return np.array([round(box["x"] + box["width"] / 2), round(box["y"] + box["height"] / 2)])
+        return round(box["x"] + box["width"] / 2), round(box["y"] + box["height"] / 2)
 
     def document(self, case: str) -> dict[str, Any]:
         return self.client.get(f"/v1/cases/{case}/landmarks").json()

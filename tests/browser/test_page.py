@@ -173,7 +173,7 @@ def test_absent_placed_confirmed_undone_and_redone(person):
 def test_a_double_click_places_the_selected_point_where_it_was_clicked(person):
     person.open(CASE)
     person.select("unfound")
-    x, y = person.middle("axial") + 30
+    x, y = (value + 30 for value in person.middle("axial"))
     person.page.mouse.dblclick(x, y)
     assert person.state(CASE, "unfound") == "moved"
     person.page.keyboard.press("b")
@@ -250,6 +250,7 @@ def test_enter_confirms_all_and_opens_the_next_case(person):
 
 def test_the_queue_shows_reasons_and_filters(person):
     person.open(CASE)
+    person.page.locator("#state [data-state='']").click()
     rows = person.page.locator("#cases .row:visible")
     flagged = person.page.locator('#cases .row[data-case="mirrored"]')
     assert rows.first.get_attribute("data-case") == "mirrored"  # the one that is flagged

@@ -45,10 +45,7 @@ function notice(text) {
 
 const asked = () => new URLSearchParams(location.hash.slice(1)).get("case");
 
-const image = (id) => {
-  if (fetched.id !== id) fetched = { id, image: api.image(id) };
-  return fetched.image;
-};
+const image = (id) => (fetched.id === id ? fetched : (fetched = { id, image: api.image(id) })).image;
 
 /** Opens a case: its points, then its image, then the 3D view. */
 async function open(id) {
@@ -208,6 +205,7 @@ const actions = {
   },
   place(index, position) {
     edit.act({ [index]: { state: "moved", position } });
+    points.selected = index; // the first click of a double click may have chosen another
     select(points.step(1));
   },
   placeHere() {
