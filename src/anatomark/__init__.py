@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anatomark.io.landmarks import convert, read_landmarks, write_landmarks
     from anatomark.model.predict import load, predict
     from anatomark.model.prediction import Prediction, read_prediction
+    from anatomark.review import Review
     from anatomark.tools.crop import crop
     from anatomark.tools.measure.measure import measure
     from anatomark.tools.planes.planes import planes
@@ -42,6 +43,7 @@ _HOMES = {
     "InputError": "anatomark.errors",
     "Landmarks": "anatomark.core.landmarks",
     "Prediction": "anatomark.model.prediction",
+    "Review": "anatomark.review",
     "Status": "anatomark.core.landmarks",
     "calibrate": "anatomark.training.calibrate",
     "convert": "anatomark.io.landmarks",
@@ -75,6 +77,7 @@ __all__ = [
     "InputError",
     "Landmarks",
     "Prediction",
+    "Review",
     "Status",
     "__version__",
     "calibrate",

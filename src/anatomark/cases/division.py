@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from anatomark.cases.case import Case
 from anatomark.cases.look.places import shared_images
-from anatomark.cases.manifest import read_manifest
+from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.cases.observers import combined
 from anatomark.errors import InputError, nearest
 
@@ -53,27 +52,28 @@ class Division:
 
 
 def read_division(
-    manifest_path: str | os.PathLike[str],
+    manifests: Manifests,
     *,
     names: Sequence[str] | None = None,
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> Division:
-    """The training and validation cases of a manifest; its test split is not read.
+    """The training and validation cases of a manifest, or of several (:func:`read_manifests`); the test split is not
+    read.
 
     ``names``: the landmarks to learn, in order; None: those of the first training case. Without a val split: from 5
     training cases on a seeded share of ``val_fraction`` is held out; below, augmented copies of training cases are
     validated on; ``val_fraction`` 0 means no validation. A training case in which no landmark is defined is left out.
     Raises InputError.
     """
-    manifest = read_manifest(manifest_path)
+    manifest = read_manifests(manifests)
     chosen = _names(manifest.split("train")[0], names)
     train, val = (
         [_selected(c, chosen, names is not None) for c in manifest.cases if c.split == s] for s in ("train", "val")
     )
     empty = tuple(c.id for c in train if not c.landmarks.defined.any())
     if len(empty) == len(train):
-        raise InputError(f"{manifest_path}: no training case has a defined landmark; there is nothing to learn from")
+        raise InputError(f"{manifest.name}: no training case has a defined landmark; there is nothing to learn from")
     kept = [c for c in train if c.id not in empty]
     notes = (*manifest.notes, *(f"case {s.case!r} {s.message}" for s in shared_images([*kept, *val])))
     return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=notes)

@@ -24,18 +24,29 @@ NOTES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Manifest:
-    """The cases of a manifest in the order of its rows; ``notes``: remarks on how their files were read."""
+    """The cases of a manifest in the order of its rows; ``notes``: remarks on how their files were read; ``more``: the
+    others, where several were read as one (:mod:`anatomark.cases.manifests`)."""
 
     path: Path
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
+    more: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.more)
+
+    @property
+    def name(self) -> str:
+        """The path, or the paths joined by +."""
+        return " + ".join(map(str, self.paths))
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of ``train``, ``val`` or ``test``. Raises InputError where there is none."""
         found = tuple(case for case in self.cases if case.split == name)
         if not found:
             there = ", ".join(f"{n} {s or 'unused'}" for s in SPLITS if (n := sum(c.split == s for c in self.cases)))
-            raise InputError(f"{self.path}: no case has split {name!r} (it holds {there})")
+            raise InputError(f"{self.name}: no case has split {name!r} (it holds {there})")
         return found
 
     def has_split(self, name: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from anatomark.cli.options import (
-    Cases,
     Device,
     Json,
+    ManyCases,
     Out,
     Overwrite,
     Threads,
@@ -22,7 +22,7 @@ from anatomark.cli.options import (
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL|PREDICTIONS", help="Run folder, zoo name, A+B, predictions.")],
-    cases: Cases,
+    cases: ManyCases,
     out: Out,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
     truth: Annotated[str | None, typer.Option(help="Which observer, or mean of all.")] = None,

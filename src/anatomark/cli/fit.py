@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anatomark.cli.options import Cases, Device, Json, Out, Threads, print_json, reporter
+from anatomark.cli.options import Device, Json, ManyCases, Out, Threads, print_json, reporter
 
 if TYPE_CHECKING:
     from anatomark.training.fit import Fitted
 
 
 def fit(
-    cases: Cases,
+    cases: ManyCases,
     out: Out,
     method: Annotated[str | None, typer.Option(help="auto (the default), pin, t2dl ...")] = None,
     preset: Annotated[str | None, typer.Option(help="recommended or paper.")] = None,

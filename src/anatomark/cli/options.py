@@ -23,6 +23,12 @@ class NiftiForm(StrEnum):
 Cases = Annotated[
     Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing,form].")
 ]
+ManyCases = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CASES.csv...", help="Manifests: case,image,landmarks,split[,spacing,form]. The later counts."
+    ),
+]
 Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]

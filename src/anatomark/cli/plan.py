@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Cases, Json, reporter, show
+from anatomark.cli.options import Json, ManyCases, reporter, show
 
 
 def plan(
-    cases: Cases,
+    cases: ManyCases,
     out: Annotated[Path | None, typer.Option("--out", help="Write the suggested config here.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time to plan for.")] = None,
     as_json: Json = False,

@@ -49,6 +49,7 @@ def review(
 ) -> None:
     """See predictions, correct them, and train on the corrections, in the browser."""
     if summary:
+        _show_summary(out, as_json)
         return
     if not images:
         raise InputError("give images, or their manifest; before them the folder that predict wrote, or a `model`")
@@ -71,3 +72,21 @@ def review(
             webbrowser.open(url)
 
     run([], service, setting, ready, report)
+
+
+def _show_summary(out: Path, as_json: bool) -> None:
+    """What the review files in a folder say of the cases that somebody has begun; it may be open in a service too."""
+    from anatomark.review.files import read_review
+    from anatomark.review.summary import lines
+    from anatomark.review.summary import summary as summed
+
+    reviews = [read_review(file) for file in sorted(out.glob("[!.]*.review.json"))]
+    if not reviews:
+        raise InputError(f"{out}: holds no corrections (CASE.review.json); give the folder of a review")
+    states = [review.state for review in reviews]
+    facts = {**{state: states.count(state) for state in ("done", "open", "skipped")}, **summed(reviews)}
+    if as_json:
+        print_json(facts)
+        return
+    for line in lines(facts):
+        typer.echo(line)

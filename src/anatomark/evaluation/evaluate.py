@@ -12,7 +12,8 @@ import anatomark
 from anatomark.cases.case import Case
 from anatomark.cases.find import sources_of
 from anatomark.cases.look.distrust import remark
-from anatomark.cases.manifest import Manifest, read_manifest
+from anatomark.cases.manifest import Manifest
+from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, listed, nearest
 from anatomark.evaluation.metrics import THRESHOLDS_MM, Errors, between_observers, compare, mean_shape_baselines
@@ -45,7 +46,7 @@ PLANES, PREDICTIONS = "planes.csv", "predictions"
 
 def evaluate(
     model: Where | Predictor,
-    cases: Where,
+    cases: Manifests,
     out: Where,
     *,
     split: str | None = None,
@@ -56,7 +57,8 @@ def evaluate(
     report: Reporter | None = None,
     **loading: Any,
 ) -> EvaluationResult:
-    """Measure ``model`` on a split of the manifest ``cases`` and write everything into the folder ``out``.
+    """Measure ``model`` on a split of the manifest ``cases`` and write everything into the folder ``out``. Several
+    manifests are merged (:func:`~anatomark.cases.manifests.read_manifests`).
 
     ``model``: a run folder, the name of a zoo model, several of them or a folder of them (loaded with ``device``,
     ``threads``, ``tta`` as ``load`` takes them), an object with ``predict(image)``, or a folder of predictions named
@@ -79,7 +81,7 @@ def evaluate(
         _check(out, claim, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
         check = partial(check_files, work="evaluate", claim=claim, overwrite=overwrite)
-        manifest = read_manifest(cases, check_images=False)
+        manifest = read_manifests(cases, check_images=False)
         return _evaluated(folder or used, manifest, out, check, split, truth, thresholds, planes, report)
 
 
@@ -102,7 +104,7 @@ def _evaluated(
     from_files = isinstance(model, Path)
     written = [out / name for name in (*TABLES, REPORT, SUMMARY, PLANES)]
     written += [] if from_files else [out / PREDICTIONS / f"{c.id}.{e}" for c in cases for e in FORMATS]
-    check(written, sources_of(cases, [manifest.path, *([model] if from_files else ())]))
+    check(written, sources_of(cases, [*manifest.paths, *([model] if from_files else ())]))
     predictions = read_predictions(model, cases) if from_files else predict_cases(model, cases, report)
     name = model.resolve().name if from_files else str(getattr(model, "name", type(model).__name__))
     predicted = common_names(p for p in predictions.landmarks.values() if p is not None)
@@ -119,7 +121,7 @@ def _evaluated(
     rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
     result = EvaluationResult(
         model=name,
-        manifest=manifest.path.name,
+        manifest=" + ".join(path.name for path in manifest.paths),
         split=split,
         truth=variant,
         errors=compare(true, predictions.landmarks, names),
@@ -178,7 +180,7 @@ def _scored(expected: Sequence[str], truth: Mapping[str, Landmarks], manifest: M
     names = [n for n in there if n in expected]
     if not names:
         raise InputError(
-            f"{manifest.path}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has "
+            f"{manifest.name}: no label in common: predicted are {listed(expected, 5, quote=True)}, the truth has "
             f"{listed(there, 5, quote=True)}"
         )
     left_out = {

@@ -13,6 +13,7 @@ from anatomark.core.landmarks import Landmarks
 _P, _R = r"p=(?:0\.\d\d|1\.00)", r"r90=\d+\.\dmm"
 _END = rf"(?:^|(?<= ))(?:(?P<p>{_P})(?: (?P<r>{_R}))?|(?P<only>{_R}))"
 CONFIDENCE = re.compile(rf"{_END}\Z")
+ANYWHERE = re.compile(rf"(?<!\S)(?:{_P}|{_R})(?!\S)")
 LOOKS_ALIKE = re.compile(rf"{_END}(?P<blanks> *)\Z")  # text of somebody's own that reads like it
 
 
@@ -41,6 +42,11 @@ def without_confidence(text: str) -> tuple[str, float, float]:
         text = text[: match.start()].removesuffix(" ")
     own = LOOKS_ALIKE.search(text)
     return (text[:-1] if own and own["blanks"] else text), score, radius
+
+
+def plain(text: str) -> str:
+    """A description without anything that reads like score or radius, wherever it stands: as a model keeps it."""
+    return " ".join(ANYWHERE.sub("", text).split()) if ANYWHERE.search(text) else text
 
 
 def known(values: Sequence[float]) -> Array | None:

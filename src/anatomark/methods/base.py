@@ -19,6 +19,7 @@ from anatomark.cases.case import Case
 from anatomark.core.image import Image
 from anatomark.core.intensity import check_rule
 from anatomark.core.landmarks import Landmarks
+from anatomark.io.confidence import plain
 
 Batch = dict[str, torch.Tensor]
 
@@ -67,6 +68,12 @@ class Facts(Stored):
     descriptions: list[str] = []
     modality: str
     intensity: dict[str, Any]
+
+    @field_validator("descriptions")
+    @classmethod
+    def _without_scores(cls, texts: list[str]) -> list[str]:
+        """Of points that a model found, whatever file they came in."""
+        return [plain(text) for text in texts]
 
     @model_validator(mode="after")
     def _agreeing(self) -> Facts:

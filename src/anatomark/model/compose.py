@@ -18,6 +18,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.resample import resample
 from anatomark.core.shape import procrustes
 from anatomark.errors import InputError
+from anatomark.io.confidence import plain
 from anatomark.methods.base import Batch, Evidence, Facts, Method, MethodConfig, PerLandmark, Stage, Study
 from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
 from anatomark.model.config import RunConfig, checked, method_of, refined
@@ -126,7 +127,8 @@ class Composition:
         else:
             facts = self.method.prepare(self.settings, study)
             if not facts.descriptions:
-                facts = facts.model_copy(update={"descriptions": list(study.cases[0].landmarks.descriptions)})
+                texts = [plain(text) for text in study.cases[0].landmarks.descriptions]
+                facts = facts.model_copy(update={"descriptions": texts})
         after = None
         if self.refined:
             after = Refiner.prepare(self.refine, replace(study, names=tuple(facts.names), known=facts))

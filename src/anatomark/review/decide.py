@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Array
 from anatomark.errors import InputError, nearest
 from anatomark.review.record import PLACED, CaseReview, Point, Position, State, is_number, now, state_of
@@ -25,7 +27,19 @@ def check_person(person: Any) -> str:
     return name
 
 
-def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str, ndim: int, box: Array) -> CaseReview:
+def image_box(case: Case, review: CaseReview, ndim: int) -> Array:
+    """(2, D) least and greatest world mm of the image's corners; where its header cannot be read, of the points."""
+    try:
+        grid = case.grid(ndim)
+        corners = itertools.product(*((-0.5, n - 0.5) for n in grid.shape))
+        places = grid.to_world(np.array(list(corners)))
+    except InputError:
+        known = [at for p in review.points for at in (p.position, p.predicted) if at is not None]
+        places = np.array(known) if known else np.zeros((1, ndim))
+    return np.stack([places.min(0), places.max(0)])
+
+
+def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str, box: Array) -> CaseReview:
     """The case with the named ``points`` in their new states; the others stay.
 
     Each: ``name``, ``state``, ``position`` ((D,) world mm or None). ``moved`` needs a position, ``confirmed`` takes the
@@ -45,15 +59,13 @@ def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str
         if name in seen:
             raise InputError(f"{where}: is named twice")
         seen.add(name)
-        known[name] = _changed(known[name], given, where, time, person, ndim, box)
+        known[name] = _changed(known[name], given, where, time, person, box)
     return replace(review, points=tuple(known.values()), person=person or review.person, changed=time)
 
 
-def _changed(
-    point: Point, given: Mapping[str, Any], where: str, time: str, person: str, ndim: int, box: Array
-) -> Point:
+def _changed(point: Point, given: Mapping[str, Any], where: str, time: str, person: str, box: Array) -> Point:
     state = state_of(given.get("state"), where)
-    position = _position(given.get("position"), where, ndim, box)
+    position = _position(given.get("position"), where, box)
     if state in PLACED:
         position = point.position if position is None and state is State.CONFIRMED else position
         if position is None:
@@ -70,7 +82,8 @@ def _changed(
     return replace(point, state=state, position=None, time=time, person=person)
 
 
-def _position(value: Any, where: str, ndim: int, box: Array) -> Position | None:
+def _position(value: Any, where: str, box: Array) -> Position | None:
+    ndim = box.shape[1]
     if value is None:
         return None
     value = value.tolist() if isinstance(value, np.ndarray) else value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,38 +16,47 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
-from anatomark.io.atomic import read_json, write_json, write_text
+from anatomark.io.atomic import read_json, read_text, write_text
 from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
 from anatomark.io.tables import write_table
-from anatomark.review.record import PLACED, CaseReview, State, dumps, parse
+from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
 OBSERVER, CASES, TRUTH = "corrected", "cases.csv", "truth"
+SAME_MM = 1e-6
+HERE = "@the points of anatomark@"  # stands for them in the document around
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form")
 STATUS = {State.ABSENT: Status.ABSENT, State.MISSING: Status.UNANNOTATED}  # the others are defined
 
 
 def review_file(out: Path, case: str) -> Path:
+    """The path of ``<case>.review.json``."""
     return out / f"{case}.review.json"
 
 
 def markups_file(out: Path, case: str) -> Path:
+    """The path of ``<case>.mrk.json``."""
     return out / f"{case}.mrk.json"
 
 
 def truth_file(out: Path, case: str) -> Path:
+    """The path of ``truth/<case>.csv``."""
     return out / TRUTH / f"{case}.csv"
 
 
 def read_review(file: Path) -> CaseReview:
     """``<case>.review.json``. Raises InputError."""
-    return parse(read_json(file), str(file))
+    try:
+        document = json.loads(read_text(file))
+    except ValueError:
+        document = read_json(file)  # which has the words for it
+    return parse(document, str(file))
 
 
 def write_review(review: CaseReview, out: Path) -> None:
     """Raises InputError where the disk refuses."""
-    write_text(review_file(out, review.case), dumps(review))
+    write_text(review_file(out, review.case), review.text)
 
 
 def landmarks_of(review: CaseReview, ndim: int, definitions: Mapping[str, str]) -> Landmarks:
@@ -77,23 +88,87 @@ def base_document(files: Iterable[Path]) -> tuple[dict[str, Any], int]:
     return copy.deepcopy(NEW_DOCUMENT), 0
 
 
-def markups(review: CaseReview, landmarks: Landmarks, base: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
-    """The case as a document of 3D Slicer: what ``base`` holds beside the points is kept; points that a person placed
-    or confirmed are locked."""
-    document, at = copy.deepcopy(base[0]), base[1]
-    markup = document["markups"][at]
-    there = {clean_name(str(c["label"])): c for c in markup["controlPoints"]}
-    controls = []
-    for i, point in enumerate(review.points):
-        control = there.get(point.name) or {"id": str(i + 1), "label": point.name, **copy.deepcopy(NEW_CONTROL)}
-        controls.append({**control, "locked": point.state in PLACED})
-    markup["controlPoints"] = controls
-    return mrk_document(replace(landmarks, meta={"mrk.json": document, "mrk.list": at}), review.case)
+class Markups:
+    """A case's document of 3D Slicer, as ``<case>.mrk.json`` holds it, a line for each point.
+
+    What ``base`` (a document, and which of its lists) holds beside the points is kept; points that a person placed or
+    confirmed are locked; no description holds a score. ``ndim``, ``definitions``: as in :func:`landmarks_of`.
+    """
+
+    def __init__(self, base: tuple[dict[str, Any], int], ndim: int, definitions: Mapping[str, str]):
+        self.shell, self.at, self.ndim, self.definitions = base[0], base[1], ndim, definitions
+        markup = self.shell["markups"][self.at]
+        self.controls = {clean_name(str(c["label"])): c for c in markup["controlPoints"]}
+        self.lines: dict[str, tuple[Point, str]] = {}
+
+    def text(self, review: CaseReview) -> str:
+        """The file's text."""
+        self.update(review)
+        points = ",\n".join(self.lines[p.name][1] for p in review.points)
+        return json.dumps(self.shell, indent=2, ensure_ascii=False).replace(f'"{HERE}"', points) + "\n"
+
+    def update(self, review: CaseReview) -> None:
+        """Make the lines of points that are not as they were the last time."""
+        points = []
+        for point in review.points:
+            before = self.lines[point.name][0] if point.name in self.lines else None
+            if before is None or (before.position, before.state is State.ABSENT) != (
+                point.position,
+                point.state is State.ABSENT,
+            ):
+                points.append(point)
+            elif before.state is not point.state:
+                self._keep(point, {**self.controls[point.name], "locked": point.state in PLACED})
+        if points:
+            self._make(review, points)
+
+    def _keep(self, point: Point, control: dict[str, Any]) -> None:
+        self.controls[point.name] = control
+        self.lines[point.name] = point, json.dumps(control, ensure_ascii=False)
+
+    def _make(self, review: CaseReview, points: Sequence[Point]) -> None:
+        ids = (str(i) for i in itertools.count(1))
+        used = {str(c.get("id")) for c in self.controls.values()}
+        markup = self.shell["markups"][self.at]
+        markup["controlPoints"] = []
+        for point in points:
+            there = self.controls.get(point.name)
+            if there is None:
+                there = {"id": next(i for i in ids if i not in used), "label": point.name, **copy.deepcopy(NEW_CONTROL)}
+            markup["controlPoints"].append({**there, "locked": point.state in PLACED})
+        landmarks = landmarks_of(replace(review, points=tuple(points)), self.ndim, self.definitions)
+        kept = {"mrk.json": self.shell, "mrk.list": self.at}
+        self.shell = mrk_document(replace(landmarks, meta=kept), f"{review.case}.mrk.json")
+        markup = self.shell["markups"][self.at]
+        for point, control in zip(points, markup["controlPoints"], strict=True):
+            self._keep(point, control)
+        markup["controlPoints"] = [HERE]
+        if markup.get("lastUsedControlPointNumber") == 0:
+            markup["lastUsedControlPointNumber"] = len(self.controls)
 
 
-def write_markups(document: Mapping[str, Any], case: str, out: Path) -> None:
+def write_markups(text: str, case: str, out: Path) -> None:
     """``<case>.mrk.json``. Raises InputError where the disk refuses."""
-    write_json(markups_file(out, case), document)
+    write_text(markups_file(out, case), text)
+
+
+def differs(file: Path, landmarks: Landmarks) -> bool:
+    """Whether a markups file holds other points than these, or cannot be read."""
+    try:
+        there = read_mrk(file).select(landmarks.names)
+    except InputError:
+        return True
+    points = there.points[:, : landmarks.ndim]
+    return there.status != landmarks.status or not np.allclose(points, landmarks.points, 0, SAME_MM, equal_nan=True)
+
+
+def set_aside(file: Path) -> Path:
+    """Give a file another name, ``a.earlier.mrk.json``, which is returned."""
+    stem, ending = file.name.removesuffix(".mrk.json"), ".mrk.json"
+    names = (file.with_name(f"{stem}.earlier{'' if n == 1 else n}{ending}") for n in itertools.count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    file.rename(kept)
+    return kept
 
 
 def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:

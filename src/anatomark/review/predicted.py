@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,47 +13,73 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.find import landmark_file, stems_of
 from anatomark.core.grid import Array
-from anatomark.core.landmarks import Status
+from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.model.prediction import Prediction, read_prediction
-from anatomark.review.record import PLACED, CaseReview, Earlier, Point, Position, State
+from anatomark.review.record import PLACED, CaseReview, Point, Position, State, prediction_of
 
+FIRST = '"landmarks": ['  # of STEM.json, behind the facts of the case
 STATES = {Status.DEFINED: State.PREDICTED, Status.ABSENT: State.ABSENT, Status.UNANNOTATED: State.MISSING}
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """A case's prediction as a review begins with it. ``flags``: why it should be looked at; ``suspicion``: infinite
-    beyond measure, None where not known; ``definitions`` by landmark; ``file``: None where there is no prediction."""
+class Glance:
+    """What the queue has to know of a case's prediction. ``file``: None where there is none; ``count`` of its points;
+    ``flags``: why it should be looked at; ``suspicion``: infinite beyond measure, None where not known."""
 
     file: Path | None
-    ndim: int | None
-    points: tuple[Point, ...] = ()
+    ndim: int | None = None
+    count: int = 0
     model: str = ""
     model_name: str = ""
     flags: tuple[str, ...] = ()
     suspicion: float | None = None
+
+
+@dataclass(frozen=True)
+class Predicted(Glance):
+    """A case's prediction as a review begins with it; ``definitions`` by landmark."""
+
+    points: tuple[Point, ...] = ()
     definitions: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(p.name for p in self.points)
 
-
-def read_predicted(case: Case, folder: Path) -> Predicted:
-    """The prediction of a case in ``folder``, as ``predict`` or another program wrote it. One that is not there, or
-    cannot be read, is a reason to look at the case."""
-    file = landmark_file(folder, stems_of(case))
+def glance(case: Case, folder: Path) -> Glance:
+    """What stands in ``STEM.json`` of ``folder`` before the landmarks, which are only counted: some hundred cases of a
+    thousand landmarks are looked through in a second. Any other file is read."""
+    file = next((f for stem in stems_of(case) if (f := folder / f"{stem}.json").is_file()), None)
     if file is None:
-        return Predicted(None, None, flags=("no prediction",), suspicion=math.inf)
+        return read_predicted(case, landmark_file(folder, stems_of(case)))
+    try:
+        text = file.read_text(encoding="utf-8")
+        facts, count = json.loads(text[: text.index(FIRST)] + FIRST + "]}"), text.count('"label": ')
+        made = Prediction.from_json(facts, Landmarks((), np.empty((0, facts["dimension"]))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        return read_predicted(case, landmark_file(folder, stems_of(case)))
+    model, name = _model(made)
+    return Glance(file, facts["dimension"], count, model, name, made.flags, made.suspicion)
+
+
+def read_predicted(case: Case, file: Path | None) -> Predicted:
+    """The prediction of a case, as ``predict`` or another program wrote it. One that is not there, or cannot be read,
+    is a reason to look at the case."""
+    if file is None:
+        return Predicted(None, flags=("no prediction",), suspicion=math.inf)
     try:
         made = read_prediction(case, file)
     except InputError as error:
-        return Predicted(None, None, flags=(f"no prediction: {error}",), suspicion=math.inf)
-    texts = zip(made.landmarks.names, made.landmarks.descriptions, strict=True)
-    model, name = (str(made.source.get(key) or "") for key in ("model", "model_name"))
+        return Predicted(None, flags=(f"no prediction: {error}",), suspicion=math.inf)
+    landmarks, (model, name) = made.landmarks, _model(made)
+    texts = zip(landmarks.names, landmarks.descriptions, strict=True)
     definitions = tuple((n, text) for n, text in texts if text)
-    return Predicted(file, made.landmarks.ndim, _points(made), model, name, made.flags, made.suspicion, definitions)
+    return Predicted(
+        file, landmarks.ndim, len(landmarks), model, name, made.flags, made.suspicion, _points(made), definitions
+    )
+
+
+def _model(made: Prediction) -> tuple[str, str]:
+    """The model's hash and name, blank where unknown."""
+    return str(made.source.get("model") or ""), str(made.source.get("model_name") or "")
 
 
 def _points(made: Prediction) -> tuple[Point, ...]:
@@ -78,24 +105,20 @@ def begun(case: Case, predicted: Predicted, names: Sequence[str], opened: str | 
     return CaseReview(case.id, str(case.path), points, predicted.model, predicted.model_name, opened=opened)
 
 
-def is_of(review: CaseReview, predicted: Predicted) -> bool:
+def is_of(review: CaseReview, glanced: Glance) -> bool:
     """Whether a review is of this prediction: by the model's hash, else by where the points are."""
-    if predicted.file is None:
+    if glanced.file is None:
         return True
-    if review.model or predicted.model:
-        return review.model == predicted.model
-    return {p.name: p.predicted for p in review.points} == {p.name: p.predicted for p in predicted.points}
+    if review.model or glanced.model or not isinstance(glanced, Predicted):
+        return review.model == glanced.model
+    before = {p.name: p.predicted for p in review.points if p.predicted is not None}
+    return before == {p.name: p.predicted for p in glanced.points if p.predicted is not None}
 
 
 def merged(review: CaseReview, predicted: Predicted) -> CaseReview:
     """The review with another model's prediction: what a person decided stays, the rest is as this model says, and
     where the model before had put its points is kept in ``earlier``."""
-    before = Earlier(
-        review.model,
-        review.model_name,
-        {p.name: p.predicted for p in review.points if p.predicted is not None},
-        {p.name: p.radius90 for p in review.points if p.radius90 is not None and p.predicted is not None},
-    )
+    before = prediction_of(review)
     new = {p.name: p for p in predicted.points}
     points = []
     for old in review.points:

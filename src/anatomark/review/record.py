@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from anatomark.errors import InputError
@@ -26,6 +27,8 @@ class State(StrEnum):
     MISSING = "missing"  # not annotated; the model found none
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+MOST_MM = 1e9  # of a coordinate
 PLACED = (State.MOVED, State.CONFIRMED)
 
 
@@ -64,6 +67,20 @@ class Point:
         """Whether a person said where it is, or that it is absent: of a finished case, truth."""
         return self.state in PLACED or (self.state is State.ABSENT and self.time is not None)
 
+    @cached_property
+    def line(self) -> str:
+        """Its line in ``<case>.review.json``."""
+        facts = {
+            "state": self.state,
+            "position": self.position,
+            "predicted": self.predicted,
+            "moved_mm": self.moved_mm,
+            "time": self.time,
+            "person": self.person,
+        }
+        facts |= {k: v for k in ("score", "radius90") if (v := getattr(self, k)) is not None}
+        return f"    {_line(self.name)}: {_line(facts)}"
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -97,14 +114,26 @@ class CaseReview:
         """``open``, ``done`` or ``skipped``."""
         return "done" if self.finished else "skipped" if self.skipped else "open"
 
-    @property
+    @cached_property
+    def text(self) -> str:
+        """What ``<case>.review.json`` holds."""
+        return dumps(self)
+
+    @cached_property
     def etag(self) -> str:
-        """A hash of the content, by which two who edit one case notice each other."""
-        return hashlib.sha256(dumps(self, opened=False).encode()).hexdigest()[:16]
+        """A hash of the content, by which two who edit one case notice each other; looking at it changes nothing."""
+        return hashlib.sha256(dumps(replace(self, opened=None)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def point(self, name: str) -> Point:
         """Raises KeyError for an unknown name."""
         return next(p for p in self.points if p.name == name)
+
+
+def prediction_of(review: CaseReview) -> Earlier:
+    """Where the present model put the points."""
+    points = {p.name: p.predicted for p in review.points if p.predicted is not None}
+    radii = {p.name: p.radius90 for p in review.points if p.radius90 is not None and p.predicted is not None}
+    return Earlier(review.model, review.model_name, points, radii)
 
 
 def now() -> str:
@@ -112,7 +141,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def dumps(review: CaseReview, *, opened: bool = True) -> str:
+def dumps(review: CaseReview) -> str:
     """``<case>.review.json``: a line for each point and each earlier model."""
     from anatomark import __version__
 
@@ -124,31 +153,19 @@ def dumps(review: CaseReview, *, opened: bool = True) -> str:
         "model": review.model,
         "model_name": review.model_name,
         "person": review.person,
-        "opened": review.opened if opened else None,
+        "opened": review.opened,
         "changed": review.changed,
         "finished": review.finished,
         "skipped": review.skipped,
     }
-    points = [f"    {_line(p.name)}: {_line(_facts(p))}" for p in review.points]
+    points = [p.line for p in review.points]
     earlier = [f"    {_line(vars(e))}" for e in review.earlier]
     rows = f'"points": {_rows("{}", points)},\n  "earlier": {_rows("[]", earlier)}'
     return f"{json.dumps(head, indent=2, ensure_ascii=False)[:-2]},\n  {rows}\n}}\n"
 
 
-def _facts(point: Point) -> dict[str, Any]:
-    facts = {
-        "state": str(point.state),
-        "position": point.position,
-        "predicted": point.predicted,
-        "moved_mm": point.moved_mm,
-        "time": point.time,
-        "person": point.person,
-    }
-    return facts | {k: v for k in ("score", "radius90") if (v := getattr(point, k)) is not None}
-
-
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def _rows(brackets: str, lines: list[str]) -> str:
@@ -177,8 +194,12 @@ def parse(document: Any, where: str) -> CaseReview:
                 for one in document.get("earlier") or ()
             ),
             skipped=bool(document.get("skipped")),
-            **{key: str(document.get(key) or "") for key in ("model", "model_name", "person")},
-            **{key: _text(document.get(key)) for key in ("opened", "changed", "finished")},
+            model=str(document.get("model") or ""),
+            model_name=str(document.get("model_name") or ""),
+            person=str(document.get("person") or ""),
+            opened=_text(document.get("opened")),
+            changed=_text(document.get("changed")),
+            finished=_text(document.get("finished")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{where}: is no review of a case: {type(error).__name__}: {error}") from None
@@ -195,7 +216,7 @@ def _point(name: str, facts: Any, where: str) -> Point:
     if (position is None) != (state in (State.ABSENT, State.MISSING)):
         raise InputError(f"{where}: is {state}, " + ("but has no position" if position is None else "with a position"))
     score, radius = (facts.get(key) for key in ("score", "radius90"))
-    if not all(v is None or isinstance(v, int | float) for v in (score, radius)):
+    if not all(v is None or is_number(v) for v in (score, radius)):
         raise InputError(f"{where}: score and radius90 must be numbers")
     time, person = _text(facts.get("time")), str(facts.get("person") or "")
     return Point(name, state, position, predicted, time, person, score, radius)
@@ -217,8 +238,8 @@ def _position(value: Any, where: str) -> Position:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number of JSON."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number of JSON, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_MM
 
 
 def _text(value: Any) -> str | None:

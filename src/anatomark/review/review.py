@@ -2,66 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from anatomark.cases.case import Case, of_dimension
 from anatomark.cases.find import landmark_stem, sources_of
-from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, nearest
-from anatomark.io.claim import Claim, check_sources, claimed
+from anatomark.io.claim import check_sources, claimed
 from anatomark.progress import Reporter
 from anatomark.review import files
-from anatomark.review.decide import changed, check_person, finished, reopened, skipped
-from anatomark.review.predicted import Predicted, begun, is_of, merged, read_predicted
+from anatomark.review.decide import changed, check_person, finished, image_box, reopened, skipped
+from anatomark.review.predicted import Glance, Predicted, begun, glance, is_of, merged, read_predicted
+from anatomark.review.queue import Row, document_of
 from anatomark.review.record import CaseReview, Conflict, now
-from anatomark.review.summary import Tally, summary, tally
+from anatomark.review.summary import Tally, lines, summary, tally
 
 KEPT_OPEN = 16  # cases whose points stay in memory
 ORDERS, STATES = ("suspicion", "name"), ("open", "done", "skipped")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the queue says of a case; its points are read when they are asked for."""
-
-    case: Case
-    flags: tuple[str, ...]
-    suspicion: float | None
-    state: str
-    tally: Tally
-    saved: bool
-    reason: str = ""  # why its image cannot be shown
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "id": self.case.id,
-            "state": self.state,
-            "flags": list(self.flags),
-            "suspicion": self.suspicion if self.suspicion is not None and math.isfinite(self.suspicion) else None,
-            "flagged": bool(self.flags),
-            "decided": self.tally.decided,
-            "points": self.tally.points,
-            "reason": self.reason,
-        }
-
-    @property
-    def order(self) -> tuple[bool, float]:
-        """Flagged cases first, then by how unusual they are; what no measure is known of, last."""
-        return not self.flags, math.inf if self.suspicion is None else -self.suspicion
 
 
 class Review:
@@ -84,11 +51,12 @@ class Review:
         self.out, self.predictions = Path(out), Path(predictions)
         self.report = report or Reporter(quiet=True)
         self._lock, self._stack = RLock(), ExitStack()
-        self._open: OrderedDict[str, tuple[CaseReview, Predicted]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[CaseReview, files.Markups]] = OrderedDict()
         self._rows: dict[str, Row] = {}
+        self._glances: dict[str, Glance] = {}
         with ExitStack() as stack:
-            claim = stack.enter_context(claimed(self.out))
-            self._check(cases, claim)
+            self._claim = stack.enter_context(claimed(self.out))
+            self._check(cases)
             self._read(cases)
             self._stack = stack.pop_all()
 
@@ -139,6 +107,10 @@ class Review:
             saved = [id for id, row in self._rows.items() if row.saved]
             return {**self.figures(), **summary(files.read_review(files.review_file(self.out, id)) for id in saved)}
 
+    def lines(self) -> list[str]:
+        """The summary as text."""
+        return lines(self.summary())
+
     def case(self, id: str) -> CaseReview:
         """The review of a case as it stands. Raises InputError for an unknown one."""
         with self._lock:
@@ -148,33 +120,14 @@ class Review:
         """The case as plain data, for the page. Raises InputError for an unknown one."""
         with self._lock:
             review, row = self._opened(id)[0], self._rows[id]
-        facts = row.facts()
-        points = [
-            {
-                "name": p.name, "state": str(p.state),
-                "position": None if p.position is None else list(p.position),
-                "predicted": None if p.predicted is None else list(p.predicted),
-                "moved_mm": p.moved_mm, "score": p.score, "radius90": p.radius90,
-                "definition": self.definitions.get(p.name, ""),
-            }
-            for p in review.points
-        ]  # fmt: skip
-        return {
-            "case": id,
-            "frame": "LPS" if self.ndim == 3 else "image",
-            "unit": "mm",
-            "state": review.state,
-            "person": review.person,
-            "points": points,
-            "flags": facts["flags"],
-            "suspicion": facts["suspicion"],
-        }
+        return document_of(review, row, self.ndim, self.definitions)
 
     def markups(self, id: str) -> dict[str, Any]:
         """The case as a document of 3D Slicer, as ``<case>.mrk.json`` holds it."""
         with self._lock:
-            review, predicted = self._opened(id)
-            return files.markups(review, self._landmarks(review), self._base(review, predicted))
+            review, document = self._opened(id)
+            made: dict[str, Any] = json.loads(document.text(review))
+            return made
 
     def image(self, id: str) -> Image:
         """The image of a case. Raises InputError for an unknown case, or where the image cannot be read."""
@@ -201,7 +154,8 @@ class Review:
         person = check_person(person)
         with self._lock:
             review = self._current(id, etag)
-            return self._save(changed(review, points, person, self.ndim, self._box(id)))
+            box = image_box(self._row(id).case, review, self.ndim)
+            return self._save(changed(review, points, person, box))
 
     def done(self, id: str, person: str, confirm_all: bool = True, etag: str | None = None) -> CaseReview:
         """The case is finished: what a person decided is truth. ``confirm_all``: so is what is still the model's.
@@ -224,44 +178,93 @@ class Review:
 
     # ------------------------------------------------------------------ inside
 
-    def _check(self, cases: Sequence[Case], claim: Claim) -> None:
+    def _check(self, cases: Sequence[Case]) -> None:
         """Raises InputError where the files of the review would replace others."""
-        ids = [c.id for c in cases]
-        made = [self.out / files.CASES]
-        made += [f(self.out, i) for i in ids for f in (files.markups_file, files.review_file, files.truth_file)]
-        check_sources(made, sources_of(cases, [self.predictions]), "review")
-        self._others = files.other_rows(self.out, ids)
-        for file in made[1:]:
-            owner = file.name.removesuffix(".review.json").removesuffix(".mrk.json").removesuffix(".csv")
-            ours = files.review_file(self.out, owner).exists() or claim.unfinished(file)
-            if os.path.lexists(file) and not ours:
-                raise InputError(f"{file}: exists already and is of no review; choose another `out`")
+        made = {c.id: [f(self.out, c.id) for f in (files.markups_file, files.truth_file)] for c in cases}
+        reviews = [files.review_file(self.out, id) for id in made]
+        every = [self.out / files.CASES, *reviews, *(file for two in made.values() for file in two)]
+        check_sources(every, sources_of(cases, [self.predictions]), "review")
+        self._others = files.other_rows(self.out, made)
+        alone = [f for two, review in zip(made.values(), reviews, strict=True) if not review.exists() for f in two]
+        alone = [file for file in alone if os.path.lexists(file)]
+        if strange := next((file for file in alone if not self._claim.unfinished(file)), None):
+            raise InputError(f"{strange}: exists already and is of no review; choose another `out`")
+        for file in alone:  # of a process that was killed before its first action on the case was saved
+            file.unlink()
 
     def _read(self, cases: Sequence[Case]) -> None:
         bare = [replace(c, source=None, given=None) for c in cases]
-        made: dict[str, Predicted] = {}
         with self.report.bar("predictions", len(bare)) as bar:
             for i, case in enumerate(bare):
-                made[case.id] = read_predicted(case, self.predictions)
+                self._glances[case.id] = glance(case, self.predictions)
                 bar.update(i + 1, case.id)
-        flat = {p.ndim for p in made.values() if p.ndim is not None}
+        flat = {g.ndim for g in self._glances.values() if g.ndim is not None}
         if len(flat) != 1:
             some = bare[0].id if bare else "CASE"
             what = "are 2D and 3D" if flat else f"are of none of the cases, such as {some}.json"
             raise InputError(f"{self.predictions}: its predictions {what}")
         self.ndim = flat.pop()
-        self.names = tuple(dict.fromkeys(n for p in made.values() for n in p.names))
-        self.definitions = dict(d for p in made.values() for d in p.definitions)
+        self._learn_names(bare)
         for case in bare:
-            predicted = made[case.id]
+            seen = self._glances[case.id]
+            review = self._saved(case) if files.review_file(self.out, case.id).exists() else None
             missing = "" if case.path is None or case.path.exists() else f"{case.path}: no such file"
-            self._rows[case.id] = Row(case, predicted.flags, predicted.suspicion, "open", Tally(), False, missing)
-            file = files.review_file(self.out, case.id)
-            review = files.read_review(file) if file.exists() else begun(case, predicted, self.names, None)
-            self._note(review, file.exists())
-            if file.exists() and not is_of(review, predicted):
-                self._save(merged(review, predicted), predicted)
+            made = tally(review) if review else Tally(seen.count or len(self.names))
+            state = review.state if review else "open"
+            self._rows[case.id] = Row(case, seen.flags, seen.suspicion, state, made, review is not None, missing)
+            if review is not None:
+                self._restore(review)
+                if not is_of(review, seen):
+                    self._opened(case.id)
+                    self._save(merged(review, self._predicted(case.id)))
         self._write_manifest()
+
+    def _learn_names(self, cases: Sequence[Case]) -> None:
+        """The landmarks and their definitions: of one prediction of each model."""
+        found: dict[str, Predicted] = {}
+        for case in cases:
+            seen = self._glances[case.id]
+            if seen.file is not None and (isinstance(seen, Predicted) or seen.model not in found):
+                found[case.id if isinstance(seen, Predicted) else seen.model] = self._predicted(case.id, case)
+        self.names = tuple(dict.fromkeys(p.name for one in found.values() for p in one.points))
+        self.definitions = dict(d for one in found.values() for d in one.definitions)
+
+    def _saved(self, case: Case) -> CaseReview:
+        """The case's review in ``out``. Raises InputError where it cannot be one of this case."""
+        file = files.review_file(self.out, case.id)
+        review = files.read_review(file)
+        sizes = {len(at) for p in review.points for at in (p.position, p.predicted) if at is not None}
+        if review.case != case.id or sizes - {self.ndim}:
+            kind = f"of case {review.case!r}" if review.case != case.id else f"{sizes.pop()}D"
+            raise InputError(f"{file}: is {kind}, not of case {case.id!r} in {self.ndim}D; choose another `out`")
+        if review.image and case.path is not None and Path(review.image).name != case.path.name:
+            raise InputError(f"{file}: is a review of {review.image}, not of {case.path}; choose another `out`")
+        return review
+
+    def _predicted(self, id: str, case: Case | None = None) -> Predicted:
+        seen = self._glances[id]
+        return seen if isinstance(seen, Predicted) else read_predicted(case or self._rows[id].case, seen.file)
+
+    def _restore(self, review: CaseReview) -> None:
+        """Make anew what a process that was killed left ahead of ``<case>.review.json``, or behind; what somebody else
+        changed is kept under another name."""
+        written = files.review_file(self.out, review.case).stat().st_mtime_ns
+        file = files.markups_file(self.out, review.case)
+        if file.exists() and file.stat().st_mtime_ns <= written and not self._stale_truth(review, written):
+            return
+        if file.exists() and not self._claim.unfinished(file) and files.differs(file, self._landmarks(review)):
+            kept = files.set_aside(file)
+            self.report.say(
+                f"{file} held other points than the review, perhaps corrected elsewhere: it is kept as {kept.name}"
+            )
+        self._write_derived(review)
+        files.write_review(review, self.out)
+
+    def _stale_truth(self, review: CaseReview, written: int) -> bool:
+        file = files.truth_file(self.out, review.case)
+        if not review.finished or not tally(review).decided:
+            return False
+        return not file.exists() or file.stat().st_mtime_ns > written
 
     def _row(self, id: str) -> Row:
         try:
@@ -269,22 +272,22 @@ class Review:
         except KeyError:
             raise InputError(f"no case is called {str(id)[:60]!r}{nearest(str(id), list(self._rows))}") from None
 
-    def _opened(self, id: str) -> tuple[CaseReview, Predicted]:
-        """The case and its prediction, read where they are not in memory."""
+    def _opened(self, id: str) -> tuple[CaseReview, files.Markups]:
+        """The case and its markups document, read where they are not in memory."""
         row = self._row(id)
         if id not in self._open:
-            predicted = read_predicted(row.case, self.predictions)
-            file = files.review_file(self.out, id)
-            review = files.read_review(file) if row.saved else begun(row.case, predicted, self.names, now())
-            self._keep(review, predicted)
+            if row.saved:
+                review = files.read_review(files.review_file(self.out, id))
+            else:
+                predicted = self._predicted(id)
+                self.definitions = {**dict(predicted.definitions), **self.definitions}
+                review = begun(row.case, predicted, self.names, now())
+            self._open[id] = review, self._markups(review)
+            self._open[id][1].update(review)  # now, so that a change is quick
         self._open.move_to_end(id)
-        return self._open[id]
-
-    def _keep(self, review: CaseReview, predicted: Predicted) -> None:
-        self._open[review.case] = review, predicted
-        self._open.move_to_end(review.case)
         while len(self._open) > KEPT_OPEN:
             self._open.popitem(last=False)
+        return self._open[id]
 
     def _current(self, id: str, etag: str | None) -> CaseReview:
         review = self._opened(id)[0]
@@ -292,49 +295,36 @@ class Review:
             raise Conflict(review)
         return review
 
-    def _box(self, id: str) -> Array:
-        """(2, D) least and greatest world mm of the image's corners; where its header cannot be read, of the points."""
-        case = self._rows[id].case
-        try:
-            grid = case.grid(self.ndim)
-            corners = itertools.product(*((-0.5, n - 0.5) for n in grid.shape))
-            places = grid.to_world(np.array(list(corners)))
-        except InputError:
-            review = self._opened(id)[0]
-            known = [at for p in review.points for at in (p.position, p.predicted) if at is not None]
-            places = np.array(known) if known else np.zeros((1, self.ndim))
-        return np.stack([places.min(0), places.max(0)])
-
-    def _save(self, review: CaseReview, predicted: Predicted | None = None) -> CaseReview:
+    def _save(self, review: CaseReview) -> CaseReview:
         """Write a case. ``<case>.review.json`` is the truth of the review and comes behind what is made from it, so
         that a process that is killed loses this action alone: the next one makes the others anew."""
-        predicted = predicted or self._opened(review.case)[1]
-        truth = files.truth_of(review, self.ndim, self.definitions)
-        if review.finished and (truth.defined | truth.absent).any():
-            files.write_truth(review, truth, self.out)
-        document = files.markups(review, self._landmarks(review), self._base(review, predicted))
-        files.write_markups(document, review.case, self.out)
-        files.write_review(review, self.out)
         was = self._rows[review.case]
-        self._note(review, True)
-        self._keep(review, predicted)
-        if "done" in (was.state, review.state):
+        self._write_derived(review)
+        files.write_review(review, self.out)
+        self._open[review.case] = review, self._open[review.case][1]
+        self._rows[review.case] = replace(was, state=review.state, tally=tally(review), saved=True)
+        if "done" in (was.state, review.state) and (was.state, bool(was.tally.decided)) != (
+            review.state,
+            bool(self._rows[review.case].tally.decided),
+        ):
             self._write_manifest()
         return review
 
-    def _note(self, review: CaseReview, saved: bool) -> None:
-        row = self._rows[review.case]
-        self._rows[review.case] = replace(row, state=review.state, tally=tally(review), saved=saved)
+    def _write_derived(self, review: CaseReview) -> None:
+        truth = files.truth_of(review, self.ndim, self.definitions)
+        if review.finished and (truth.defined | truth.absent).any():
+            files.write_truth(review, truth, self.out)
+        files.write_markups(self._opened(review.case)[1].text(review), review.case, self.out)
 
     def _landmarks(self, review: CaseReview) -> Landmarks:
         return files.landmarks_of(review, self.ndim, self.definitions)
 
-    def _base(self, review: CaseReview, predicted: Predicted) -> tuple[Mapping[str, Any], int]:
-        """The markups document that the case's is made from: its own, else the prediction's."""
+    def _markups(self, review: CaseReview) -> files.Markups:
+        """The markups document of a case: goes on with its own, else with the prediction's."""
         there = [files.markups_file(self.out, review.case)]
-        if predicted.file is not None:
-            there.append(predicted.file.with_name(f"{landmark_stem(predicted.file)}.mrk.json"))
-        return files.base_document(there)
+        if (file := self._glances[review.case].file) is not None:
+            there.append(file.with_name(f"{landmark_stem(file)}.mrk.json"))
+        return files.Markups(files.base_document(there), self.ndim, self.definitions)
 
     def _write_manifest(self) -> None:
         rows = [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from anatomark.review.record import PLACED, CaseReview, Earlier
+from anatomark.review.record import PLACED, CaseReview, prediction_of
 
+Model = tuple[str, str]  # hash and name
+Apart = tuple[float, bool]  # mm, and whether that is beyond the model's radius
+SHOWN = 20  # landmarks in the printed table
 SAME_MM = 1e-6  # nearer than this a point was not moved
 
 
@@ -54,37 +57,54 @@ def summary(reviews: Iterable[CaseReview]) -> dict[str, Any]:
     ``outside_radius`` (beyond the model's 90 %); ``models``: the same over all landmarks; ``same_points``: the same
     over the points that all models placed, so that before and after a retraining can be held against each other.
     """
-    seen: dict[tuple[str, str], dict[tuple[str, str], tuple[float, bool]]] = {}
+    seen: dict[Model, dict[str, dict[str, Apart]]] = {}  # by model, landmark and case
     names: dict[str, None] = {}
     for review in reviews:
         names |= dict.fromkeys(p.name for p in review.points)
         placed = {p.name: p.position for p in review.points if p.state in PLACED and p.position is not None}
-        now = Earlier(
-            review.model,
-            review.model_name,
-            {p.name: p.predicted for p in review.points if p.predicted is not None},
-            {p.name: p.radius90 for p in review.points if p.radius90 is not None},
-        )
-        for model in (*review.earlier, now):
+        for model in (*review.earlier, prediction_of(review)):
             rows = seen.setdefault((model.model, model.model_name), {})
             for name in placed.keys() & model.points.keys():
                 mm = math.dist(placed[name], model.points[name])
-                rows[review.case, name] = mm, mm > model.radius90.get(name, math.inf)
+                rows.setdefault(name, {})[review.case] = mm, mm > model.radius90.get(name, math.inf)
     models = {model: rows for model, rows in seen.items() if rows}
-    shared = set.intersection(*(set(rows) for rows in models.values())) if models else set()
+    keys = [{(n, c) for n, cases in rows.items() for c in cases} for rows in models.values()]
+    shared = set.intersection(*keys) if keys else set()
     return {
-        "models": [_row(model, rows.values()) for model, rows in models.items()],
-        "same_points": [_row(model, [rows[key] for key in shared]) for model, rows in models.items()],
+        "models": [_row(m, (v for by in rows.values() for v in by.values())) for m, rows in models.items()],
+        "same_points": [_row(m, (rows[name][case] for name, case in shared)) for m, rows in models.items()],
         "landmarks": [
-            {"name": name, **_row(model, here)}
+            {"name": name, **_row(model, rows[name].values())}
             for name in names
             for model, rows in models.items()
-            if (here := [v for (_, n), v in rows.items() if n == name])
+            if name in rows
         ],
     }
 
 
-def _row(model: tuple[str, str], points: Iterable[tuple[float, bool]]) -> dict[str, Any]:
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """The summary as text: cases, each model on all and on the same points, the landmarks that people move farthest."""
+    out = [f"{facts['done']} cases done, {facts['open']} open, {facts['skipped']} skipped"]
+    if not facts["models"]:
+        return [*out, "no point was moved or confirmed yet"]
+    out.append("mm from a model's point to the person's:  points   moved    mean     max   outside r90")
+    out += [_line(row, row["model_name"] or row["model"] or "predictions") for row in facts["models"]]
+    if len(facts["models"]) > 1 and facts["same_points"][0]["decided"]:
+        out.append("on the points that all of them placed:")
+        out += [_line(row, row["model_name"] or row["model"] or "predictions") for row in facts["same_points"]]
+    last = facts["models"][-1]["model"]
+    rows = sorted((r for r in facts["landmarks"] if r["model"] == last), key=lambda r: -(r["mean_mm"] or 0.0))
+    out.append("landmarks, farthest first:")
+    out += [_line(row, row["name"]) for row in rows[:SHOWN]]
+    return out + ([f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else [])
+
+
+def _line(row: Mapping[str, Any], name: str) -> str:
+    mean, most = (f"{row[k]:7.2f}" if row[k] is not None else "      -" for k in ("mean_mm", "max_mm"))
+    return f"  {name[:38]:<38} {row['decided']:>8} {row['moved']:>7} {mean} {most} {row['outside_radius']:>8}"
+
+
+def _row(model: Model, points: Iterable[Apart]) -> dict[str, Any]:
     apart = list(points)
     mm = [d for d, _ in apart]
     return {

@@ -73,7 +73,8 @@ def _serve_page(app: FastAPI) -> None:
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs" if app.state.desk is None else "/page/")
 
-    app.mount("/page", StaticFiles(directory=PAGE, html=True, check_dir=False), name="page")
+    if PAGE.is_dir():  # it comes with the package
+        app.mount("/page", StaticFiles(directory=PAGE, html=True), name="page")
 
 
 def _answer_errors(app: FastAPI) -> None:

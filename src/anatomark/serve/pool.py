@@ -39,9 +39,8 @@ class Process:
     """One worker process, started when it is first asked, and anew where it ended."""
 
     def __init__(self, device: str | None):
-        self.device, self.process = device, None
-        self.late = False
-        self.process: subprocess.Popen[bytes] | None
+        self.device, self.late = device, False
+        self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to one request. Raises Failed where the process ended, or was ended after ``seconds``."""

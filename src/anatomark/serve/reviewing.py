@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from anatomark.errors import InputError, nearest
 from anatomark.review import CaseReview
@@ -26,8 +26,8 @@ class Placed(BaseModel):
     """One landmark as a person leaves it."""
 
     name: str
-    state: str = Field(description="predicted, moved, confirmed, absent or missing")
-    position: list[float] | None = Field(None, description="mm; 3D: LPS; 2D: x right, y down")
+    state: str  # predicted, moved, confirmed, absent or missing
+    position: list[float] | None = None  # mm; 3D: LPS; 2D: x right, y down
 
 
 class Change(BaseModel):
@@ -41,7 +41,7 @@ class Who(BaseModel):
     """Who says so."""
 
     person: str = ""
-    confirm_all: bool = Field(True, description="For done: points that are still predicted are right.")
+    confirm_all: bool = True  # for done: points that are still predicted are right
 
 
 class Training(BaseModel):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
+from anatomark.benchmark.work import terminable
 from anatomark.cases.find import landmark_files
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
@@ -86,13 +87,15 @@ def serve(
             timeout_graceful_shutdown=2, ws="none",
         )  # fmt: skip
         ready(url_of(service, listening.getsockname()[1]))
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt), terminable():  # the usual end
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Raises InputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small answers at once only where the protocol is named; without it each waits 40 ms
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name != "nt":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

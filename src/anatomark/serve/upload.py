@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi import UploadFile
+from starlette.formparsers import MultiPartParser
 
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import PICTURES, READ_ALSO, VOLUMES
 
+MultiPartParser.spool_max_size = 32 << 20  # bytes of an upload in memory; beyond, each piece is written by a thread
 ENDINGS = sorted({*VOLUMES, *PICTURES, *READ_ALSO, ".dcm"}, key=len, reverse=True)
 
 
@@ -46,4 +48,5 @@ def shown_name(files: Sequence[UploadFile]) -> str:
 
 def given_spacing(text: str | None) -> list[float] | None:
     """What ``spacing`` says, mm along x, y[, z]: ``0.1`` or ``0.1;0.1``. Raises InputError."""
-    return list(parse_spacing(text, "spacing")) if text else None
+    spacing = parse_spacing(text, "spacing") if text else None
+    return None if spacing is None else list(spacing)

@@ -18,9 +18,11 @@ import torch
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, is_users, reason_of
 from anatomark.io.atomic import read_json
+from anatomark.io.files import FREE, RATIO
 from anatomark.io.headers import in_one_file
 from anatomark.io.images import image_grid, read_image
 from anatomark.io.jsonfile import landmarks_to_dict
+from anatomark.io.reader_process import bytes_of
 from anatomark.io.slicer import write_mrk
 from anatomark.model.predict import AnyModel, load
 from anatomark.model.run_folder import Run
@@ -69,9 +71,10 @@ class Worker:
         model, path = self.model(request["model"]), Path(request["image"])
         with nullcontext() if request["own"] else in_one_file():
             how = {"spacing": request["spacing"], "form": request["form"], "apart": True}
-            voxels = int(np.prod(image_grid(path, **how).shape, dtype=np.float64))
-            if voxels > request["most_voxels"]:
-                raise TooLarge(f"{path}: has {voxels:,} voxels; at most {request['most_voxels']:,} are taken")
+            if max(FREE, RATIO * bytes_of(path)) > request["most_voxels"]:  # a smaller file cannot hold so many
+                voxels = int(np.prod(image_grid(path, **how).shape, dtype=np.float64))
+                if voxels > request["most_voxels"]:
+                    raise TooLarge(f"{path}: has {voxels:,} voxels; at most {request['most_voxels']:,} are taken")
             image = read_image(path, **how)
         start = time.perf_counter()
         prediction = model.predict(image)

@@ -14,6 +14,7 @@ from typing import Any
 
 from anatomark.cases.division import Division, combined_truth, read_division, spread
 from anatomark.cases.look.distrust import left_out_lines, without_certain_errors
+from anatomark.cases.manifests import Manifests
 from anatomark.core.image import Image
 from anatomark.io.claim import claimed, remove_empty
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
@@ -54,7 +55,7 @@ class Fitted:
 
 
 def fit(
-    cases: str | os.PathLike[str],
+    cases: Manifests,
     out: str | os.PathLike[str],
     config: RunConfig | str | os.PathLike[str] | None = None,
     *,
@@ -64,7 +65,8 @@ def fit(
     report: Reporter | None = None,
     **settings: Any,
 ) -> Fitted:
-    """Train a model on the training cases of the manifest ``cases`` and write the run folder ``out``.
+    """Train a model on the training cases of the manifest ``cases`` (of several they are merged, the later counts:
+    :func:`~anatomark.cases.manifests.read_manifests`) and write the run folder ``out``.
 
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
     ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's
@@ -79,7 +81,7 @@ def fit(
 
 
 def _fit(
-    cases: str | os.PathLike[str],
+    cases: Manifests,
     run: Path,
     asked: RunConfig,
     init: str | os.PathLike[str] | None,

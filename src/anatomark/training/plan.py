@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import fingerprint
-from anatomark.cases.manifest import read_manifest
+from anatomark.cases.manifests import Manifests, paths_of, read_manifests
 from anatomark.errors import InputError, check_range, listed
 from anatomark.io.atomic import read_json, write_json
 from anatomark.io.claim import Claim, claimed
@@ -61,7 +61,7 @@ class Planned:
 
 
 def plan(
-    manifest_path: str | os.PathLike[str],
+    manifest_path: Manifests,
     out: str | os.PathLike[str] | None = None,
     *,
     method: str = AUTO,
@@ -71,8 +71,8 @@ def plan(
     unit: str | None = None,
     report: Reporter | None = None,
 ) -> Planned:
-    """Fingerprint of the training cases, suspect annotations, and a config for ``fit``, each choice with its
-    reason.
+    """Fingerprint of the training cases of a manifest, or of several (:func:`read_manifests`), suspect annotations, and
+    a config for ``fit``, each choice with its reason.
 
     ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
     nothing. A config that is there is replaced where it is as an earlier plan wrote it. ``method``: by default the one
@@ -104,7 +104,7 @@ def _check_target(target: Path, claim: Claim) -> None:
 
 
 def _planned(
-    manifest_path: str | os.PathLike[str],
+    manifests: Manifests,
     target: Path | None,
     minutes: float | None,
     method: str,
@@ -113,10 +113,10 @@ def _planned(
     unit: str | None,
     report: Reporter | None,
 ) -> Planned:
-    where = str(manifest_path)
+    where = " + ".join(map(str, paths_of(manifests)))
     report = report or Reporter(quiet=True)
     report.say(f"reading {where}")
-    manifest = read_manifest(manifest_path, frame=frame, unit=unit)
+    manifest = read_manifests(manifests, frame=frame, unit=unit)
     seen = fingerprint(manifest, report)
     facts = {"schema": SCHEMA, "manifest": where, **seen}
     others: list[Row] = [
@@ -253,7 +253,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield ""
     if facts["files"]:
         yield "written: " + ", ".join(facts["files"])
-        yield f"next: anatomark fit {facts['manifest']} `config` {facts['files'][0]} `out` RUN"
+        yield f"next: anatomark fit {facts['manifest'].replace(' + ', ' ')} `config` {facts['files'][0]} `out` RUN"
     else:
         yield "`out` DIR writes config.yaml and plan_report.json"
 

@@ -49,7 +49,7 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
                 f"case {case.id!r}, row {case.row}: {case.landmarks.ndim}D landmarks; the first case's are {ndim}D"
             )
     if not any(case.landmarks.defined.any() for case in cases):
-        raise InputError(f"{manifest.path}: no training case has a defined landmark; there is nothing to learn from")
+        raise InputError(f"{manifest.name}: no training case has a defined landmark; there is nothing to learn from")
     with (report or Reporter(quiet=True)).bar("reading headers", len(everyone)) as bar:
         for number, case in enumerate(everyone):
             case.grid(ndim)

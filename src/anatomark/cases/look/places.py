@@ -91,6 +91,11 @@ def shared_images(cases: Sequence[Case]) -> list[Suspect]:
     return findings
 
 
+def same_image(a: Path, b: Path) -> bool:
+    """Whether two image files, or folders, hold the same bytes. Raises OSError."""
+    return _content(a) == _content(b) and _same(a, b)
+
+
 def _content(path: Path) -> tuple[object, ...]:
     """What files of the same content have in common; of a folder, all its files count. Headers whose data lie in
     another file are known by their place."""
