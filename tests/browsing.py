@@ -57,8 +57,9 @@ VOLUMES = {
 RADIOGRAPH = Grid.from_axes((2400, 1935), [[0.0, 0.1], [0.1, 0.0]], [12.5, -7.0])
 
 
-def made(grid: Grid) -> tuple[Image, Landmarks]:
-    """Dark noise with one bright voxel, and the landmarks: ``spot`` on it, two without a position."""
+def made(grid: Grid, more: int = 0) -> tuple[Image, Landmarks]:
+    """Dark noise with one bright voxel, and the landmarks: ``spot`` on it, two without a position; in 2D
+    ``more`` in the lower right corner."""
     rng = np.random.default_rng(3)
     array = rng.integers(0, 60, grid.shape, dtype=np.uint8)
     index = np.array(SPOT[grid.ndim])
@@ -69,13 +70,16 @@ def made(grid: Grid) -> tuple[Image, Landmarks]:
     steps = np.eye(grid.ndim) * np.array(grid.shape) * 0.2
     low = middle + steps[0 if grid.ndim == 3 else -1]
     places = [index, middle - steps[-1], middle - steps[-2], low]
-    points = np.full((6, grid.ndim), np.nan)
+    points = np.full((6 + more, grid.ndim), np.nan)
     points[:4] = grid.to_world(np.array(places, float))
-    status = [Status.DEFINED] * 4 + [Status.ABSENT, Status.UNANNOTATED]
+    if more:
+        points[6:] = grid.to_world(np.array(grid.shape) * rng.uniform(0.75, 1, (more, grid.ndim)))
+    status = [Status.DEFINED] * 4 + [Status.ABSENT, Status.UNANNOTATED] + [Status.DEFINED] * more
     landmarks = Landmarks(
-        NAMES, points, tuple(status), score=np.array([0.9, 0.8, 0.4, 0.7, 0.1, np.nan]),
-        radius90=np.array([2.0, 3, 4, 2, np.nan, np.nan]),
-        descriptions=("the bright voxel", "left of the middle", "", "", "", ""),
+        (*NAMES, *(f"more {k + 1}" for k in range(more))), points, tuple(status),
+        score=np.array([0.9, 0.8, 0.4, 0.7, 0.1, np.nan] + [0.5] * more),
+        radius90=np.array([2.0, 3, 4, 2, np.nan, np.nan] + [2.0] * more),
+        descriptions=("the bright voxel", "left of the middle", *[""] * (4 + more)),
     )  # fmt: skip
     return Image(array[None], grid), landmarks
 

@@ -44,11 +44,11 @@ def volumes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def radiographs(tmp_path_factory):
-    """A review of one 2D case, a radiograph of 1935 x 2400."""
+    """A review of one 2D case, a radiograph of 1935 x 2400 with 1,200 landmarks."""
     from browsing import RADIOGRAPH, made, served, write_case
 
     folder = tmp_path_factory.mktemp("radiographs")
-    write_case(folder, "ceph.mha", *made(RADIOGRAPH))
+    write_case(folder, "ceph.mha", *made(RADIOGRAPH, more=1194))
     with served(folder) as client:
         yield client
 

@@ -96,11 +96,11 @@ def test_a_drag_in_a_zoomed_radiograph(radiographer):
     assert per_pixel < 0.2  # of 0.36 that show the whole image
     person.drag("axial", "left", 31, -12)
     person.saved()
-    step = np.subtract(person.points("ceph")["left"]["position"], before["left"]["position"])
+    after = person.points("ceph")
+    step = np.subtract(after["left"]["position"], before["left"]["position"])
     assert np.abs(step / per_pixel - [31, -12]).max() < 0.5
     assert np.abs(person.marks()["axial", "left"] - [x + 31, y - 12]).max() < 0.5
-    others = [name for name in before if name != "left"]
-    assert [person.points("ceph")[name] for name in others] == [before[name] for name in others]
+    assert {name for name in before if before[name] != after[name]} == {"left"}
     person.page.keyboard.press("u")
     person.saved()
 
@@ -261,3 +261,41 @@ def test_the_queue_shows_reasons_and_filters(person):
     person.page.keyboard.press("Escape")
     person.page.keyboard.press("?")
     assert "double-click" in person.page.inner_text("#keys")
+
+
+def test_of_1200_landmarks_only_those_in_sight_are_listed(radiographer):
+    radiographer.open("ceph")
+    radiographer.page.keyboard.press("0")
+    radiographer.settle()
+    assert len(radiographer.marks()) > 1190
+    assert radiographer.page.locator("#points .row").count() < 40
+    radiographer.page.fill("#find-point", "more 1194")
+    radiographer.select("more 1194")
+    radiographer.page.fill("#find-point", "")
+    radiographer.page.keyboard.press("Escape")
+    radiographer.page.keyboard.press("n")  # round to the first
+    eventually(lambda: radiographer.page.inner_text("#card-name") == "spot", "the first")
+
+
+def test_retraining_shows_its_course_and_then_the_new_predictions(browser, volumes):
+    """The page's part, with a service that answers as one that trains."""
+    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    person = Person(context.new_page(), volumes)
+    review = volumes.get("/v1/review").json() | {"can_train": True}
+    job = {"id": "7", "lines": ["reading 3 cases"], "model": None, "error": "", "state": "running", "progress": 0.4}
+    job["figures"] = [{"step": 10, "error": 4.0}, {"step": 20, "error": 2.5}]
+    person.page.route("**/v1/review", lambda route: route.fulfill(json=review))
+    person.page.route("**/v1/train", lambda route: route.fulfill(json={"id": "7"}, status=202))
+    person.page.route("**/v1/jobs/7", lambda route: route.fulfill(json=job))
+    person.open(CASE)
+    person.page.click("#train")
+    person.page.click("#training-form button")
+    eventually(lambda: "4.00 → 2.50 mm" in person.page.inner_text("#training-figures"), "the errors")
+    assert person.page.inner_text("#train") == "Retraining 40 %"
+    assert person.page.locator("#training-curve path").count() == 1
+    review["model"] = job["model"] = "made-up-1"
+    job["state"], job["progress"] = "done", 1.0
+    eventually(lambda: person.page.text_content("#model") == "made-up-1", "the new model's name")
+    assert "made-up-1" in person.page.inner_text("#training-figures")
+    context.close()
+    assert not person.problems
