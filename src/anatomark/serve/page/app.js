@@ -167,8 +167,9 @@ function changed(indices) {
 
 function saving() {
   const waits = edit && !edit.saved;
-  $("saved").textContent = edit?.failure && waits ? `NOT saved: ${edit.failure}; trying again` : waits ? "saving …" : "saved";
-  $("saved").classList.toggle("bad", Boolean(edit?.failure && waits));
+  const trouble = waits && (edit.conflict ? "changed elsewhere" : edit.failure && `${edit.failure}; trying again`);
+  $("saved").textContent = trouble ? `NOT saved: ${trouble}` : waits ? "saving …" : "saved";
+  $("saved").classList.toggle("bad", Boolean(trouble));
   $("undo").disabled = !edit?.done.length;
   $("redo").disabled = !edit?.undone.length;
 }

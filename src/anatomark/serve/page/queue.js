@@ -83,7 +83,7 @@ export class Queue {
       cell.append(text);
     };
     figure(`${done}/${done + open + skipped}`, "cases done");
-    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `mean of ${moved} moved`);
+    figure(mean == null ? "–" : `${mean.toFixed(2)} mm`, `mean of ${moved}`);
     figure(outside ?? "–", "beyond r90");
   }
 
