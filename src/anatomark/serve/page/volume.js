@@ -2,7 +2,7 @@
 import { apply, invert, multiply } from "./geometry.js";
 
 const { Niivue, NVImage, SLICE_TYPE } = globalThis.niivue;
-const LONGEST = 96; // voxels
+const LONGEST = 64; // voxels
 const HEADER = 352;
 const SVG = "http://www.w3.org/2000/svg";
 
