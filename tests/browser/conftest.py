@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -15,17 +16,28 @@ def chromium_path() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+def lacking() -> str:
+    """Why no browser can be driven here; blank where one can."""
+    if find_spec("playwright") is None:
+        return "the browser tests need playwright: pip install playwright"
+    return "" if chromium_path() else "the browser tests need a Chromium: apt-get install chromium"
+
+
+def pytest_collection_modifyitems(items):
+    """One line says why all tests of the page are skipped."""
+    if reason := lacking():
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Chromium, started once."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("the browser tests need playwright: pip install playwright")
-    if (path := chromium_path()) is None:
-        pytest.skip("the browser tests need a Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=90_000, env={**os.environ})
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=ARGUMENTS, timeout=90_000)
         yield browser
         browser.close()
 
