@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const SIGNS = { ...FORMS, absent: "M-4-4L4 4M4-4L-4 4", missing: "M-5 0A5 5 0 0 1-3-4M3-4A5 5 0 0 1 5 0M3 4A5 5 0 0 1-3 4" };
 export const TEXTS = { predicted: "predicted", moved: "moved", confirmed: "confirmed", absent: "absent", missing: "missing" };
 const glyph = `<svg class="glyph" viewBox="-8 -8 16 16" aria-hidden="true"><path></path></svg>`;
-const ROW = `${glyph}<div class="text"><div class="name"></div><div class="more"><span class="tag"></span><span class="value"></span></div></div><div class="score"><i></i></div><span class="number"></span>`;
+const ROW = `${glyph}<div class="text"><div class="line"><span class="name"></span><span class="definition"></span></div><div class="more"><span class="tag"></span><span class="value"></span></div></div><div class="score"><i></i></div><span class="number"></span>`;
 
 export const decided = (point) => ["moved", "confirmed", "absent"].includes(point.state);
 
@@ -33,7 +33,10 @@ export class Points {
 
   arrange() {
     const wanted = $("find-point").value.trim().toLowerCase();
-    this.order = this.points.map((_, index) => index).filter((index) => this.points[index].name.toLowerCase().includes(wanted));
+    this.order = this.points.map((_, index) => index).filter((index) => {
+      const { name, definition } = this.points[index];
+      return `${name} ${definition ?? ""}`.toLowerCase().includes(wanted);
+    });
     const key = {
       score: (index) => this.points[index].score ?? -1,
       open: (index) => (decided(this.points[index]) ? 1 : 0),
@@ -69,6 +72,7 @@ export class Points {
     row.setAttribute("aria-selected", index === this.selected);
     row.querySelector("path").setAttribute("d", SIGNS[point.state]);
     row.querySelector(".name").textContent = point.name;
+    row.querySelector(".definition").textContent = point.definition === point.name ? "" : (point.definition ?? "");
     row.title = point.definition || point.name;
     const score = row.querySelector(".score");
     score.className = `score${point.score == null ? " none" : point.score < 0.5 ? " low" : ""}`;
