@@ -31,6 +31,7 @@ LEAST_MINUTES, MOST_MINUTES = 0.4, 4.0  # of one trial: in less nothing is learn
 CASES, HELD = 120, 12  # training and held-out cases of a trial, at most
 CLEARLY = 0.9  # of the favourite's error: another must stay below it
 ALIKE_DEG, ALIKE_SHIFT = 12.0, 0.15  # images lie alike: turns, and shifts in radii
+STEEPEST = 0.7  # of the error that a doubling of the time is believed to leave: a faster fall is the first learning
 FADES = 0.6  # by this the gain of each doubling of the time shrinks
 RESOLVED = 0.8  # of the placed mean shape's error: a method below it knows more than the mean shape
 TREE_STEPS = 400  # before which the tree's network, which knows no shape, is no better than a mean shape (spines)

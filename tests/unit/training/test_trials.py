@@ -124,14 +124,15 @@ def once(label: str, minutes: float, error: float, slow: int = 0, placed: float 
 
 
 def test_what_still_falls_is_foreseen_to_fall_further_by_less_each_time() -> None:
-    half, whole = once("a", 1, 4.0), once("a", 2, 2.0)
+    half, whole = once("a", 1, 2.5), once("a", 2, 2.0)
     assert whole.foreseen_mm(half, 2) == 2.0
-    assert whole.foreseen_mm(half, 4) == pytest.approx(2.0 * 0.5**0.6)
-    assert whole.foreseen_mm(half, 8) == pytest.approx(2.0 * 0.5 ** (0.6 + 0.36))
+    assert whole.foreseen_mm(half, 4) == pytest.approx(2.0 * 0.8**0.6)
+    assert whole.foreseen_mm(half, 8) == pytest.approx(2.0 * 0.8 ** (0.6 + 0.36))
+    assert whole.foreseen_mm(once("a", 1, 90.0), 4) == pytest.approx(2.0 * 0.7**0.6)  # it had only begun to learn
     assert whole.foreseen_mm(None, 8) == once("a", 2, 2.0).foreseen_mm(once("a", 1, 1.0), 8) == 2.0
-    steep, flat = [once("a", 1, 9.0), once("b", 1, 2.0)], [once("a", 2, 3.0), once("b", 2, 1.98)]
-    assert _best(flat, {t.candidate.label: t for t in steep}, 60).label == "a"
-    assert _best(flat, {}, 60).label == "b"
+    first, second = [once("a", 1, 4.0), once("b", 1, 2.52)], [once("a", 2, 3.0), once("b", 2, 2.5)]
+    assert _best(second, {t.candidate.label: t for t in first}, 60).label == "a"
+    assert _best(second, {}, 60).label == "b"
 
 
 @pytest.mark.parametrize(
