@@ -62,10 +62,8 @@ class Tried:
         it again, by less each time."""
         if shorter is None or not 0 < self.error_mm < shorter.error_mm < np.inf:
             return self.error_mm
-        doublings = max(0.0, np.log2(minutes / self.minutes))
-        return float(
-            self.error_mm * (self.error_mm / shorter.error_mm) ** (FADES * (1 - FADES**doublings) / (1 - FADES))
-        )
+        gains = FADES * (1 - FADES ** max(0.0, np.log2(minutes / self.minutes))) / (1 - FADES)
+        return float(self.error_mm * max(STEEPEST, self.error_mm / shorter.error_mm) ** gains)
 
 
 def candidates(task: Task, division: Division, favourite: Mapping[str, Any], free: bool) -> list[Candidate]:
