@@ -257,7 +257,7 @@ class Composed(nn.Module):
         if self.refine is not None and self.refines:
             landmarks = self.refine.locate(moved, landmarks)
         landmarks = landmarks if alignment is None else alignment.from_template(landmarks)
-        return Located(landmarks if self.settle is None else settled(landmarks, self.settle), alignment)
+        return Located(landmarks if self.settle is None else settled(landmarks, self.settle, image.grid), alignment)
 
     def before_stages(self, image: Image) -> dict[str, Landmarks]:
         """What the stages that ask for evidence start from, by the stage's name, in the image's world."""

@@ -1,27 +1,34 @@
-"""What a model answers where its own points are no better than the mean shape: something between the two, or the mean
-shape alone, placed by these points (shrinkage: James and Stein 1961). ``training/baselines.py`` says where."""
+"""What a model answers where its own points are no better than what costs nothing: something between them and the mean
+shape placed by them (shrinkage: James and Stein 1961), that shape alone, or the mean position in the image.
+``training/baselines.py`` says which."""
 
 from __future__ import annotations
 
 import numpy as np
 from pydantic import Field
 
-from anatomark.core.grid import Array
+from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import robust_pose
 from anatomark.methods.base import Coordinate, Stored
 
 
 class SettleFacts(Stored):
-    """``mean_shape`` (N, D) mm, and the ``weight`` of the method's own points against it, placed by them."""
+    """``mean_shape`` (N, D) mm, and the ``weight`` of the method's own points against it, placed by them; ``centred``:
+    it is the answer as it stands, from the image's centre."""
 
     mean_shape: list[list[Coordinate]]
     weight: float = Field(ge=0, lt=1)
+    centred: bool = False
 
 
-def settled(landmarks: Landmarks, facts: SettleFacts) -> Landmarks:
-    """Landmarks drawn towards the mean shape in their pose; what is not located stays so."""
-    return landmarks.with_points(drawn(landmarks.points, np.asarray(facts.mean_shape), facts.weight))
+def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
+    """Landmarks of an image on ``grid``, drawn towards the mean shape in their pose, or put at the mean position; what
+    is not located stays so."""
+    mean = np.asarray(facts.mean_shape)
+    if facts.centred:
+        return landmarks.with_points(mean + grid.centre + 0 * landmarks.points)
+    return landmarks.with_points(drawn(landmarks.points, mean, facts.weight))
 
 
 def drawn(points: Array, mean: Array, weight: float) -> Array:

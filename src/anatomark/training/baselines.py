@@ -35,9 +35,23 @@ class Judged:
         return best if self.method > self.placed or self.by_weight[best] < GAIN * self.method else 1.0
 
     @property
+    def lost(self) -> bool:
+        """Whether the mean position errs less than all that the method's points give, placed mean shape included."""
+        return self.position < GAIN * min(self.by_weight.values())
+
+    @property
     def proven(self) -> bool:
         """Whether what the model answers errs less than both that cost nothing."""
-        return self.by_weight[self.best_weight] < min(self.position, self.placed)
+        return not self.lost and self.by_weight[self.best_weight] < min(self.position, self.placed)
+
+    def facts(self, train: Sequence[Case]) -> SettleFacts | None:
+        """What the model answers from now on; None where the method's points are best."""
+        if self.lost:
+            return SettleFacts(mean_shape=mean_position(train).tolist(), weight=0.0, centred=True)
+        if self.best_weight == 1:
+            return None
+        mean, _ = mean_shape(np.stack([c.landmarks.points for c in train]))
+        return SettleFacts(mean_shape=mean.tolist(), weight=self.best_weight)
 
     def lines(self) -> list[str]:
         """What a log and a card say of it."""
@@ -46,7 +60,9 @@ class Judged:
             f"method's points {self.placed:.3f} mm"
         ]
         weight = self.best_weight
-        if weight < 1:
+        if self.lost:
+            out.append("the model answers the mean position in the image")
+        elif weight < 1:
             share = f"{1 - weight:.0%} of the way to the mean shape" if weight else "the mean shape"
             out.append(
                 f"the model answers {share}, placed by its points: held-out error {self.by_weight[weight]:.3f} mm"
@@ -64,9 +80,7 @@ def judged(train: Sequence[Case], held: Sequence[Case], residuals: Residuals) ->
     if not np.isfinite(shapes).all(2).any(0).all():
         return None
     mean, _ = mean_shape(shapes)
-    ndim = shapes.shape[2]
-    centres = np.stack([c.grid(ndim).centre for c in train])
-    position = np.nanmean(shapes - centres[:, None], 0)
+    ndim, position = shapes.shape[2], mean_position(train)
     names = train[0].landmarks.names
     errors: dict[str, list[Array]] = {}
     for id, prediction, truth in zip(residuals.cases, residuals.predictions, residuals.truths, strict=True):
@@ -80,11 +94,14 @@ def judged(train: Sequence[Case], held: Sequence[Case], residuals: Residuals) ->
     return Judged(by_weight[1.0], pooled["position"], by_weight[0.0], by_weight)
 
 
-def mean_of(cases: Sequence[Case]) -> list[list[float]]:
-    """(N, D) mm the mean shape of cases."""
-    return [list(map(float, p)) for p in mean_shape(np.stack([c.landmarks.points for c in cases]))[0]]
+def mean_position(cases: Sequence[Case]) -> Array:
+    """(N, D) mm from the centre of the image, mean over cases."""
+    ndim = cases[0].landmarks.ndim
+    return np.asarray(np.nanmean([c.landmarks.points - c.grid(ndim).centre for c in cases], axis=0))
 
 
-def settled_residuals(residuals: Residuals, facts: SettleFacts) -> Residuals:
-    """The same cases with predictions that are settled."""
-    return replace(residuals, predictions=tuple(settled(p, facts) for p in residuals.predictions))
+def settled_residuals(residuals: Residuals, facts: SettleFacts, cases: Sequence[Case]) -> Residuals:
+    """The same with predictions that are settled; ``cases``: those that it is of, and others."""
+    grids = {c.id: c.grid(c.landmarks.ndim) for c in cases}
+    pairs = zip(residuals.cases, residuals.predictions, strict=True)
+    return replace(residuals, predictions=tuple(settled(p, facts, grids[id]) for id, p in pairs))

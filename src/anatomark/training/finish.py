@@ -14,8 +14,7 @@ from anatomark.model.confidence.review import write_reference
 from anatomark.model.config import write_config
 from anatomark.model.residuals import Residuals
 from anatomark.model.run_folder import write_weights
-from anatomark.model.settle import SettleFacts
-from anatomark.training.baselines import Judged, judged, mean_of, settled_residuals
+from anatomark.training.baselines import Judged, judged, settled_residuals
 from anatomark.training.calibrate import learn_confidence
 from anatomark.training.card import card
 from anatomark.training.loop import FEWEST_STEPS
@@ -35,14 +34,13 @@ def finish(
     """
     run, composed = state.run, state.method
     independent = out_of_fold or (residuals if division.independent else None)
-    verdict = None
-    if independent is not None:
-        verdict = judged(division.train, [*division.train, *division.val], independent)
+    every = [*division.train, *division.val]
+    verdict = None if independent is None else judged(division.train, every, independent)
     lines = [] if verdict is None else verdict.lines()
-    if verdict is not None and verdict.best_weight < 1:
-        composed.settle = SettleFacts(mean_shape=mean_of(division.train), weight=verdict.best_weight)
+    composed.settle = facts = None if verdict is None else verdict.facts(division.train)
+    if facts is not None:
         residuals, out_of_fold, independent = (
-            None if r is None else settled_residuals(r, composed.settle) for r in (residuals, out_of_fold, independent)
+            None if r is None else settled_residuals(r, facts, every) for r in (residuals, out_of_fold, independent)
         )
     unproven = doubt(verdict, state)
     lines += [stalled(state.rows)] if stalled(state.rows) else []

@@ -12,17 +12,20 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.model.residuals import Residuals
 from anatomark.model.settle import SettleFacts, settled
-from anatomark.training.baselines import GAIN, Judged, judged, mean_of, settled_residuals
+from anatomark.training.baselines import GAIN, Judged, judged, settled_residuals
 from anatomark.training.finish import stalled
 
 NAMES = tuple("abcdefgh")
+
+
+GRID = Grid.centred((40, 40), np.eye(2)[:, ::-1] * 2, [3.0, 4.0])
 
 
 def study(count: int, noise: float, bend: float = 0.3) -> tuple[list[Case], Residuals]:
     """Cases of one shape, bent by ``bend`` mm, and predictions that err by ``noise`` mm in each coordinate."""
     rng = np.random.default_rng(5)
     mean = np.random.default_rng(1).normal(0, 10, (8, 2))
-    image = Image(np.zeros((1, 40, 40)), Grid.centred((40, 40), np.eye(2)[:, ::-1] * 2, [3.0, 4.0]))
+    image = Image(np.zeros((1, 40, 40)), GRID)
     cases, predictions = [], []
     for i in range(count):
         pose = Pose(random_rotation(rng, 2, 15), np.array([3.0, 4.0]) + rng.normal(0, 2, 2))
@@ -38,8 +41,9 @@ def test_a_method_worse_than_the_mean_shape_settles_on_it() -> None:
     verdict = judged(cases[:-6], cases, residuals)
     assert verdict is not None
     assert verdict.placed < 0.6 * verdict.method and verdict.best_weight <= 0.25
-    facts = SettleFacts(mean_shape=mean_of(cases[:-6]), weight=verdict.best_weight)
-    after = np.nanmean(settled_residuals(residuals, facts).errors)
+    facts = verdict.facts(cases[:-6])
+    assert facts is not None and facts.weight == verdict.best_weight and not facts.centred
+    after = np.nanmean(settled_residuals(residuals, facts, cases).errors)
     assert after == pytest.approx(verdict.by_weight[verdict.best_weight])
     assert after < 0.6 * verdict.method
     assert "the model answers" in verdict.lines()[1]
@@ -62,13 +66,24 @@ def test_what_is_answered_and_whether_it_is_worth_anything(
     assert (verdict.best_weight, verdict.proven) == (weight, proven)
 
 
+def test_a_method_that_finds_nothing_answers_the_mean_position() -> None:
+    cases, residuals = study(20, noise=60.0)
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None and verdict.lost and not verdict.proven
+    assert verdict.position < 0.9 * min(verdict.by_weight.values())
+    facts = verdict.facts(cases[:-6])
+    assert facts is not None and facts.centred
+    assert np.nanmean(settled_residuals(residuals, facts, cases).errors) == pytest.approx(verdict.position)
+    assert verdict.lines()[1] == "the model answers the mean position in the image"
+
+
 def test_a_good_method_stays_as_it_is() -> None:
     cases, residuals = study(20, noise=0.1)
     verdict = judged(cases[:-6], cases, residuals)
     assert verdict is not None and verdict.best_weight == 1.0
     assert verdict.method == pytest.approx(np.nanmean(residuals.errors))
     assert verdict.method < verdict.placed < verdict.position
-    assert len(verdict.lines()) == 1
+    assert len(verdict.lines()) == 1 and verdict.facts(cases[:-6]) is None
 
 
 def test_between_the_two_both_help() -> None:
@@ -99,7 +114,7 @@ def test_what_is_not_located_stays_so_and_an_outlier_does_not_place_the_shape() 
     points = mean + 5.0
     points[2] = np.nan
     points[3] += 300.0
-    found = settled(Landmarks(NAMES, points), SettleFacts(mean_shape=mean.tolist(), weight=0.0)).points
+    found = settled(Landmarks(NAMES, points), SettleFacts(mean_shape=mean.tolist(), weight=0.0), GRID).points
     assert np.isnan(found[2]).all()
     others = [0, 1, 4, 5, 6, 7]
     np.testing.assert_allclose(found[others], mean[others] + 5.0, atol=0.3)
