@@ -16,6 +16,7 @@ import pytest
 
 from anatomark.cases.case import Case
 from anatomark.cases.manifest import read_manifest
+from anatomark.cli.review import _show_summary
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -505,7 +506,7 @@ def test_a_name_that_could_not_be_read_again_is_refused_before_any_work(tmp_path
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_odd_names_are_read_again(tmp_path: Path) -> None:
+def test_odd_names_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = study(tmp_path, cases=1)[0]
     for name in ("a#b", "#a", 'a,"b', "a\nb", "=a", "e\u0301", "a%2F?", "~", ".a", "mean"):
         folder = tmp_path / str(abs(hash(name)))
@@ -517,6 +518,8 @@ def test_odd_names_are_read_again(tmp_path: Path) -> None:
                 review.done(name, "Ann")
         (case,) = read_manifest(folder / "out" / "cases.csv").cases
         assert case.id == name and case.landmarks.defined.sum() == 2
+        _show_summary(folder / "out", False)
+        assert capsys.readouterr().out.startswith("1 cases done")
 
 
 def test_what_is_corrected_elsewhere_while_it_is_open_is_kept(tmp_path: Path) -> None:
