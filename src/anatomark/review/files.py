@@ -251,7 +251,7 @@ def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:
 def manifest_rows(out: Path) -> dict[str, dict[str, str]]:
     """The rows of ``cases.csv`` by case. Raises InputError where a file of this name is no list of corrected cases."""
     file = out / CASES
-    if not os.path.lexists(file):
+    if not os.path.lexists(file) or read_text(file).strip() == ",".join(COLUMNS[:4]):  # nothing is finished
         return {}
     rows = read_sheet(file).rows
     for row, cells in rows:
@@ -275,8 +275,11 @@ def manifest_row(case: Case, out: Path, split: str = "") -> dict[str, str]:
 
 
 def write_manifest(rows: list[dict[str, str]], out: Path) -> None:
-    """``cases.csv``, in which columns that are blank throughout are left out; those that somebody added stay. Raises
-    InputError where the disk refuses."""
+    """``cases.csv``, in which columns that are blank throughout are left out; those that somebody added stay; without
+    rows there is no such file. Raises InputError where the disk refuses."""
+    if not rows:
+        (out / CASES).unlink(missing_ok=True)
+        return
     used = dict.fromkeys([*COLUMNS, *(column for row in rows for column in row)])
     columns = [c for c in used if c in COLUMNS[:4] or any(row.get(c) for row in rows)]
     write_csv(out / CASES, rows, columns)

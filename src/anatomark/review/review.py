@@ -341,5 +341,4 @@ class Review:
             for id, row in self._rows.items()
             if row.listed
         ]
-        if rows or others or (self.out / files.CASES).exists():
-            files.write_manifest([*others, *rows], self.out)
+        files.write_manifest([*others, *rows], self.out)

@@ -247,12 +247,8 @@ def test_a_review_is_gone_on_with(tmp_path: Path) -> None:
             "mean_moved_mm": pytest.approx(2 * 3**0.5),
         }  # fmt: skip
         assert review.reopen("s0", "Ann").finished is None
-        assert len(read_lines(tmp_path)) == 1  # no case is done
+        assert not (tmp_path / "out" / "cases.csv").exists()  # no case is done
         assert states(review)[0] == "moved"
-
-
-def read_lines(folder: Path) -> list[str]:
-    return (folder / "out" / "cases.csv").read_text().splitlines()
 
 
 def test_after_retraining_what_a_person_decided_stays(tmp_path: Path) -> None:
@@ -520,6 +516,20 @@ def test_odd_names_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert case.id == name and case.landmarks.defined.sum() == 2
         _show_summary(folder / "out", False)
         assert capsys.readouterr().out.startswith("1 cases done")
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_the_only_finished_case_can_be_opened_again(tmp_path: Path, header: bool) -> None:
+    cases, file = study(tmp_path), tmp_path / "out" / "cases.csv"
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+        review.reopen("s0", "Ann")
+        assert not file.exists()
+    if header:  # as an earlier version left it
+        file.write_text("case,image,landmarks,split\n")
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+    assert [c.id for c in read_manifest(file).cases] == ["s0"]
 
 
 def test_what_is_corrected_elsewhere_while_it_is_open_is_kept(tmp_path: Path) -> None:
