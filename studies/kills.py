@@ -5,8 +5,9 @@
 Each command runs twice undisturbed on small synthetic data (files that differ between the two, but for seconds and
 memory, are compared by their presence alone). Then it is begun, killed one to three times at random moments, and run to
 its end. Of `predict` and `evaluate` a file beside the output, and of `predict` a finished prediction that a user
-corrects between the kills, must be there untouched. Commands are the tests' method `tiny`; each runs in a forked
-process, those of `benchmark` in processes of their own.
+corrects between the kills, must be there untouched. `review` is a person's actions on every case, one after the other:
+those that had come to their end before a kill must be in its files. Commands are the tests' method `tiny`; each runs in
+a forked process, those of `benchmark` in processes of their own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ import yaml
 import common
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-TIMES = re.compile(r'"[a-z_]*(seconds|memory|peak|commit)[a-z_]*": [^,\n]*,?|\d+(\.\d+)? (s|min|GB)\b|\b\d+:\d\d\b')
-SHARE = {"predict": 25, "fit": 20, "evaluate": 15, "benchmark": 10, "simulate": 10}  # the others: 5
+TIMES = re.compile(
+    r'"\d{4}-\d\d-\d\dT[\d:.]+Z"|"[a-z_]*(seconds|memory|peak|commit)[a-z_]*": [^,\n]*,?|'
+    r"\d+(\.\d+)? (s|min|GB)\b|\b\d+:\d\d\b"
+)
+SHARE = {"predict": 25, "fit": 20, "evaluate": 15, "benchmark": 10, "simulate": 10, "review": 15}  # the others: 5
 COMMANDS = {
     "fit": "fit d/cases.csv --out out --method tiny --steps 80 --folds 2 --workers 0 --resume --json",
     "predict": "predict model d/cases.csv --out out --pictures",
@@ -41,6 +45,7 @@ COMMANDS = {
     "planes": "planes planes.yaml d/cases.csv --out out",
     "measure": "measure measures.yaml d/cases.csv --landmarks predictions --truth --out out/table.csv",
     "register": "register case0 d/cases.csv --out out",
+    "review": "review predictions d/cases.csv --out out",
 }
 
 
@@ -106,11 +111,41 @@ def begin(command: str) -> int:
         from anatomark.training import loop
 
         loop.SAVE_EVERY_S = 0.1
-        cli(command.split())
+        if command == COMMANDS["review"]:
+            correct(Path("d/cases.csv"), Path("predictions"), Path("out"), Path("journal"))
+            code = 0
+        else:
+            cli(command.split())
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
         os._exit(code)
+
+
+def correct(manifest: Path, predictions: Path, out: Path, journal: Path) -> None:
+    """What a person does at the page: every point of every case is moved, each in an action of its own, then the case
+    is done; ``journal`` gets a line behind each action."""
+    from anatomark.cases.find import find_images_as_cases
+    from anatomark.review import Review
+
+    with open(journal, "a", buffering=1) as lines, Review(out, find_images_as_cases([manifest]), predictions) as review:
+        for row in review.queue("name"):
+            for k, name in enumerate(review.names):
+                review.change(row["id"], [{"name": name, "state": "moved", "position": [9.0 + k] * 3}], "Ann")
+                lines.write(f"{row['id']} {name}\n")
+            review.done(row["id"], "Ann")
+            lines.write(f"{row['id']} done\n")
+
+
+def undone(out: Path, journal: Path) -> list[str]:
+    """Actions in the ``journal`` that the files of a review do not hold."""
+    lost = []
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        case, what = line.split()
+        facts = json.loads((out / f"{case}.review.json").read_text())
+        there = facts["finished"] if what == "done" else facts["points"][what]["state"] == "moved"
+        lost += [] if there else [line]
+    return lost
 
 
 def run(command: str) -> int:
@@ -133,6 +168,7 @@ def trial(name: str, kills: int, rng: np.random.Generator) -> dict[str, int]:
     inputs, counts = tree(Path("d")) | tree(Path("model")), Counter(kills=0, midway=0, refused=0, different=0, lost=0)
     while counts["kills"] < kills:
         shutil.rmtree(out, ignore_errors=True)
+        Path("journal").unlink(missing_ok=True)
         kept = {}
         if name in ("predict", "evaluate"):
             out.mkdir()
@@ -146,6 +182,7 @@ def trial(name: str, kills: int, rng: np.random.Generator) -> dict[str, int]:
             if not list(out.glob(".anatomark*.lock")) and set(tree(out)) >= set(trees[0]):  # it was faster
                 break
             counts["kills"] += 1
+            counts["lost"] += len(undone(out, Path("journal")))
             there = {f for f in tree(out) if not f.startswith((".anatomark", "notes"))}
             counts["midway"] += bool(there)
             done = sorted(f for f in there if f.endswith(".mrk.json") and f.replace(".mrk", "") in there)

@@ -140,6 +140,8 @@ class AnatomarkReviewWidget(ScriptedLoadableModuleWidget):
         positions, absent = {}, set()
         for index in range(self.node.GetNumberOfControlPoints()):
             name = self.node.GetNthControlPointLabel(index)
+            if name in positions or name in absent:
+                raise ServiceError(f"two points are called {name}: remove one")
             if self.node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
                 positions[name] = list(self.node.GetNthControlPointPosition(index))
             elif self.node.GetNthControlPointDescription(index) == ABSENT:

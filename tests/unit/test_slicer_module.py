@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,45 @@ def test_only_what_was_changed_is_saved() -> None:
 def test_the_address_that_review_prints_is_taken_as_it_is() -> None:
     client = Client(" http://127.0.0.1:8777/#token=abc ")
     assert (client.url, client.token) == ("http://127.0.0.1:8777", "abc")
+    assert Client("http://127.0.0.1:8777/#token=a%2Bb%23c").token == "a+b#c"
     with pytest.raises(ServiceError, match="does not answer"):
         Client("http://127.0.0.1:9").models()
+
+
+class Answering(Client):
+    """A client of a service that answers this to everything."""
+
+    def __init__(self, answer: Any):
+        super().__init__("http://127.0.0.1:8777")
+        self.answer = answer
+
+    def _ask(self, *request: Any, **more: Any) -> tuple[bytes, Any]:
+        return self.answer if isinstance(self.answer, bytes) else json.dumps(self.answer).encode(), {}
+
+
+def test_the_next_case_is_the_one_behind() -> None:
+    rows = [("a", "open", ""), ("b", "open", "damaged"), ("c", "done", ""), ("d", "open", ""), ("e", "open", "")]
+    client = Answering({"cases": [{"id": i, "state": s, "reason": r} for i, s, r in rows]})
+    assert [client.next_case(after) for after in ("", "a", "d", "e", "c", "b")] == ["a", "d", "e", "a", "a", "d"]
+    assert Answering({"cases": [{"id": "a", "state": "open", "reason": ""}]}).next_case("a") is None
+    with pytest.raises(ServiceError, match="b cannot be shown: damaged"):
+        Answering({"id": "b", "reason": "damaged"}).case("b")
+
+
+def test_a_point_of_another_name_is_not_lost_in_silence() -> None:
+    with pytest.raises(ServiceError, match="F-1 is no landmark of this case"):
+        case("LPS", ("a", "missing", None)).changes({"F-1": [1.0, 2.0, 3.0]}, set())
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8777", "file:///etc", "http://[::1", "http://127.0.0.1:port"])
+def test_what_is_no_address_is_said(url: str) -> None:
+    with pytest.raises(ServiceError, match=r"is no address|does not answer"):
+        Client(url).models()
+
+
+def test_another_service_is_said() -> None:
+    with pytest.raises(ServiceError, match="no service of anatomark"):
+        Answering(b"<html>").models()
 
 
 def test_it_needs_the_standard_library_alone() -> None:

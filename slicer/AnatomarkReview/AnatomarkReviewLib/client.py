@@ -3,13 +3,14 @@ are RAS mm, as Slicer's points and volumes are."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 SAME_MM = 1e-4  # nearer than this a point was not moved
 TIMEOUT_S = 900.0
@@ -30,8 +31,14 @@ class Client:
     def __init__(self, url: str, token: str = ""):
         address, _, fragment = url.strip().partition("#")  # as the page's address is printed
         self.url = address.rstrip("/")
-        self.token = token or fragment.partition("token=")[2]
-        proxies = {} if urlsplit(self.url).hostname in LOOPBACK else None
+        self.token = token or unquote(fragment.partition("token=")[2])
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise ServiceError(f"{self.url} is no address: {error}") from None
+        if parts.scheme not in ("http", "https"):
+            raise ServiceError(f"{self.url or 'nothing'} is no address of a service, such as http://127.0.0.1:8777")
+        proxies = {} if parts.hostname in LOOPBACK else None
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler(proxies)).open
 
     def models(self) -> list[dict[str, Any]]:
@@ -40,13 +47,18 @@ class Client:
         return found
 
     def next_case(self, after: str = "") -> str | None:
-        """The most suspicious open case other than ``after``; None where there is none."""
-        rows = self._json("GET", "/v1/cases?state=open")["cases"]
+        """The most suspicious open case, or the one that comes behind the case ``after``, round and round; None where
+        there is no other. Cases whose image cannot be shown are left out."""
+        rows = self._json("GET", "/v1/cases?order=suspicion")["cases"]
+        at = next((i + 1 for i, row in enumerate(rows) if row["id"] == after and row["state"] == "open"), 0)
+        rows = [row for row in rows[at:] + rows[:at] if row["state"] == "open" and not row["reason"]]
         return next((row["id"] for row in rows if row["id"] != after), None)
 
     def case(self, id: str) -> Case:
         """A case's points, as they stand."""
         facts = self._json("GET", f"/v1/cases/{quote(id, safe='')}")
+        if facts["reason"]:
+            raise ServiceError(f"{id} cannot be shown: {facts['reason']}")
         return self._case(facts, *self._ask("GET", f"/v1/cases/{quote(id, safe='')}/landmarks"))
 
     def image(self, id: str, folder: str) -> str:
@@ -67,7 +79,7 @@ class Client:
         """The case is finished, what is still predicted in it is right; the next open case."""
         path = f"/v1/cases/{quote(case.id, safe='')}/done"
         data, _ = self._ask("POST", path, {"person": person}, {"If-Match": case.etag})
-        found: str | None = json.loads(data)["next"]
+        found: str | None = self._read(data)["next"]
         return found
 
     def predict(self, model: str, file: str, spacing: str = "") -> bytes:
@@ -83,12 +95,17 @@ class Client:
         }
         return self._ask("POST", f"/v1/models/{quote(model, safe='')}/predict", body, headers)[0]
 
-    @staticmethod
-    def _case(facts: dict[str, Any], data: bytes, headers: Any) -> Case:
-        return Case(facts, json.loads(data), headers["ETag"])
+    def _case(self, facts: dict[str, Any], data: bytes, headers: Any) -> Case:
+        return Case(facts, self._read(data), headers["ETag"])
 
     def _json(self, method: str, path: str) -> Any:
-        return json.loads(self._ask(method, path)[0])
+        return self._read(self._ask(method, path)[0])
+
+    def _read(self, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise ServiceError(f"{self.url} answers, but it is no service of anatomark") from None
 
     def _ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -106,7 +123,7 @@ class Client:
                 return answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             raise ServiceError(_reason(error), error.code) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServiceError(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from None
 
 
@@ -124,7 +141,11 @@ class Case:
 
     def changes(self, positions: dict[str, Any], absent: set[str]) -> list[dict[str, Any]]:
         """What is to be saved where the points now stand at ``positions`` (RAS mm, None for those without one), and
-        these are ``absent``: points that were moved, placed, removed or marked since."""
+        these are ``absent``: points that were moved, placed, removed or marked since. Raises ServiceError for a point
+        of another name than the case's landmarks."""
+        names = [point["name"] for point in self.points]
+        if strange := sorted({*positions, *absent}.difference(names)):
+            raise ServiceError(f"{strange[0]} is no landmark of this case: rename that point, or remove it")
         changed = []
         for point in self.points:
             name, before = point["name"], point["position"]

@@ -54,11 +54,12 @@ def review(
     if not images:
         raise InputError("give images, or their manifest; before them the folder that predict wrote, or a `model`")
     needs_extra()
-    from anatomark.serve.start import Service, predicted_first
+    from anatomark.serve.start import Service, bound, predicted_first
     from anatomark.serve.start import serve as run
 
     service = Service(host, port, token, allow_host or (), workers, device=device)
     service.check()
+    bound(host, port).close()  # a port that is taken is said before any work
     facts = {"spacing": in_mm(spacing), "form": form, "train_with": train_with, "device": device}
     setting, given = make_setting(images, out, model, person=person or user_name(), **facts)
     report = reporter(False)
@@ -76,11 +77,12 @@ def review(
 
 def _show_summary(out: Path, as_json: bool) -> None:
     """What the review files in a folder say of the cases that somebody has begun; it may be open in a service too."""
+    from anatomark.io.claim import is_passing
     from anatomark.review.files import read_review
     from anatomark.review.summary import lines
     from anatomark.review.summary import summary as summed
 
-    reviews = [read_review(file) for file in sorted(out.glob("[!.]*.review.json"))]
+    reviews = [read_review(file) for file in sorted(out.glob("*.review.json")) if not is_passing(file.name)]
     if not reviews:
         raise InputError(f"{out}: holds no corrections (CASE.review.json); give the folder of a review")
     states = [review.state for review in reviews]

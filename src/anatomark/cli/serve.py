@@ -49,13 +49,14 @@ def serve(
 ) -> None:
     """Answer programs over HTTP: predictions, and with --cases the review page."""
     needs_extra()
-    from anatomark.serve.start import Service, predicted_first
+    from anatomark.serve.start import Service, bound, predicted_first
     from anatomark.serve.start import serve as run
 
     service = Service(
         host, port, token, allow_host or (), workers, queue, timeout, max_mb, monailabel, device
     )  # fmt: skip
     service.check()
+    bound(host, port).close()  # a port that is taken is said before any work
     if bool(cases) != bool(out):
         raise InputError("`cases` and `out` belong together: the cases to review, and the folder of the corrections")
     setting = None

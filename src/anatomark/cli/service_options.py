@@ -37,8 +37,14 @@ def needs_extra() -> None:
 
 def make_setting(paths: Sequence[Path], out: Path, model: str | None, **facts: Any) -> tuple[Setting, bool]:
     """What a review is opened with, and whether its predictions were given. Raises InputError."""
+    from anatomark.io.sheets import read_sheet
+    from anatomark.review.decide import check_person
     from anatomark.serve.desk import Setting
     from anatomark.serve.start import divided
+
+    check_person(facts.get("person", ""))
+    for manifest in facts.get("train_with") or ():
+        read_sheet(manifest)  # what is wrong in it is said when it is trained on
 
     predictions, images = divided(paths, out, model)
     setting = Setting(out, images, predictions, model, **{k: v for k, v in facts.items() if v is not None})
@@ -50,7 +56,8 @@ def user_name() -> str:
     import getpass
 
     try:
-        return getpass.getuser()
+        name = getpass.getuser()
+        return name if name.isprintable() else ""
     except (KeyError, OSError, ImportError):
         return ""
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from anatomark.cases.case import Case
+from anatomark.cases.look.places import same_image
 from anatomark.cases.observers import CORRECTED
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, read_text, write_text
+from anatomark.io.claim import Claim
 from anatomark.io.confidence import plain
+from anatomark.io.landmarks import load_landmarks
 from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
@@ -27,10 +30,27 @@ from anatomark.io.tables import write_table
 from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
 CASES, TRUTH = "cases.csv", "truth"
+LONGEST_NAME = 255  # bytes of a file's name, on most systems
 SAME_MM = 1e-6
 HERE = "@the points of anatomark@"  # stands for them in the document around
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form")
 STATUS = {State.ABSENT: Status.ABSENT, State.MISSING: Status.UNANNOTATED}  # the others are defined
+
+
+def check_name(case: Case) -> None:
+    """Raises InputError for a case whose name a manifest would not give back, or that no file can have: what is decided
+    on it could not be read again."""
+    name = case.id
+    plain_name = name == name.strip() and not set(name) & set("/\\\r") and name not in ("", ".", "..")
+    try:
+        long = len(review_file(Path(), name).name.encode()) > LONGEST_NAME
+    except UnicodeEncodeError:
+        plain_name = long = False
+    if not plain_name or long:
+        what = "is too long" if long else "begins or ends with a blank, or holds a slash or what is no text"
+        raise InputError(
+            f"{case.path}: the case's name {ascii(name)[:60]} {what}; rename the image, or name the case in a manifest"
+        )
 
 
 def review_file(out: Path, case: str) -> Path:
@@ -55,6 +75,21 @@ def read_review(file: Path) -> CaseReview:
     except ValueError:
         document = read_json(file)  # which has the words for it
     return parse(document, str(file))
+
+
+def saved_review(case: Case, out: Path, ndim: int) -> CaseReview | None:
+    """The case's review in ``out``, if there is one. Raises InputError where it cannot be one of this case."""
+    file = review_file(out, case.id)
+    if not file.exists():
+        return None
+    review = read_review(file)
+    sizes = {len(at) for p in review.points for at in (p.position, p.predicted) if at is not None}
+    if review.case != case.id or sizes - {ndim}:
+        kind = f"of case {review.case!r}" if review.case != case.id else f"{sizes.pop()}D"
+        raise InputError(f"{file}: is {kind}, not of case {case.id!r} in {ndim}D; choose another `out`")
+    if review.image and case.path is not None and is_another_image(Path(review.image), case.path):
+        raise InputError(f"{file}: is a review of {review.image}, not of {case.path}; choose another `out`")
+    return review
 
 
 def write_review(review: CaseReview, out: Path) -> None:
@@ -154,23 +189,57 @@ def write_markups(text: str, case: str, out: Path) -> None:
     write_text(markups_file(out, case), text)
 
 
-def differs(file: Path, landmarks: Landmarks) -> bool:
-    """Whether a markups file holds other points than these, or cannot be read."""
+def changed_elsewhere(file: Path, case: str, landmarks: Landmarks) -> bool:
+    """Whether a file that is made from a review holds other points than these, or cannot be read."""
     try:
-        there = read_mrk(file).select(landmarks.names)
+        there = read_mrk(file) if file.name.endswith(".mrk.json") else load_landmarks(file, case=case)
+        there = there.select(landmarks.names)
     except InputError:
         return True
     points = there.points[:, : landmarks.ndim]
     return there.status != landmarks.status or not np.allclose(points, landmarks.points, 0, SAME_MM, equal_nan=True)
 
 
+def keep_others(
+    case: str, out: Path, landmarks: Landmarks, truth: Landmarks, claim: Claim
+) -> Iterator[tuple[Path, Path]]:
+    """Give the files that are made from a review, which somebody else has changed since, another name: from and to.
+    ``landmarks`` and ``truth``: what they should hold."""
+    written = review_file(out, case)
+    since = written.stat().st_mtime_ns if written.exists() else -1
+    for file, made in ((markups_file(out, case), landmarks), (truth_file(out, case), truth)):
+        if not file.exists() or file.stat().st_mtime_ns <= since or claim.unfinished(file):
+            continue
+        if changed_elsewhere(file, case, made):
+            yield file, set_aside(file)
+
+
+def is_stale(review: CaseReview, out: Path) -> bool:
+    """Whether the truth of a finished case lacks its file, or the file was changed since."""
+    file = truth_file(out, review.case)
+    if not review.finished or not any(p.decided for p in review.points):
+        return False
+    return not file.exists() or file.stat().st_mtime_ns > review_file(out, review.case).stat().st_mtime_ns
+
+
 def set_aside(file: Path) -> Path:
     """Give a file another name, ``a.earlier.mrk.json``, which is returned."""
-    stem, ending = file.name.removesuffix(".mrk.json"), ".mrk.json"
+    ending = ".mrk.json" if file.name.endswith(".mrk.json") else file.suffix
+    stem = file.name.removesuffix(ending)
     names = (file.with_name(f"{stem}.earlier{'' if n == 1 else n}{ending}") for n in itertools.count(1))
     kept = next(name for name in names if not os.path.lexists(name))
     file.rename(kept)
     return kept
+
+
+def is_another_image(before: Path, now: Path) -> bool:
+    """Whether a case's image is another one than it was: by its name, and, where both are there, by its content."""
+    if before.name != now.name:
+        return True
+    try:
+        return before.exists() and not os.path.samefile(before, now) and not same_image(before, now)
+    except OSError:  # one cannot be read, which is said where it is
+        return False
 
 
 def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:
@@ -182,7 +251,7 @@ def write_truth(review: CaseReview, landmarks: Landmarks, out: Path) -> None:
 def manifest_rows(out: Path) -> dict[str, dict[str, str]]:
     """The rows of ``cases.csv`` by case. Raises InputError where a file of this name is no list of corrected cases."""
     file = out / CASES
-    if not os.path.lexists(file):
+    if not os.path.lexists(file) or read_text(file).strip() == ",".join(COLUMNS[:4]):  # nothing is finished
         return {}
     rows = read_sheet(file).rows
     for row, cells in rows:
@@ -206,9 +275,13 @@ def manifest_row(case: Case, out: Path, split: str = "") -> dict[str, str]:
 
 
 def write_manifest(rows: list[dict[str, str]], out: Path) -> None:
-    """``cases.csv``, in which columns that are blank throughout are left out. Raises InputError where the disk
-    refuses."""
-    columns = [c for c in COLUMNS if c in COLUMNS[:4] or any(row.get(c) for row in rows)]
+    """``cases.csv``, in which columns that are blank throughout are left out; those that somebody added stay; without
+    rows there is no such file. Raises InputError where the disk refuses."""
+    if not rows:
+        (out / CASES).unlink(missing_ok=True)
+        return
+    used = dict.fromkeys([*COLUMNS, *(column for row in rows for column in row)])
+    columns = [c for c in used if c in COLUMNS[:4] or any(row.get(c) for row in rows)]
     write_csv(out / CASES, rows, columns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,8 @@ def _known(values: Array | None, count: int) -> list[float | None]:
 def begun(case: Case, predicted: Predicted, names: Sequence[str], opened: str | None) -> CaseReview:
     """The review of a case that nobody has touched; ``names``: those of all cases, for one without a prediction."""
     points = predicted.points or tuple(Point(name, State.MISSING) for name in names)
-    return CaseReview(case.id, str(case.path), points, predicted.model, predicted.model_name, opened=opened)
+    image = "" if case.path is None else os.path.abspath(case.path)
+    return CaseReview(case.id, image, points, predicted.model, predicted.model_name, opened=opened)
 
 
 def is_of(review: CaseReview, glanced: Glance) -> bool:

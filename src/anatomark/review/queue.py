@@ -41,6 +41,11 @@ class Row:
         }
 
     @property
+    def listed(self) -> bool:
+        """Whether it stands in ``cases.csv``: finished, with a point that somebody decided on."""
+        return self.state == "done" and self.tally.decided > 0
+
+    @property
     def order(self) -> tuple[bool, float]:
         """Flagged cases first, then by how unusual they are; what no measure is known of, last."""
         return not self.flags, math.inf if self.suspicion is None else -self.suspicion

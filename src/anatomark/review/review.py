@@ -125,15 +125,18 @@ class Review:
     def image(self, id: str) -> Image:
         """The image of a case. Raises InputError for an unknown case, or where the image cannot be read."""
         case = self._row(id).case
-        reason = ""
         try:
-            return self._image(case)
+            image = self._image(case)
         except InputError as error:
-            reason = str(error)
+            self.note_image(id, str(error))
             raise
-        finally:
-            with self._lock:
-                self._rows[id] = replace(self._rows[id], reason=reason)
+        self.note_image(id)
+        return image
+
+    def note_image(self, id: str, reason: str = "") -> None:
+        """Note for the queue that a case's image can be shown, or why it cannot."""
+        with self._lock:
+            self._rows[id] = replace(self._row(id), reason=reason)
 
     def _image(self, case: Case) -> Image:
         image = of_dimension(case.image(), self.ndim)
@@ -185,13 +188,13 @@ class Review:
 
     def _check(self, cases: Sequence[Case]) -> None:
         """Raises InputError where the files of the review would replace others."""
+        for case in cases:
+            files.check_name(case)
         made = {c.id: [f(self.out, c.id) for f in (files.markups_file, files.truth_file)] for c in cases}
         reviews = [files.review_file(self.out, id) for id in made]
         every = [self.out / files.CASES, *reviews, *(file for two in made.values() for file in two)]
         check_sources(every, sources_of(cases, [self.predictions]), "review")
-        rows = files.manifest_rows(self.out)
-        self._others = [row for case, row in rows.items() if case not in made]
-        self._splits = {case: row.get("split", "") for case, row in rows.items()}
+        self._listed = files.manifest_rows(self.out)
         alone = [f for two, review in zip(made.values(), reviews, strict=True) if not review.exists() for f in two]
         alone = [file for file in alone if os.path.lexists(file)]
         if strange := next((file for file in alone if not self._claim.unfinished(file)), None):
@@ -219,7 +222,7 @@ class Review:
     def _take_up(self, case: Case) -> None:
         """Go on with what ``out`` holds of a case, or begin with its prediction."""
         seen = self._glances[case.id]
-        review = self._saved(case) if files.review_file(self.out, case.id).exists() else None
+        review = files.saved_review(case, self.out, self.ndim)
         missing = "" if case.path is None or case.path.exists() else f"{case.path}: no such file"
         made = tally(review) if review else Tally(seen.count or len(self.names))
         state = review.state if review else "open"
@@ -241,18 +244,6 @@ class Review:
         self.names = tuple(dict.fromkeys(p.name for one in found.values() for p in one.points))
         self.definitions = dict(d for one in found.values() for d in one.definitions)
 
-    def _saved(self, case: Case) -> CaseReview:
-        """The case's review in ``out``. Raises InputError where it cannot be one of this case."""
-        file = files.review_file(self.out, case.id)
-        review = files.read_review(file)
-        sizes = {len(at) for p in review.points for at in (p.position, p.predicted) if at is not None}
-        if review.case != case.id or sizes - {self.ndim}:
-            kind = f"of case {review.case!r}" if review.case != case.id else f"{sizes.pop()}D"
-            raise InputError(f"{file}: is {kind}, not of case {case.id!r} in {self.ndim}D; choose another `out`")
-        if review.image and case.path is not None and Path(review.image).name != case.path.name:
-            raise InputError(f"{file}: is a review of {review.image}, not of {case.path}; choose another `out`")
-        return review
-
     def _predicted(self, id: str, case: Case | None = None) -> Predicted:
         seen = self._glances[id]
         return seen if isinstance(seen, Predicted) else read_predicted(case or self._rows[id].case, seen.file)
@@ -262,21 +253,18 @@ class Review:
         changed is kept under another name."""
         written = files.review_file(self.out, review.case).stat().st_mtime_ns
         file = files.markups_file(self.out, review.case)
-        if file.exists() and file.stat().st_mtime_ns <= written and not self._stale_truth(review, written):
+        if file.exists() and file.stat().st_mtime_ns <= written and not files.is_stale(review, self.out):
             return
-        if file.exists() and not self._claim.unfinished(file) and files.differs(file, self._landmarks(review)):
-            kept = files.set_aside(file)
-            self.report.say(
-                f"{file} held other points than the review, perhaps corrected elsewhere: it is kept as {kept.name}"
-            )
+        self._keep_others(review)
         self._write_derived(review)
         files.write_review(review, self.out)
 
-    def _stale_truth(self, review: CaseReview, written: int) -> bool:
-        file = files.truth_file(self.out, review.case)
-        if not review.finished or not tally(review).decided:
-            return False
-        return not file.exists() or file.stat().st_mtime_ns > written
+    def _keep_others(self, review: CaseReview) -> None:
+        truth = files.truth_of(review, self.ndim, self.definitions)
+        for file, kept in files.keep_others(review.case, self.out, self._landmarks(review), truth, self._claim):
+            self.report.say(
+                f"{file} held other points than the review, perhaps corrected elsewhere: it is kept as {kept.name}"
+            )
 
     def _row(self, id: str) -> Row:
         try:
@@ -310,15 +298,17 @@ class Review:
     def _save(self, review: CaseReview) -> CaseReview:
         """Write a case. ``<case>.review.json`` is the truth of the review and comes behind what is made from it, so
         that a process that is killed loses this action alone: the next one makes the others anew."""
-        was = self._rows[review.case]
+        id, was = review.case, self._rows[review.case]
+        now = replace(was, state=review.state, tally=tally(review), saved=True)
+        relist = was.listed != now.listed
+        if relist:
+            self._read_manifest()  # first: where somebody has made something else of it, nothing is written
+        self._keep_others(self._opened(id)[0])
         self._write_derived(review)
         files.write_review(review, self.out)
-        self._open[review.case] = review, self._open[review.case][1]
-        self._rows[review.case] = replace(was, state=review.state, tally=tally(review), saved=True)
-        if "done" in (was.state, review.state) and (was.state, bool(was.tally.decided)) != (
-            review.state,
-            bool(self._rows[review.case].tally.decided),
-        ):
+        self._open[id] = review, self._open[id][1]
+        self._rows[id] = now
+        if relist:
             self._write_manifest()
         return review
 
@@ -338,11 +328,17 @@ class Review:
             there.append(file.with_name(f"{landmark_stem(file)}.mrk.json"))
         return files.Markups(files.base_document(there), self.ndim, self.definitions)
 
+    def _read_manifest(self) -> dict[str, dict[str, str]]:
+        """The rows of ``cases.csv`` as they are now; what somebody wrote into them counts from here on."""
+        there = files.manifest_rows(self.out)
+        self._listed |= there
+        return there
+
     def _write_manifest(self) -> None:
+        others = [row for id, row in self._read_manifest().items() if id not in self._rows]
         rows = [
-            files.manifest_row(row.case, self.out, self._splits.get(id, ""))
+            {**(listed := self._listed.get(id, {})), **files.manifest_row(row.case, self.out, listed.get("split", ""))}
             for id, row in self._rows.items()
-            if row.state == "done" and row.tally.decided
+            if row.listed
         ]
-        if rows or self._others or (self.out / files.CASES).exists():
-            files.write_manifest([*self._others, *rows], self.out)
+        files.write_manifest([*others, *rows], self.out)

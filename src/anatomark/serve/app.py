@@ -82,7 +82,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(InputError)
     async def input_error(_: Request, error: InputError) -> Response:
-        return _error(400, str(error))
+        refused = isinstance(error.__cause__, OSError)  # our disk, when it was to be written: worth another try
+        return _error(507 if refused else 400, str(error))
 
     @app.exception_handler(Unknown)
     async def unknown(_: Request, error: Unknown) -> Response:

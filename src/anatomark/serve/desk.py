@@ -64,6 +64,10 @@ class Desk:
     def model_name(self) -> str:
         return Path(self.setting.model).name if self.setting.model else ""
 
+    def next_cases(self) -> list[str]:
+        """The open cases, the most suspicious first; not those whose image cannot be shown."""
+        return [str(row["id"]) for row in self.review.queue("suspicion", "open") if not row["reason"]]
+
     def next_model(self) -> tuple[Path, Path]:
         """The run folder and the folder of predictions of the next model: ``NAME-1``, then ``NAME-2``."""
         assert self.setting.model is not None

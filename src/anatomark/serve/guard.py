@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/page/", "/docs", "/openapi.json")  # code and descriptions, the same for everybody: no token is asked for
+MOST_TEXT = 16 << 20  # bytes of a body that holds no files: thousands of points have less than one
 DRAINED, DRAIN_S = 64 << 20, 10.0  # of a body that is refused, so that its sender comes to read why
 # NiiVue draws from data: pictures and reads blob: volumes; nothing comes from elsewhere
 POLICY = (
@@ -50,11 +51,12 @@ def own_names(host: str, more: Sequence[str] = ()) -> set[str]:
 
 class Guard:
     """Lets through to ``app`` what is called by one of ``names`` (or by an address, where ``by_address``), comes from
-    no other site, holds the ``token``, where there is one, and has a body of at most ``most_bytes``."""
+    no other site, holds the ``token``, where there is one, and has a body of at most ``most_bytes``, without files of
+    at most ``MOST_TEXT``."""
 
     def __init__(self, app: ASGIApp, *, names: set[str], by_address: bool, token: str | None, most_bytes: int) -> None:
         self.app, self.names, self.by_address = app, names, by_address
-        self.token, self.most_bytes = token, most_bytes
+        self.token, self.most_bytes = None if token is None else token.strip(), most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -78,7 +80,7 @@ class Guard:
             await _drain(receive)
             await _refuse(answer, status, reason)
             return
-        await self.app(scope, self._limited(receive), answer)
+        await self.app(scope, self._limited(receive, self._most(headers)), answer)
 
     def refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str]:
         """A status and the reason why a request is refused; 0 where it is not."""
@@ -91,9 +93,13 @@ class Guard:
         if self.token is not None and not (path == "/" or path.startswith(OPEN)) and not self._knows(headers):
             return 401, "a token is needed: Authorization: Bearer TOKEN"
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.most_bytes:
-            return 413, self._too_large()
+        if length.isdigit() and int(length) > (most := self._most(headers)):
+            return 413, _too_large(most)
         return 0, ""
+
+    def _most(self, headers: dict[str, str]) -> int:
+        with_files = headers.get("content-type", "").lower().startswith("multipart/")
+        return self.most_bytes if with_files else min(self.most_bytes, MOST_TEXT)
 
     def _is_ours(self, name: str) -> bool:
         if name in self.names:
@@ -108,22 +114,24 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
 
-    def _limited(self, receive: Receive) -> Receive:
+    @staticmethod
+    def _limited(receive: Receive, most: int) -> Receive:
         taken = 0
 
         async def limited() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.most_bytes:
+            if taken > most:
                 await _drain(receive)
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, _too_large(most))
             return message
 
         return limited
 
-    def _too_large(self) -> str:
-        return f"the body is larger than {self.most_bytes / 2**20:g} MB, the most that this service takes"
+
+def _too_large(most: int) -> str:
+    return f"the body is larger than {most / 2**20:g} MB, the most that this service takes"
 
 
 def _name(host: str) -> str:

@@ -94,8 +94,8 @@ def next_image(request: Request, strategy: str) -> dict[str, Any]:
         return {}
     desk = desk_of(request)
     with desk.lock:
-        rows = desk.review.queue("suspicion", "open")
-    return {"id": rows[0]["id"], "name": f"{rows[0]['id']}.nii.gz", "weight": 1} if rows else {}
+        ids = desk.next_cases()
+    return {"id": ids[0], "name": f"{ids[0]}.nii.gz", "weight": 1} if ids else {}
 
 
 @router.get("/datastore/")

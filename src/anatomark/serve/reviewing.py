@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Strict
 
 from anatomark.errors import InputError, nearest
 from anatomark.review import CaseReview
@@ -19,7 +19,8 @@ from anatomark.serve.volume import facts, nifti, packed
 router = APIRouter(prefix="/v1", tags=["review"])
 IfMatch = Annotated[str | None, Header(description="The ETag of the case as it was read.")]
 CHANGED = {412: {"description": "Somebody else was faster; `current` is the case as it stands."},
-           404: {"description": "No such case."}}  # fmt: skip
+           404: {"description": "No such case."},
+           507: {"description": "It could not be written; try again."}}  # fmt: skip
 
 
 class Placed(BaseModel):
@@ -27,7 +28,7 @@ class Placed(BaseModel):
 
     name: str
     state: str  # predicted, moved, confirmed, absent or missing
-    position: list[float] | None = None  # mm; 3D: LPS; 2D: x right, y down
+    position: list[Annotated[float, Strict()]] | None = None  # mm; 3D: LPS; 2D: x right, y down
 
 
 class Change(BaseModel):
@@ -107,7 +108,12 @@ def image(request: Request, id: str) -> Response:
     desk = _with_case(request, id)
     with desk.lock:
         now = desk.review
-    data = packed(nifti(now.image(id)))
+    picture = now.image(id)
+    try:
+        data = packed(nifti(picture))
+    except InputError as error:
+        now.note_image(id, str(error))
+        raise
     return Response(data, media_type="application/gzip", headers={"cache-control": "private, max-age=0"})
 
 
@@ -210,6 +216,5 @@ def _etag(header: str | None) -> str | None:
 def _answer(desk: Desk, review: CaseReview, with_next: bool = False) -> JSONResponse:
     document = desk.review.document(review.case)
     if with_next:
-        rows = (row["id"] for row in desk.review.queue("suspicion", "open"))
-        document["next"] = next((id for id in rows if id != review.case), None)
+        document["next"] = next((id for id in desk.next_cases() if id != review.case), None)
     return JSONResponse(document, headers={"etag": f'"{review.etag}"'})

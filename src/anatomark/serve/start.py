@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 
 from anatomark.benchmark.work import terminable
-from anatomark.cases.find import landmark_files
+from anatomark.cases.find import find_images_as_cases, landmark_files
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json
 from anatomark.io.claim import LOCK
 from anatomark.io.images import find_images
 from anatomark.model.predict import load, predict
 from anatomark.progress import Reporter
+from anatomark.review.files import check_name
 from anatomark.serve.app import create_app
 from anatomark.serve.desk import PREDICTIONS, Desk, Setting
 from anatomark.serve.guard import is_loopback, own_names
@@ -48,7 +50,8 @@ class Service:
 
     def check(self) -> None:
         """Raises InputError where others could reach it and no token is asked for."""
-        if self.token is not None and (len(self.token) < SHORTEST_TOKEN or not self.token.isascii()):
+        given = self.token
+        if given is not None and not (len(given.strip()) >= SHORTEST_TOKEN and given.isascii() and given.isprintable()):
             raise InputError(f"`token`: give at least {SHORTEST_TOKEN} letters, digits and signs")
         if not is_loopback(self.host) and self.token is None:
             raise InputError(
@@ -112,7 +115,7 @@ def url_of(service: Service, port: int) -> str:
     """Where a browser finds the service; the token stands behind the sign that keeps it in the browser."""
     host = "127.0.0.1" if service.host in WILD else service.host
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/" + (f"#token={service.token}" if service.token else "")
+    return f"http://{shown}:{port}/" + (f"#token={quote(service.token, safe='')}" if service.token else "")
 
 
 def divided(paths: Sequence[Path], out: Path, model: str | None) -> tuple[Path, list[Path]]:
@@ -162,6 +165,8 @@ def predicted_first(setting: Setting, given: bool, report: Reporter) -> Setting:
         return setting
     if setting.model is None:
         raise InputError(f"{setting.predictions}: no such folder; give the one that predict wrote, or a `model`")
+    for case in find_images_as_cases(setting.images, spacing=setting.spacing, form=setting.form):
+        check_name(case)
     model = load(setting.model, setting.device)
     if not given:  # another model of this name has a folder of its own
         folder = setting.out / PREDICTIONS / f"{model.name}-{model.hash[:8]}"

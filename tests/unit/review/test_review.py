@@ -16,6 +16,7 @@ import pytest
 
 from anatomark.cases.case import Case
 from anatomark.cases.manifest import read_manifest
+from anatomark.cli.review import _show_summary
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
@@ -246,12 +247,8 @@ def test_a_review_is_gone_on_with(tmp_path: Path) -> None:
             "mean_moved_mm": pytest.approx(2 * 3**0.5),
         }  # fmt: skip
         assert review.reopen("s0", "Ann").finished is None
-        assert len(read_lines(tmp_path)) == 1  # no case is done
+        assert not (tmp_path / "out" / "cases.csv").exists()  # no case is done
         assert states(review)[0] == "moved"
-
-
-def read_lines(folder: Path) -> list[str]:
-    return (folder / "out" / "cases.csv").read_text().splitlines()
 
 
 def test_after_retraining_what_a_person_decided_stays(tmp_path: Path) -> None:
@@ -495,6 +492,104 @@ def test_a_review_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its predictions are of none of the cases"):
         Review(tmp_path / "new", [Case("z", cases[0].path)], tmp_path / "found")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", [" s0", "s0 ", "s\\0", "s/0", "..", "\udcff0", "\u00a0s0", "s" * 250])
+def test_a_name_that_could_not_be_read_again_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    cases = [replace(study(tmp_path, cases=1)[0], id=name)]
+    with pytest.raises(InputError, match=r"i0.nii.gz: the case's name .*; rename the image") as caught:
+        opened(tmp_path, cases)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_odd_names_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = study(tmp_path, cases=1)[0]
+    for name in ("a#b", "#a", 'a,"b', "a\nb", "=a", "e\u0301", "a%2F?", "~", ".a", "mean"):
+        folder = tmp_path / str(abs(hash(name)))
+        folder.mkdir()
+        cases = [replace(first, id=name)]
+        predict(folder / "found", cases, "m1", 3)
+        for _ in range(2):
+            with opened(folder, cases) as review:
+                review.done(name, "Ann")
+        (case,) = read_manifest(folder / "out" / "cases.csv").cases
+        assert case.id == name and case.landmarks.defined.sum() == 2
+        _show_summary(folder / "out", False)
+        assert capsys.readouterr().out.startswith("1 cases done")
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_the_only_finished_case_can_be_opened_again(tmp_path: Path, header: bool) -> None:
+    cases, file = study(tmp_path), tmp_path / "out" / "cases.csv"
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+        review.reopen("s0", "Ann")
+        assert not file.exists()
+    if header:  # as an earlier version left it
+        file.write_text("case,image,landmarks,split\n")
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+    assert [c.id for c in read_manifest(file).cases] == ["s0"]
+
+
+def test_what_is_corrected_elsewhere_while_it_is_open_is_kept(tmp_path: Path) -> None:
+    cases, out = study(tmp_path), tmp_path / "out"
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+        for file in (out / "s0.mrk.json", out / "truth" / "s0.csv"):
+            file.write_text(file.read_text().replace("1.0", "1.5"))
+            os.utime(file, ns=(time.time_ns() + 10**9,) * 2)
+        review.change("s0", [put("b", "moved", 5, 5, 5)], "Ann")
+        np.testing.assert_array_equal(read_landmarks(out / "s0.mrk.json").points[:2], [[1] * 3, [5] * 3])
+    assert read_landmarks(out / "s0.earlier.mrk.json")["a"][0] == 1.5
+    assert "1.5" in (out / "truth" / "s0.earlier.csv").read_text()
+    assert "1.5" not in (out / "truth" / "s0.csv").read_text()
+
+
+def test_truth_that_was_corrected_elsewhere_is_kept(tmp_path: Path) -> None:
+    cases, file = study(tmp_path), tmp_path / "out" / "truth" / "s0.csv"
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+    mine = file.read_text().replace("1.0", "1.5")
+    file.write_text(mine)
+    os.utime(file, ns=(time.time_ns() + 10**9,) * 2)
+    with opened(tmp_path, cases):
+        assert (file.parent / "s0.earlier.csv").read_text() == mine and "1.5" not in file.read_text()
+
+
+def test_what_somebody_writes_into_the_manifest_while_it_is_open_stays(tmp_path: Path) -> None:
+    cases, file = [replace(c, split="") for c in study(tmp_path)], tmp_path / "out" / "cases.csv"
+    with opened(tmp_path, cases) as review:
+        review.done("s0", "Ann")
+        head, row = file.read_text().splitlines()
+        file.write_text(f"{head},site\n{row.replace(',train', ',val')},Bonn\n")
+        review.done("s1", "Ann")
+        review.reopen("s0", "Ann")
+        review.done("s0", "Ann")
+        assert {c.id: c.split for c in read_manifest(file).cases} == {"s0": "val", "s1": "train"}
+        assert file.read_text().splitlines()[1].endswith(",val,Bonn")
+        mine = f"{head}\ns7,{cases[0].path},mine.csv,train\n"
+        file.write_text(mine)
+        with pytest.raises(InputError, match="row 2 is of no corrected case"):
+            review.done("s2", "Ann")
+        assert file.read_text() == mine and review.case("s2").state == "open"
+        assert not (tmp_path / "out" / "s2.review.json").exists()
+
+
+def test_an_image_of_the_same_name_but_another_content_is_refused(tmp_path: Path) -> None:
+    cases = study(tmp_path)
+    with opened(tmp_path, cases) as review:
+        review.change("s0", [put("a", "moved", 5, 5, 5)], "Ann")
+    for folder, content in (("copied", cases[0].path), ("other", cases[1].path)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "i0.nii.gz").write_bytes(content.read_bytes())  # type: ignore[union-attr]
+    with opened(tmp_path, [replace(cases[0], path=tmp_path / "copied" / "i0.nii.gz")]) as review:
+        assert review.case("s0").point("a").position == (5.0, 5.0, 5.0)
+    other = replace(cases[0], path=tmp_path / "other" / "i0.nii.gz")
+    with pytest.raises(InputError, match=r"is a review of .*/i0.nii.gz, not of .*other/i0.nii.gz"):
+        opened(tmp_path, [other])
+    cases[0].path.unlink()  # type: ignore[union-attr]  # moved, perhaps: its name counts
+    opened(tmp_path, [replace(cases[0], path=tmp_path / "copied" / "i0.nii.gz")]).close()
 
 
 def test_many_cases_and_points_stay_quick(tmp_path: Path) -> None:

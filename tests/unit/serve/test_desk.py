@@ -73,6 +73,18 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
         options.needs_extra()
 
 
+def test_what_would_fail_later_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, out = files(tmp_path / "images", "a.nii.gz", " b.nii.gz"), tmp_path / "out"
+    with pytest.raises(InputError, match=r"person 'A.*nnn'"):
+        options.make_setting([images], out, "m", person="A\nnn")
+    with pytest.raises(InputError, match="no such file"):
+        options.make_setting([images], out, "m", train_with=[tmp_path / "cases.csv"])
+    with pytest.raises(InputError, match="rename the image"):  # before the model is loaded
+        predicted_first(Setting(out, [images], out / "predictions", "m"), False, QUIET)
+    monkeypatch.setattr("getpass.getuser", lambda: "A\nnn")
+    assert options.user_name() == ""
+
+
 def test_what_is_not_predicted_is_predicted_first(tmp_path: Path) -> None:
     run = service.trained(tmp_path, 2, cases=3, steps=2)
     images = [tmp_path / "data" / "cases.csv"]

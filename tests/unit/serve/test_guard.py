@@ -88,6 +88,14 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so() -> None:
         ask(guard(), content=chunks())
 
 
+def test_a_body_without_files_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anatomark.serve.guard.MOST_TEXT", 500)
+    files = {"content-type": "Multipart/form-data; boundary=x"}
+    assert ask(guard(), content=b"x" * 501, headers=files).text == "501"
+    assert ask(guard(), content=b"x" * 501, headers={"content-type": "application/json"}).status_code == 413
+    assert ask(guard(), content=b"x" * 500).text == "500"
+
+
 def test_without_a_token_only_this_machine_may_reach_it() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.0.0.5"):
         assert is_loopback(host)
@@ -96,13 +104,15 @@ def test_without_a_token_only_this_machine_may_reach_it() -> None:
         with pytest.raises(InputError, match="token"):
             Service(host).check()
         Service(host, token="long enough").check()
-    with pytest.raises(InputError, match="at least 8"):
-        Service(token="short").check()
+    for token in ("short", " " * 9, "line\nand line", "gr\u00fc\u00dfe vom Rhein"):
+        with pytest.raises(InputError, match="at least 8"):
+            Service(token=token).check()
 
 
 def test_the_url_is_that_of_a_browser() -> None:
     assert url_of(Service(), 80) == "http://127.0.0.1:80/"
     assert url_of(Service("0.0.0.0", token="a-secret-word"), 1) == "http://127.0.0.1:1/#token=a-secret-word"
+    assert url_of(Service(token="a+b#c&d%20 e"), 1) == "http://127.0.0.1:1/#token=a%2Bb%23c%26d%2520%20e"
     assert url_of(Service("::1"), 1) == "http://[::1]:1/"
 
 

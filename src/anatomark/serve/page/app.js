@@ -18,9 +18,8 @@ const NO_POSITION = "It has no position yet: place it with P or a double click."
 
 let edit = null;
 let opening = 0;
-let hovered = null;
 let fetched = { id: null, image: null };
-let summing = null;
+let hovered = null, summing = null;
 
 const view = new View($("slices"), () => {
   overlay.draw();
@@ -44,14 +43,21 @@ function notice(text) {
 }
 
 const asked = () => new URLSearchParams(location.hash.slice(1)).get("case");
-
 const image = (id) => (fetched.id === id ? fetched : (fetched = { id, image: api.image(id) })).image;
+
+/** No key acts on the case before while the next one loads, or where it cannot be loaded. */
+function leave() {
+  edit?.close();
+  edit = null;
+  for (const shown of [points, overlay, volume]) shown.set([]);
+  $("done").disabled = $("skip").disabled = true;
+}
 
 /** Opens a case: its points, then its image, then the 3D view. */
 async function open(id) {
   if (!(await flush())) return;
   const turn = ++opening;
-  edit?.close();
+  leave();
   history.replaceState(null, "", `#case=${encodeURIComponent(id)}`);
   queue.show(id);
   $("case").textContent = id;
@@ -64,10 +70,7 @@ async function open(id) {
     edit = new Edit(landmarks, person, { changed, saving, conflict, failed: toast });
     heading(facts);
     volume.clear();
-    points.set(edit.points);
-    overlay.selected = -1;
-    overlay.setPoints(edit.points);
-    volume.setPoints(edit.points);
+    for (const shown of [points, overlay, volume]) shown.set(edit.points);
     if (facts.reason) throw new Error(`This image cannot be shown: ${facts.reason}`);
     const buffer = await image(id);
     if (turn !== opening) return;
@@ -77,11 +80,13 @@ async function open(id) {
     select(Math.max(0, edit.points.findIndex((point) => !decided(point))));
     saving();
     document.body.dataset.case = id;
+    $("done").disabled = false;
     later(turn, id);
   } catch (error) {
     if (turn !== opening) return;
     fetched = { id: null, image: null };
     notice(error.message);
+    queue.load().catch(() => {});
   }
 }
 
@@ -105,7 +110,8 @@ function heading(facts) {
   const unknown = facts.unit_known === false ? "spacing unknown" : "";
   $("facts").textContent = [size, unknown || spacing].filter(Boolean).join(", ");
   $("reasons").title = $("reasons").textContent = facts.flagged || edit.document.flags?.length ? `⚑ ${reasons(edit.document)}` : "";
-  $("done").disabled = $("skip").disabled = Boolean(facts.reason);
+  $("done").disabled = document.body.dataset.case !== edit.id; // what nobody has seen is not confirmed
+  $("skip").disabled = false;
   $("reopen").hidden = state === "open";
   $("done").firstChild.textContent = state === "done" ? "Confirm again, next " : "Confirm all, next ";
 }
@@ -176,9 +182,8 @@ function saving() {
 
 /** True when nothing is left to save. */
 async function flush() {
+  if (edit && !edit.saved && !edit.conflict) await edit.save();
   if (!edit || edit.saved) return true;
-  if (!edit.conflict) await edit.save();
-  if (edit.saved) return true;
   toast(edit.conflict ? "First say which version counts." : "Not left: the last changes are not saved yet.");
   return false;
 }
@@ -201,12 +206,11 @@ const actions = {
   selected: () => points.selected,
   points: () => edit?.points ?? [],
   moved(index, position) {
-    edit.act({ [index]: { state: "moved", position } });
+    edit?.act({ [index]: { state: "moved", position } });
     select(index);
   },
   place(index, position) {
-    edit.act({ [index]: { state: "moved", position } });
-    points.selected = index; // the first click of a double click may have chosen another
+    actions.moved(index, position);
     select(points.step(1));
   },
   placeHere() {
@@ -267,28 +271,25 @@ function light() {
 
 /** what: "done" confirms all and goes on; "skip" goes on; "reopen" stays. */
 async function finish(what) {
-  if (!edit || finish.busy || $(what).disabled || !(await flush())) return;
-  const { id } = edit;
-  const turn = opening;
+  const [ours, turn] = [edit, opening]; // another case may be opened meanwhile
+  if (!ours || finish.busy || $(what).disabled || !(await flush()) || turn !== opening) return;
   finish.busy = true;
   try {
-    const { document, etag } = await api.finish(id, what, person(), edit.etag);
-    edit.take(document, etag ?? edit.etag);
+    const { document, etag } = await api.finish(ours.id, what, person(), ours.etag);
+    ours.take(document, etag ?? ours.etag);
     await queue.load();
     if (turn !== opening) return;
-    if (what === "reopen") return open(id);
-    const next = document.next ?? queue.next(id);
+    if (what === "reopen") return open(ours.id);
+    const next = document.next ?? queue.next(ours.id);
     if (next) return open(next);
-    edit.close();
     queue.choose("");
-    overlay.draw();
-    points.draw();
-    heading(await api.facts(id));
+    changed(null);
+    heading(await api.facts(ours.id));
     toast("No case is open any more: all are done or skipped.");
   } catch (error) {
     if (error.status !== 412) return toast(error.message);
-    const { document, etag } = await api.landmarks(id);
-    edit.take(document, etag);
+    await ours.reload();
+    if (turn !== opening) return;
     changed(null);
     toast("This case was changed elsewhere meanwhile. This is how it stands now: look again, then press Enter.");
   } finally {

@@ -37,6 +37,12 @@ export class Edit {
       if (!this.unsaved[point.name] && own.has(point.name)) Object.assign(own.get(point.name), point);
   }
 
+  /** The case as it stands now. */
+  async reload() {
+    const { document, etag } = await api.landmarks(this.id);
+    this.take(document, etag);
+  }
+
   remember() {
     const { unsaved, done, undone, etag } = this;
     try {

@@ -29,8 +29,9 @@ export class Overlay {
     this.names = true;
   }
 
-  setPoints(points) {
+  set(points) {
     this.points = points;
+    this.selected = -1;
     for (const layer of this.layers.values()) layer.marks.replaceChildren();
     for (const layer of this.layers.values()) layer.nodes = [];
     this.draw();

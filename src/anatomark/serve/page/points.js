@@ -29,6 +29,7 @@ export class Points {
     this.points = points;
     this.selected = -1;
     this.arrange();
+    this.card();
   }
 
   arrange() {

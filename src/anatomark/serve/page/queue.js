@@ -107,5 +107,5 @@ export class Queue {
 
 export function reasons({ flags, suspicion }) {
   if (flags?.length) return flags.join("; ");
-  return suspicion == null ? "beyond measure" : `suspicion ${suspicion.toFixed(2)}`;
+  return suspicion == null ? "how unusual is not known" : `suspicion ${suspicion.toFixed(2)}`;
 }

@@ -73,7 +73,7 @@ export class VolumeView {
     if (this.nv) while (this.nv.volumes.length) this.nv.removeVolume(this.nv.volumes[0]);
   }
 
-  setPoints(points) {
+  set(points) {
     this.points = points;
     this.svg.replaceChildren();
     this.dots = points.map(() => null);
