@@ -10,7 +10,8 @@ cases and the corrected ones, and predicts anew. ``test_*_mm``: mean error on th
 ``after``, and ``without``: as many more minutes on the first cases alone. ``difference_mm`` is after minus before, with
 its 95 % interval over cases and the signed-rank test's ``p``. ``corrected_*_mm`` is the review's own summary, on points
 that training then saw; ``open_*_mm``: the predicted cases that nobody corrected. ``worst_in_front``: how many of the
-corrected cases stood as far in front in the queue by suspicion. DIR is new, or holds the first model of an earlier try.
+corrected cases stood as far in front in the queue by suspicion. Look at ``steps`` first: where other programs take the
+processor, the minutes hold too few of them to learn anything. DIR is new, or holds the first model of an earlier try.
 """
 
 from __future__ import annotations
@@ -193,13 +194,20 @@ def main(given: Sequence[str] | None = None) -> None:
     facts = {"manifest": args.cases.name, "first": args.first, "minutes": args.minutes, "threads": args.threads,
              "method": args.method, "corrected": worst, "queue": queue, "new": before}  # fmt: skip
     tested: dict[str, EvaluationResult] = {}
+    taken: dict[str, dict[str, int]] = {}
     for name, model in {"before": run, "after": after_run, "without": work / "without"}.items():
         if name == "without":
             anatomark.fit(first, model, init=run, **budget)
         tested[name] = anatomark.evaluate(
             model, args.cases, work / f"test_{name}", split="test", threads=args.threads, overwrite=True
         )
-        common.record(args.out, figures | compared(tested), **facts, test=by_case(tested))
+        taken[name] = steps(model)
+        common.record(args.out, figures | compared(tested), **facts, steps=taken, test=by_case(tested))
+
+
+def steps(run: Path) -> dict[str, int]:
+    """The steps that a training took, by stage: on a busy machine minutes hold few of them."""
+    return {row["stage"]: int(row["step"]) for _, row in read_sheet(run / "log.csv").rows}
 
 
 def compared(tested: Mapping[str, EvaluationResult]) -> dict[str, float | None]:
