@@ -25,6 +25,7 @@ PARTS = ".anatomark"  # folder of the locks and journals of parts, see ``io.part
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
 LONGEST = 3600  # bytes of an output's path, so that those of the files in it stay below the 4096 of most systems
 WAIT_S = 2.0  # for a run that is just ending
+PATIENCE = 30  # times longer for one that shares, and first removes what a killed run left
 TAKEN = {errno.EAGAIN, errno.EACCES}  # by another; other errors mean that the file system knows no locks
 TAIL = 32  # characters of a long name that are kept, so that a name of our own fits beside it
 
@@ -209,7 +210,7 @@ def check_out(path: Path, beside: bool) -> None:
 def take(path: Path, folder: Path, lock: Path, *, shared: bool = False) -> Claim:
     """The claim of a lock file, for the output ``path``. ``shared``: with others that share it, ``alone`` (and until
     :func:`locked` shares it) where there are none. Raises InputError where another run has it, and OSError."""
-    until = time.monotonic() + WAIT_S
+    until = time.monotonic() + WAIT_S * (PATIENCE if shared else 1)
     while True:
         missing = itertools.takewhile(lambda f: not os.path.exists(f), (lock.parent, *lock.parent.parents))
         for parent in reversed([*missing]):

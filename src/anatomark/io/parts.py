@@ -106,14 +106,15 @@ class Helper(Claim):
 
 def _shared(path: Path) -> Claim:
     """The lock of the whole folder, shared with the other parts. Who is alone removes what killed runs left."""
-    whole = take(path, path, path / LOCK, shared=True)
-    if whole.alone:
+    while True:
+        whole = take(path, path, path / LOCK, shared=True)
+        if not whole.alone:
+            return whole
         if whole.left:
             remove_temporary(path.glob(f"**/{TEMPORARY}*"))
-        if locked(whole.handle, shared=True) is False:
-            os.close(whole.handle)
-            raise InputError(f"`out` {path}: another run is writing here; wait until it has ended")
-    return whole
+        if locked(whole.handle, shared=True) is not False:
+            return whole
+        os.close(whole.handle)  # another was quicker
 
 
 def _check_beside(path: Path, lock: Path, of: int) -> None:

@@ -92,3 +92,21 @@ def test_a_list_of_a_killed_whole_run_stays_until_all_is_done(tmp_path: Path) ->
     with claimed(tmp_path) as whole:
         assert whole.unfinished(tmp_path / "half.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["half.txt"]
+
+
+def test_parts_that_begin_at_once_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "WAIT_S", 2.0)
+    _killed_in(tmp_path, 9, 9)  # who comes first cleans up
+
+    def begun(k: int) -> int:
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                with claimed_part(tmp_path, k, 9):
+                    code = 0
+            finally:
+                os._exit(code)
+        return pid
+
+    assert [os.waitpid(pid, 0)[1] for pid in [begun(k) for k in range(1, 9)]] == [0] * 8
+    assert (tmp_path / LOCK).exists() and not [*tmp_path.glob(".tmp-*")]
