@@ -1,6 +1,6 @@
 """The ``anatomark`` command. Imports stand inside the commands, so that ``--help`` is instant.
 
-Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault.
+Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault; of ``status`` 3: not complete.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from anatomark.cli.register import register
 from anatomark.cli.review import review
 from anatomark.cli.serve import serve
 from anatomark.cli.simulate import simulate
+from anatomark.cli.status import status
 from anatomark.cli.zoo import zoo
 from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
-    review, serve,
+    review, serve, status,
 )  # fmt: skip
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from anatomark.cli.options import (
     Spacing,
     Threads,
     Views,
+    in_mm,
     of_it_alignment,
     print_json,
     reporter,
@@ -26,6 +27,7 @@ from anatomark.errors import InputError
 
 if TYPE_CHECKING:
     from anatomark.model.predict import Predicted
+    from anatomark.scale.cohort import Cohort
 
 
 class Format(StrEnum):
@@ -47,26 +49,60 @@ def predict(
     tta: Views = 1,
     device: Device = None,
     threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes of one thread (or --threads) that predict.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts of the images.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed with --shard or --workers.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Find the landmarks in new images."""
-    from anatomark.io.frames import parse_spacing
-    from anatomark.model.predict import described_cost, load
+    from anatomark.model.predict import load, told_of
     from anatomark.model.predict import predict as run
 
-    mm = parse_spacing(spacing, "--spacing") if spacing is not None else None
-    trained = load(model, device, threads, tta)
     report = reporter(as_json)
-    if cost := described_cost(trained):
-        report.say(cost)
-    if trained.licence:
-        report.say(f"licence of the model {trained.name}: {trained.licence}")
-    rows = run(
-        trained, images, out, spacing=mm, form=form, pictures=pictures, format=format, overwrite=overwrite,
-        report=report,
-    )  # fmt: skip
-    _show(rows, out, as_json)
+    asked: dict[str, Any] = {
+        "spacing": in_mm(spacing), "form": form, "pictures": pictures, "format": format, "overwrite": overwrite,
+        "report": report,
+    }  # fmt: skip
+    if workers is not None or shard is not None or retry_failed:
+        from anatomark.scale.cohort import predict_cohort
+        from anatomark.scale.shard import Shard
+
+        part = None if shard is None else Shard.parse(shard)
+        cohort = predict_cohort(
+            model, images, out, shard=part, workers=workers or 1, retry_failed=retry_failed, device=device,
+            threads=threads, tta=tta, **asked,
+        )  # fmt: skip
+        _show_cohort(cohort, out, as_json)
+        return
+    trained = load(model, device, threads, tta)
+    for line in told_of(trained):
+        report.say(line)
+    _show(run(trained, images, out, **asked), out, as_json)
+
+
+def _show_cohort(cohort: Cohort, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(cohort.summary())
+    else:
+        before = f", {cohort.skipped} of them finished before" if cohort.skipped else ""
+        typer.echo(f"{cohort.cases - len(cohort.failed)} of {cohort.cases} predicted{before}: {out}")
+        if cohort.flagged:
+            typer.echo(f"{cohort.flagged} are flagged for review")
+    _refuse_failed(cohort.failed, cohort.cases)
+
+
+def _refuse_failed(failed: list[tuple[str, str]], count: int) -> None:
+    """Raises InputError where of so many images some failed: their names, and the reason of the first."""
+    if len(failed) == 1 and count == 1:
+        raise InputError(failed[0][1])
+    if failed:
+        names = ", ".join(name for name, _ in failed[:5]) + (", ..." if len(failed) > 5 else "")
+        raise InputError(f"{len(failed)} of {count} images failed: {names}; the first: {failed[0][1]}")
 
 
 def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
@@ -89,8 +125,4 @@ def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
             elif o.state == "skipped":
                 typer.echo(f"{o.stem}: finished before")
         typer.echo(f"{len(predicted) - len(failed)} of {len(predicted)} predicted: {out}")
-    if len(failed) == 1 and len(predicted) == 1:
-        raise InputError(failed[0].reason)
-    if failed:
-        names = ", ".join(o.stem for o in failed[:5]) + (", ..." if len(failed) > 5 else "")
-        raise InputError(f"{len(failed)} of {len(predicted)} images failed: {names}; the first: {failed[0].reason}")
+    _refuse_failed([(o.stem, o.reason) for o in failed], len(predicted))

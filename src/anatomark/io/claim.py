@@ -21,9 +21,11 @@ from anatomark.errors import InputError
 
 Where = str | os.PathLike[str]  # of a file or folder
 LOCK = ".anatomark.lock"
+PARTS = ".anatomark"  # folder of the locks and journals of parts, see ``io.parts``
 TEMPORARY = ".tmp-"  # what a killed process may leave behind begins with this
 LONGEST = 3600  # bytes of an output's path, so that those of the files in it stay below the 4096 of most systems
 WAIT_S = 2.0  # for a run that is just ending
+PATIENCE = 30  # times longer for one that shares, and first removes what a killed run left
 TAKEN = {errno.EAGAIN, errno.EACCES}  # by another; other errors mean that the file system knows no locks
 TAIL = 32  # characters of a long name that are kept, so that a name of our own fits beside it
 
@@ -34,15 +36,24 @@ class Claim:
     """An output that this process alone writes to, as long as its lock file is open. The lock file lists the SHA-256 of
     each file about to appear in ``folder``; only a run that does not come to its end leaves it there."""
 
-    def __init__(self, folder: Path, lock: Path, handle: int):
+    def __init__(self, folder: Path, lock: Path, handle: int, alone: bool | None = True):
         self.folder, self.lock, self.handle = folder, lock, handle
+        self.alone = alone  # nobody shares the lock; None where there are no locks
         self.written: dict[str, set[str]] = {}
-        entries = _entries(lock)
-        for entry in entries:
+        self.left: set[int] = set()  # processes that did not come to their end
+        self.learn(lock)
+        self.sign()
+
+    def learn(self, lock: Path) -> None:
+        """Know the list of another run that did not come to its end."""
+        for entry in _entries(lock):
             if isinstance(entry, list):
                 self.written.setdefault(str(entry[0]), set()).add(str(entry[1]))
-        runs = (entry.get("process") for entry in entries if isinstance(entry, dict))
-        self.left = {process for process in runs if isinstance(process, int)}  # they did not come to their end
+            elif isinstance(entry, dict) and isinstance(process := entry.get("process"), int):
+                self.left.add(process)
+
+    def sign(self) -> None:
+        """Say which process writes here."""
         self._add({"process": os.getpid(), "host": socket.gethostname()})
 
     def unfinished(self, path: Path) -> bool:
@@ -61,6 +72,8 @@ class Claim:
 
     def release(self, done: bool) -> None:
         """Let go of the output; the list stays where the run is not ``done`` and something of it is there."""
+        if not done:
+            self.learn(self.lock)  # what its helpers wrote
         if done or not any((self.folder / name).exists() for name in self.written):
             with suppress(OSError):  # while it is locked: nobody can have taken it over
                 self.lock.unlink()
@@ -83,14 +96,19 @@ def claimed(out: Where, *, beside: bool = False) -> Iterator[Claim]:
     folder = path.parent if beside else path
     there = existing(folder)
     try:
-        _check(path, beside)
-        claim = _take(path, folder, folder / (f".anatomark-{path.name[-TAIL:]}.lock" if beside else LOCK))
-        for process in claim.left:
-            remove_temporary(folder.glob(f"{TEMPORARY}{process}-*" if beside else f"**/{TEMPORARY}*"))
+        check_out(path, beside)
+        claim = take(path, folder, folder / (f".anatomark-{path.name[-TAIL:]}.lock" if beside else LOCK))
+        if beside:
+            for process in claim.left:
+                remove_temporary(folder.glob(f"{TEMPORARY}{process}-*"))
+        else:
+            for lock in folder.glob(f"{PARTS}/*.lock"):
+                claim.learn(lock)
+            if claim.left:
+                remove_temporary(folder.glob(f"**/{TEMPORARY}*"))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         remove_empty(folder, there)
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"`out` {_shown(path)}: cannot be written into: {reason}") from None
+        raise refused(path, error) from None
     _claims.append(claim)
     done = False
     try:
@@ -102,6 +120,24 @@ def claimed(out: Where, *, beside: bool = False) -> Iterator[Claim]:
             claim.release(done)
             if not done:
                 remove_empty(folder, there)
+
+
+def refused(path: Path, error: Exception) -> InputError:
+    """That the system refuses ``path`` as an output."""
+    return InputError(f"`out` {_shown(path)}: cannot be written into: {getattr(error, 'strerror', None) or error}")
+
+
+def held(claim: Claim) -> None:
+    """From now on what appears in the folder of ``claim`` is noted there, until the process ends."""
+    _claims.append(claim)
+
+
+def let_go(claim: Claim) -> bool:
+    """The end of :func:`held`; False in a forked process, which holds none."""
+    there = claim in _claims
+    if there:
+        _claims.remove(claim)
+    return there
 
 
 def note(path: Path, content: Path) -> None:
@@ -147,7 +183,7 @@ def remove_empty(folder: Path, until: Path) -> None:
         folder = folder.parent
 
 
-def _check(path: Path, beside: bool) -> None:
+def check_out(path: Path, beside: bool) -> None:
     """Raises InputError or OSError for a name that cannot be one."""
     try:
         text = os.fspath(path).encode().decode()
@@ -171,10 +207,12 @@ def _check(path: Path, beside: bool) -> None:
         raise InputError(f"`out` {path}: cannot be written into: {which}is a file; give a folder")
 
 
-def _take(path: Path, folder: Path, lock: Path) -> Claim:
-    until = time.monotonic() + WAIT_S
+def take(path: Path, folder: Path, lock: Path, *, shared: bool = False) -> Claim:
+    """The claim of a lock file, for the output ``path``. ``shared``: with others that share it, ``alone`` (and until
+    :func:`locked` shares it) where there are none. Raises InputError where another run has it, and OSError."""
+    until = time.monotonic() + WAIT_S * (PATIENCE if shared else 1)
     while True:
-        missing = itertools.takewhile(lambda f: not os.path.exists(f), (folder, *folder.parents))
+        missing = itertools.takewhile(lambda f: not os.path.exists(f), (lock.parent, *lock.parent.parents))
         for parent in reversed([*missing]):
             parent.mkdir(exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -185,9 +223,10 @@ def _take(path: Path, folder: Path, lock: Path) -> Claim:
                 raise
             continue
         try:
-            free = _locked(handle)
+            alone = locked(handle)
+            free = alone is not False or (shared and locked(handle, shared=True) is not False)
             if free and os.path.samestat(os.fstat(handle), os.stat(lock)):
-                return Claim(folder, lock, handle)
+                return Claim(folder, lock, handle, alone)
         except FileNotFoundError:  # removed by the run that had it
             free = True
         except OSError:  # a full disk
@@ -206,15 +245,17 @@ def _take(path: Path, folder: Path, lock: Path) -> Claim:
         time.sleep(0.05)
 
 
-def _locked(handle: int) -> bool:
+def locked(handle: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file, if it is free; whether it was. None where the file system knows no locks. A lock
+    that is held and cannot be changed is lost."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return True
+        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in TAKEN
+        return False if error.errno in TAKEN else None
     return True
 
 

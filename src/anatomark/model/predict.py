@@ -28,6 +28,7 @@ from anatomark.model.views import MOST_VIEWS, Augmented
 from anatomark.progress import Reporter
 
 AnyModel = Model | Ensemble | Augmented
+STRANGE = "is a result of another model or image; add `overwrite` or choose another `out`"
 SAME_MM = 0.05  # two runs of one model differ less, whatever the device and its threads
 
 
@@ -58,6 +59,15 @@ def described_cost(model: AnyModel) -> str:
     if isinstance(inner, Ensemble):
         parts.insert(0, f"{len(inner.members)} models")
     return f"{', '.join(parts)}: {model.cost} predictions for each image, their seconds add up"
+
+
+def told_of(model: AnyModel) -> list[str]:
+    """What is to be said of a model before it predicts, a line each: what it costs, its licence."""
+    cost = described_cost(model)
+    return [
+        *([cost] if cost else []),
+        *([f"licence of the model {model.name}: {model.licence}"] if model.licence else []),
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,26 +115,27 @@ def predict(
         used = load(model) if isinstance(model, str | os.PathLike) else model
         cases = find_images_as_cases(images, spacing=spacing, form=form)
         which = endings(used.ndim, format, pictures)
-        keys = {c.id: _key(c) for c in cases}
-        kept = [*sources_of(cases, [p for p in map(Path, images) if p.is_file()]), *_run_files(out)]
+        keys = {c.id: key_of(c) for c in cases}
+        kept = [*sources_of(cases, [p for p in map(Path, images) if p.is_file()]), *run_files(out)]
         check_sources([out, *(out / f"{c.id}.{e}" for c in cases for e in which)], kept, "predict")
-        left = {c.id: Left(which) if overwrite else _left(c, keys[c.id], out, used, which, claim) for c in cases}
-        _check_strange(list(left.values()))
-        rows = {c.id: Predicted(c.id, _path(c), "skipped") for c in cases}
+        left = {c.id: Left(which) if overwrite else left_to_do(c, keys[c.id], out, used, which, claim) for c in cases}
+        check_strange(list(left.values()))
+        rows = {c.id: Predicted(c.id, path_of(c), "skipped") for c in cases}
         todo = [c for c in cases if left[c.id].endings]
         for outcome in run_cases(lambda _, image: used.predict(image), todo, report):
             case = outcome.case.id
-            rows[case] = row = _written(outcome, used, keys[case], out, left[case])
+            rows[case] = row = write_outcome(outcome, used, keys[case], out, left[case])
             if row.state == "failed":
                 report.say(f"failed: {row.reason}")
     return list(rows.values())
 
 
-def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left) -> Predicted:
+def write_outcome(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left) -> Predicted:
+    """Write what became of a case, whose image has this ``key``; a refusal of the disk is a failure with its reason."""
     case, prediction = outcome.case, outcome.prediction
     reason = outcome.reason
     if prediction is not None and outcome.image is not None:
-        path = str(_path(case).resolve())
+        path = str(path_of(case).resolve())
         source = {"model": model.hash, "model_name": model.name, "image": path, "image_key": key}
         try:
             image = of_dimension(outcome.image, model.ndim)
@@ -132,12 +143,12 @@ def _written(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left)
             files = write_prediction(replace(prediction, source=source), out, case.id, left.endings, image)
             seconds = prediction.seconds or 0.0
             return Predicted(
-                case.id, _path(case), "written", seconds, prediction.align_seconds, tuple(files),
+                case.id, path_of(case), "written", seconds, prediction.align_seconds, tuple(files),
                 flags=prediction.flags, notes=(*prediction.notes, *kept),
             )  # fmt: skip
         except InputError as error:
             reason = str(error)
-    return Predicted(case.id, _path(case), "failed", reason=reason)
+    return Predicted(case.id, path_of(case), "failed", reason=reason)
 
 
 @dataclass(frozen=True)
@@ -151,11 +162,13 @@ class Left:
     strange: Path | None = None
 
 
-def _left(case: Case, key: str, out: Path, model: AnyModel, which: Sequence[str], claim: Claim) -> Left:
+def left_to_do(case: Case, key: str, out: Path, model: AnyModel, which: Sequence[str], claim: Claim) -> Left:
+    """What is left to do of a case in ``out``, whose image has this ``key``, of the files ``which`` were asked for."""
     files = {ending: out / f"{case.id}.{ending}" for ending in which}
     there = {ending: file for ending, file in files.items() if os.path.lexists(file)}
     if "json" in there:  # written last
-        ours = _source(there["json"]) == (model.hash, key)
+        facts = facts_of(there["json"])
+        ours = (facts.get("model"), facts.get("image_key")) == (model.hash, key)
         return Left([e for e in which if e not in there]) if ours else Left(which, strange=next(iter(there.values())))
     unknown = [file for file in there.values() if not claim.unfinished(file)]
     doubtful = [file for file in unknown if file.suffix != ".png"]
@@ -164,13 +177,14 @@ def _left(case: Case, key: str, out: Path, model: AnyModel, which: Sequence[str]
     return Left(which, doubtful)
 
 
-def _source(record: Path) -> tuple[Any, Any]:
-    """The model and the image that a finished case is of."""
+def facts_of(record: Path) -> dict[str, Any]:
+    """What the ``<stem>.json`` of a finished case says, such as its ``model`` and ``image_key``; empty where it cannot
+    be read."""
     try:
         facts = read_json(record)
     except InputError:
-        return None, None
-    return (facts.get("model"), facts.get("image_key")) if isinstance(facts, dict) else (None, None)
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _may_be_ours(case: Case, file: Path, model: AnyModel) -> bool:
@@ -194,27 +208,26 @@ def _moved_away(landmarks: Landmarks, case: Case, file: Path) -> str:
     return f"{file.name} held other points than this model finds, perhaps corrected by hand: it is kept as {kept.name}"
 
 
-def _check_strange(left: Sequence[Left]) -> None:
+def check_strange(left: Sequence[Left]) -> None:
     """Raises InputError where a result of something else would be overwritten."""
     strange = [one.strange for one in left if one.strange is not None]
     if strange:
         more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
-        raise InputError(
-            f"{strange[0]}{more}: is a result of another model or image; add `overwrite` or choose another `out`"
-        )
+        raise InputError(f"{strange[0]}{more}: {STRANGE}")
 
 
-def _run_files(folder: Path) -> list[Path]:
+def run_files(folder: Path) -> list[Path]:
     """What a prediction could replace of a trained model, where it lies in ``folder``."""
     names = ("plan.json", "calibration.json") if (folder / WEIGHTS).exists() else ()
     return [folder / name for name in names]
 
 
-def _path(case: Case) -> Path:
+def path_of(case: Case) -> Path:
+    """Of a case's image."""
     assert case.path is not None
     return case.path
 
 
-def _key(case: Case) -> str:
+def key_of(case: Case) -> str:
     """What a case's image is recognised by."""
-    return image_key(case) if os.path.exists(_path(case)) else "missing"
+    return image_key(case) if os.path.exists(path_of(case)) else "missing"
