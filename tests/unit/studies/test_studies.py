@@ -71,9 +71,9 @@ def test_bad_input_ends_a_study_with_one_line() -> None:
 
 
 def test_the_least_of_the_rounds_counts_without_the_first() -> None:
-    waits = iter([0.0, 0.03, 0.02])
+    waits = iter([0.0, 1.0, 0.02])
     times = common.least({"wait": lambda: __import__("time").sleep(next(waits))}, 2)
-    assert 0.02 <= times["wait"] < 0.03
+    assert 0.02 <= times["wait"] < 0.9
 
 
 def test_a_moved_image_has_its_voxels_where_the_pose_takes_them() -> None:
