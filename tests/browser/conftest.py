@@ -1,4 +1,4 @@
-"""One browser for all tests of the page, and the reviews that they open. Needs playwright and a Chromium."""
+"""A browser for the tests of the page, and the reviews that they open. Needs playwright and a Chromium."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium, started once."""
+    """Chromium, started for each file: while playwright runs, nothing else in this process can run an event loop."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -42,7 +42,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
     """A review of 3D cases: oblique, anisotropic, mirrored, and four orders of the axes."""
     from browsing import VOLUMES, made, served, write_case
@@ -54,7 +54,7 @@ def volumes(tmp_path_factory):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def radiographs(tmp_path_factory):
     """A review of one 2D case, a radiograph of 1935 x 2400 with 1,200 landmarks."""
     from browsing import RADIOGRAPH, made, served, write_case
@@ -65,13 +65,13 @@ def radiographs(tmp_path_factory):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def at_volumes(browser, volumes):
     """One page for all tests of ``volumes``: loading it is slow where the processor draws."""
     yield from _somebody(browser, volumes)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def at_radiographs(browser, radiographs):
     """One page for all tests of ``radiographs``."""
     yield from _somebody(browser, radiographs)
