@@ -37,9 +37,8 @@ def finish(
     every = [*division.train, *division.val]
     verdict = None if independent is None else judged(division.train, every, independent)
     lines = [] if verdict is None else verdict.lines()
-    facts = None if verdict is None else verdict.facts(division.train)
-    if verdict is not None and facts is not None:
-        composed.settle = verdict.facts(every)  # the held-out cases have decided, now they count too
+    composed.settle = facts = None if verdict is None else verdict.facts(division.train)
+    if facts is not None:
         residuals, out_of_fold, independent = (
             None if r is None else settled_residuals(r, facts, every) for r in (residuals, out_of_fold, independent)
         )
