@@ -6,7 +6,6 @@ import atexit
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.errors import InputError
+from anatomark.io.child import start_child
 from anatomark.io.frames import Spacing
 
 READY = b"ready\n"
@@ -36,15 +36,8 @@ class ReaderProcess:
 
     def __init__(self) -> None:
         self.owner = os.getpid()  # a fork of this process needs one of its own
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CODE.format(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **one_thread},
-            )
+            self.process = start_child(CODE.format(sys.path))
         except (OSError, ValueError) as error:
             raise CannotStart(str(error)) from None
         self.started = self.timed_out = False

@@ -15,12 +15,12 @@ from contextlib import suppress
 from typing import Any
 
 from anatomark.errors import InputError, reason_of
+from anatomark.io.child import end_child, start_child
 from anatomark.scale.worker import Done, Task, Work, Worker, failed
 
 CODE = "import sys; sys.path[:] = {!r}; from anatomark.scale.local import serve; serve()"
 MOST_KILLS = 2  # workers that a case may take along
 MOST_STARTS = 3  # in a row that may fail
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def in_processes(work: Work, model: str, tasks: Iterable[Task], count: int) -> Iterator[Done]:
@@ -108,26 +108,13 @@ class Process:
     def end(self) -> None:
         """End the process, and wait until it has."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not sent
-                    pipe.close()
+        end_child(process)
 
     def _start(self) -> None:
         for left in reversed(range(MOST_STARTS)):
             self.end()
             try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", CODE.format(sys.path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    env={**os.environ, **dict.fromkeys(THREADS, str(self.work.threads))},
-                )
+                self.process = start_child(CODE.format(sys.path), self.work.threads)
                 refused = self._asked(self.work)
             except OSError as error:
                 raise InputError(f"no worker process could be started: {error.strerror or error}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -16,11 +15,11 @@ from contextlib import suppress
 from typing import Any
 
 from anatomark.errors import InputError
+from anatomark.io.child import end_child, start_child
 
 READY = b"ready\n"
 START_S = 600.0  # until the libraries are loaded, or a model
 CODE = "import sys; sys.path[:] = {!r}; from anatomark.serve.worker import serve; serve({!r})"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Full(Exception):
@@ -66,13 +65,7 @@ class Process:
         """Start the process and wait until it is ready. Raises Failed."""
         self.end()
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CODE.format(sys.path, self.device)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **ONE_THREAD},
-            )
+            self.process = start_child(CODE.format(sys.path, self.device))
         except OSError as error:
             raise Failed(f"no process could be started: {error.strerror or error}", 500) from None
         assert self.process.stdout is not None
@@ -85,14 +78,7 @@ class Process:
     def end(self) -> None:
         """End the process, if there is one."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not sent
-                    pipe.close()
+        end_child(process)
 
     def _timer(self, seconds: float) -> threading.Timer:
         self.late = False
