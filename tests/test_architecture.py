@@ -31,7 +31,7 @@ MACHINE = re.compile(
     r"|--(?:extra-)?index-url",
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-ELSEWHERE = {"benchmark/provenance.py"}  # the options of other programs
+ELSEWHERE = {"benchmark/provenance.py", "doctor.py"}  # the options of other programs
 MOST_LINES = 350
 LONG_METHOD = 8  # lines from which on a public method says in a docstring what it does
 

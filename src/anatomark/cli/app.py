@@ -18,6 +18,7 @@ from anatomark.cli.calibrate import calibrate
 from anatomark.cli.convert import convert
 from anatomark.cli.crop import crop
 from anatomark.cli.demo import demo
+from anatomark.cli.doctor import doctor
 from anatomark.cli.evaluate import evaluate
 from anatomark.cli.fit import fit
 from anatomark.cli.measure import measure
@@ -35,13 +36,12 @@ from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
-    review, serve, status,
+    review, serve, status, doctor,
 )  # fmt: skip
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
