@@ -28,7 +28,7 @@ HEAVY = ("torch", "matplotlib", "SimpleITK", "lightning", "lightning_fabric")
 MACHINE = re.compile(
     r"(?<![\w.])/(?:work|home|Users|root|opt|mnt)/[\w.-]+"  # an absolute path of somebody's machine
     r"|[\w.-]*(?:pypi|artifactory|nexus)[\w-]*\.[\w.-]+/"  # a package index
-    r"|--(?:extra-)?index-url",
+    r"|--(?:extra-)?index-url(?! https://download\.pytorch\.org/)",  # PyTorch's own is everybody's
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 ELSEWHERE = {"benchmark/provenance.py", "doctor.py"}  # the options of other programs

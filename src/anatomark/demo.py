@@ -33,8 +33,8 @@ CASES = ((TEMPLATE, "train"), (PERSON, "test"))
 LICENSE = "landmarks CC-BY-4.0 (AFIDs); images under the McGill notice"
 REGISTRATION = "ANTs SyNQuick registration, measured elsewhere: 2.66 mm in about 80 s"
 STEPS = {"context": 220, "level1": 120, "level2": 130}  # about two minutes on two quiet cores
-COST = {"context": 1.0, "level1": 1.0, "level2": 1.0}  # of a step, compared with the first stage's
-AFTER = 30  # steps of the first stage that finishing, predicting and measuring take as long as
+COST = {"context": 1.0, "level1": 3.2, "level2": 3.1}  # of a step, compared with the first stage's
+AFTER = 80  # steps of the first stage that finishing, predicting and measuring take as long as
 LONG_S = 600.0
 RUN, PREDICTIONS, EVALUATION, REPORT = "run", "predictions", "evaluation", "report.html"
 
