@@ -26,7 +26,7 @@ from anatomark import InputError
 BRAINS = {"person": "Colin27_T1w.nii.gz", "template": "MNI152NLin2009cAsym_T1w.nii.gz"}
 SIZE = {"width": 1280, "height": 720}
 WAIT_S = 180.0
-DRAWN = "document.querySelectorAll('svg[data-tile]:not(.away) g[data-point]:not(.away)').length > 20"
+DRAWN = "document.querySelectorAll('svg[data-tile]:not(.away) g[data-point]:not(.away)').length > 0"
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def _screen(url: str) -> bytes:
                 raise InputError(f"the page drew no landmarks within {WAIT_S:g} s")
             time.sleep(0.2)
         page.locator('#points .row[data-point="2"]').click()
-        time.sleep(3)  # until the slices stand where the landmark is
+        time.sleep(5)  # until the slices stand where the landmark is
         png = page.screenshot()
         browser.close()
     return png
