@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from anatomark.core.grid import Array
 from anatomark.evaluation.metrics import Errors, interval
 from anatomark.evaluation.result import EvaluationResult
-from anatomark.pictures.overlay import caption, png
+from anatomark.pictures.style import caption, plain_text, png
 
 if TYPE_CHECKING:
     from anatomark.evaluation.viewer import Viewer
@@ -40,6 +40,7 @@ class CasePicture:
     shown: Sequence[str]
 
 
+@plain_text
 def render(
     result: EvaluationResult, pictures: Sequence[CasePicture] = (), viewer: Viewer | None = None, *, version: str = ""
 ) -> str:
