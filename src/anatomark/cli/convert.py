@@ -32,7 +32,9 @@ def convert(
     image: Annotated[
         Path | None, typer.Option(help="Image whose pixels px count, for one that states an origin.")
     ] = None,
-    label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
+    label_from: Annotated[
+        LabelFrom, typer.Option("--label-from", help="What becomes the landmark's name.")
+    ] = LabelFrom.LABEL,
     markups: Annotated[
         str | None, typer.Option("--list", help="Which list of a Slicer file; its name, or 1, 2.")
     ] = None,

@@ -7,7 +7,10 @@ from anatomark.errors import InputError
 
 
 def doctor(as_json: Json = False) -> None:
-    """Look at this machine: versions, cores, memory, GPU, browser, extras; what is missing, and how to mend it."""
+    """Look at this machine, and say what is missing.
+
+    Versions, cores, memory, GPU, browser, optional parts; below what is missing, what to do.
+    """
     from anatomark.doctor import examine
 
     found = examine()

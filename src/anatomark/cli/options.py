@@ -26,7 +26,8 @@ Cases = Annotated[
 ManyCases = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASES.csv...", help="Manifests: case,image,landmarks,split[,spacing,form]. The later counts."
+        metavar="CASES.csv...",
+        help="Manifests: case,image,landmarks,split[,spacing,form]. Of two rows of a case the later counts.",
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
@@ -37,13 +38,18 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=
 Views = Annotated[
     int,
     typer.Option(
-        "--tta", min=1, max=1000, metavar="K", help="Average K slightly changed views of each image; K times slower."
+        "--tta",
+        min=1,
+        max=1000,
+        metavar="K",
+        help="Average over K slightly changed views of each image; K times slower.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
 Form = Annotated[
-    NiftiForm | None, typer.Option("--form", help="Which counts of a NIfTI file that holds two; default sform.")
+    NiftiForm | None,
+    typer.Option("--form", help="Which to use of a NIfTI file that holds two different ones; default sform."),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val or test of a manifest; default all rows.")]
 From = Annotated[

@@ -43,11 +43,11 @@ def review(
     allow_host: Names = None,
     workers: Workers = 1,
     device: Device = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only say where the page is.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address of the page.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Print what was corrected so far, and end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """See predictions, correct them, and train on the corrections, in the browser."""
+    """See and correct predictions in the browser, and train on them."""
     if summary:
         _show_summary(out, as_json)
         return

@@ -47,7 +47,10 @@ def serve(
     person: Person = None,
     device: Device = None,
 ) -> None:
-    """Answer programs over HTTP: predictions, and with --cases the review page."""
+    """Answer programs over HTTP: predictions, and the review page.
+
+    The page needs --cases and --out.
+    """
     needs_extra()
     from anatomark.serve.start import Service, bound, predicted_first
     from anatomark.serve.start import serve as run

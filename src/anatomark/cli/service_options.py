@@ -22,7 +22,7 @@ Names = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes that predict, one thread each.")]
 TrainWith = Annotated[
-    list[Path] | None, typer.Option("--train-with", metavar="CASES.csv", help="Train on these cases besides.")
+    list[Path] | None, typer.Option("--train-with", metavar="CASES.csv", help="Train on these cases too.")
 ]
 Person = Annotated[str | None, typer.Option("--person", help="Who reviews; default the user's name.")]
 
