@@ -45,7 +45,7 @@ class Examination:
 
     @property
     def broken(self) -> list[Check]:
-        """What has to be mended before anatomark works."""
+        """What has to be fixed before anatomark works."""
         return [check for check in self.checks if check.needed and check.remedy]
 
     def summary(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Examination:
         for c in self.checks:
             out.append(f"{c.name:<{width}}  {c.found}")
             if c.remedy:
-                out.append(f"{'':<{width}}  {'needed' if c.needed else 'to mend it'}: {c.remedy}")
+                out.append(f"{'':<{width}}  {'needed' if c.needed else 'to fix it'}: {c.remedy}")
         return [*out, *([] if self.broken else ["anatomark can be used here"])]
 
 
