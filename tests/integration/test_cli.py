@@ -129,6 +129,15 @@ def test_doctor(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install torch" in run.err
 
 
+def test_a_program_that_starts_the_service_is_told_where_it_is(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr("anatomark.serve.start.serve", lambda *given: given[3]("http://127.0.0.1:1/"))
+    assert run("serve", "brain-afids", "--port", 0, "--json") == 0
+    assert run.json() == {"url": "http://127.0.0.1:1/"}
+    assert run("serve", "brain-afids", "--port", 0) == 0
+    assert run.out.startswith("anatomark is at http://127.0.0.1:1/")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_completes_commands(shell: str) -> None:
     asked = {"bash": {"COMP_WORDS": "anatomark pl", "COMP_CWORD": "1"}}.get(shell, {})

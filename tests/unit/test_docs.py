@@ -101,26 +101,6 @@ def test_the_readme_installs_the_torch_of_the_constraints_from_pytorchs_own_inde
     assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_commands_that_pages_show_exist_and_take_their_options() -> None:
-    """Every ``anatomark COMMAND ...`` in a block of a page, up to a comment or the end of the line."""
-    known = typer.main.get_command(app)
-    wrong, seen = [], 0
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```$", text, flags=re.M | re.S):
-            for line in block.splitlines():
-                words = line.split("#")[0].split("&&")[-1].split()
-                if words[:1] != ["anatomark"] or len(words) < 2 or words[1].startswith("-") or words[1].isupper():
-                    continue
-                seen += 1
-                command = known.commands.get(words[1])
-                options = {o for p in command.params for o in p.opts} if command else set()
-                given = {w.split("=")[0] for w in words[2:] if re.match(r"--[a-z]", w)}
-                if command is None or given - options - {"--debug", "--help"}:
-                    wrong.append(f"{_name(page)}: {line}")
-    assert seen > 50 and wrong == []
-
-
 def test_the_reference_has_every_command_with_its_options() -> None:
     documented = _documented()
     assert set(documented) == set(typer.main.get_command(app).commands)

@@ -62,11 +62,11 @@ def review(
     bound(host, port).close()  # a port that is taken is said before any work
     facts = {"spacing": in_mm(spacing), "form": form, "train_with": train_with, "device": device}
     setting, given = make_setting(images, out, model, person=person or user_name(), **facts)
-    report = reporter(False)
+    report = reporter(as_json)
     setting = predicted_first(setting, given, report)
 
     def ready(url: str) -> None:
-        announce(url)
+        announce(url, as_json)
         if not no_browser:
             import webbrowser
 
