@@ -84,21 +84,17 @@ def _page(notebook: Any, folder: Path, stem: str) -> str:
 
 
 def _output(output: Any, folder: Path, stem: str) -> str:
-    """What a cell gave: text in a block, a picture as a file."""
+    """What a cell printed in a block, a picture as a file; the values of last lines are not shown."""
     if output.output_type == "stream":
-        return _block(output.text)
+        text = ANSI.sub("", output.text).rstrip()
+        return f"```{{.text .no-copy}}\n{text}\n```" if text else ""
     data = output.get("data", {})
     if "image/png" in data:
         number = len(list(folder.glob("*.png"))) + 1
         picture = folder / f"{stem}-{number:02d}.png"
         picture.write_bytes(base64.b64decode(data["image/png"]))
         return f"![]({picture.name})"
-    return _block(data.get("text/plain", ""))
-
-
-def _block(text: str) -> str:
-    text = ANSI.sub("", text).rstrip()
-    return f"```{{.text .no-copy}}\n{text}\n```" if text else ""
+    return ""
 
 
 def _key(source: Path) -> str:
