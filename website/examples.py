@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traitlets.config import Config
 
-MOST_SECONDS = 300  # of one cell
+MOST_SECONDS = 900  # of one cell
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -32,7 +32,7 @@ def spine(seed):
         across = right * np.cos(slope[i]) - down * np.sin(slope[i])
         along_it = right * np.sin(slope[i]) + down * np.cos(slope[i])
         inside = np.maximum(np.abs(across) / (13 + i), np.abs(along_it) / 10) * 1.1
-        array += 90 / (1 + np.exp(14 * (inside - 1)))
+        array += 120 / (1 + np.exp(14 * (inside - 1)))
     array = np.clip(array + rng.normal(0, 9, grid.shape), 0, 255)
     return anatomark.Image(array[None].astype(np.uint8), grid), anatomark.Landmarks(NAMES, np.stack([x, y], 1))
 
@@ -46,11 +46,32 @@ for i in range(8):
 Path("cases.csv").write_text("\n".join(rows))
 
 # %% [markdown]
-# Four models learn from six cases each; `folds/out_of_fold.csv` then holds the error of each landmark of each case, found by the
-# model that did not see it.
+# Two models learn from one half each, and `folds/out_of_fold.csv` holds how far off they were in the other half. The last
+# model, learned from all eight, takes its 90 % radii from these errors.
 
 # %%
-fitted = anatomark.fit("cases.csv", "run", method="pin", folds=4, steps=150, seed=1)
-with open("run/folds/out_of_fold.csv") as file:
-    table = list(csv.DictReader(file))
-print(table[0])
+fitted = anatomark.fit("cases.csv", "run", method="t2dl", folds=2, steps=120, seed=1)
+with open("run/folds/out_of_fold.csv", encoding="utf-8") as file:
+    errors = {name: [] for name in NAMES}
+    for row in csv.DictReader(file):
+        errors[row["label"]].append(float(row["error_mm"]))
+whole = np.concatenate(list(errors.values()))
+print(f"mean {whole.mean():.1f} mm, 95 % below {np.percentile(whole, 95):.1f} mm, in {len(whole)} points that no model had seen")
+
+# %% [markdown]
+# A new picture: the points that the last model finds, and around each the circle in which the truth should lie in 90 of 100 cases.
+
+# %%
+picture, truth = spine(100)
+prediction = fitted.predict(picture)
+found, reach = prediction.landmarks, prediction.landmarks.radius90
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.4), layout="constrained", width_ratios=(1, 1.4))
+left.imshow(picture.array[0], cmap="gray", extent=(0, 100 * MM, 140 * MM, 0))
+left.plot(truth.points[:, 0], truth.points[:, 1], "x", color="deepskyblue", label="truth")
+left.plot(found.points[:, 0], found.points[:, 1], "o", color="orange", fillstyle="none", label="found")
+for point, radius in zip(found.points, reach, strict=True):
+    left.add_patch(plt.Circle(point, radius, color="orange", alpha=0.2))
+left.legend(loc="lower right", fontsize=8)
+left.set_axis_off()
+right.boxplot(list(errors.values()), tick_labels=NAMES, medianprops={"color": "teal"})
+right.set(ylabel="error in cases not seen, mm", ylim=(0, None))

@@ -52,7 +52,7 @@ for ax, case in zip(axes.flat, anatomark.read_manifest("more/cases.csv").cases, 
     ax.set_axis_off()
 
 # %%
-fitted = anatomark.fit("more/cases.csv", "run", method="global_to_local", steps=200, seed=1)
+fitted = anatomark.fit("more/cases.csv", "run", method="t2dl", steps=120, seed=1)
 result = anatomark.evaluate(fitted.model, "cases.csv", "evaluation")
 print(f"{result.overall.mre_mm:.1f} mm on average in a person whom it never saw")
 
