@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import anatomark
 
@@ -43,7 +44,7 @@ def _loaded(statement: str) -> set[str]:
 
 
 def _texts() -> Iterator[Path]:
-    for top in ("src", "tests", "docs", "studies", "zoo-research", ".ci"):
+    for top in ("src", "tests", "docs", "studies", "zoo-research", "website", ".ci", ".github"):
         yield from (p for p in sorted((ROOT / top).rglob("*")) if p.suffix in TEXTS or p.parent.name == ".ci")
     yield from (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXTS)
 
@@ -107,7 +108,12 @@ def test_public_names_load() -> None:
 
 
 def test_version_is_stated_once() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == anatomark.__version__
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert facts["project"]["dynamic"] == ["version"]
+    assert facts["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "anatomark.__version__"}
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == anatomark.__version__
+    assert f"## [{anatomark.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -173,3 +179,4 @@ def f(): print("give --out", "a--b", "--")
     assert _tops(tree) == {"os", "yaml"}
     lines = ["/work/main/x.py", "see /home/me/data", "https://pypi.example.org/simple", "--index-url x"]
     assert all(map(MACHINE.search, lines)) and not MACHINE.search("docs/work/x.md")
+    assert not MACHINE.search("pip install torch --index-url https://download.pytorch.org/whl/cpu")
