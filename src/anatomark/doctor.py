@@ -22,6 +22,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox"
 MAC_BROWSERS = ("Safari", "Google Chrome", "Firefox", "Microsoft Edge", "Chromium")
 LITTLE_MEMORY_GB, LITTLE_DISK_GB = 4.0, 2.0  # a training on volumes may need more
 BUNDLED = ("brain-afids/weights.safetensors", "brain-data/Colin27_T1w.nii.gz")  # of anatomark/zoo
+USES = {
+    "serve": "for the review page and the service",
+    "ray": "to predict on a Ray cluster",
+    "docs": "to build the documentation",
+    "test": "to test and change anatomark",
+}
 AGAIN = "pip install --force-reinstall anatomark"
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*([^;]*)(?:;(.*))?")
 
@@ -119,7 +125,7 @@ def packages(needs: Sequence[tuple[str, str, str]]) -> Check:
 def extra(name: str, needs: Sequence[tuple[str, str, str]]) -> Check:
     """An optional part of anatomark, such as ``serve``."""
     problems = [text for package, least, of in needs if of == name and (text := lacking(package, least))]
-    use = {"serve": "for the review page and the service", "test": "to test and change anatomark"}.get(name, "optional")
+    use = USES.get(name, "optional")
     if problems:
         return Check(f"[{name}]", f"{use}: {', '.join(problems)}", f"pip install 'anatomark[{name}]'")
     return Check(f"[{name}]", f"{use}: installed")
