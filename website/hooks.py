@@ -140,15 +140,19 @@ def _relinked(text: str, uri: str, files: Files) -> str:
 
 
 def _with_thumbnails(text: str) -> str:
-    """The gallery's list as cards, each with the first picture of its example."""
+    """The gallery's lists as cards, each with the first picture of its example."""
 
     def card(match: re.Match[str]) -> str:
-        pictures = _examples[f"gallery/{match[2]}.md"].pictures
-        picture = f"[![]({pictures[0].name})]({match[2]}.py)\n\n    " if pictures else ""
-        return f"-   {picture}{match[1]}"
+        name, link, rest = match.groups()
+        uri = posixpath.normpath(f"gallery/{posixpath.splitext(link)[0]}.md")
+        picture = posixpath.join(posixpath.dirname(link), _examples[uri].pictures[0].name)
+        return f"-   [![{name}]({picture})]({link})\n\n    [**{name}**]({link}){rest}\n"
 
-    cards = re.sub(r"^- (\[[^]]*\]\((\w+)\.py\))", card, text, flags=re.M)
-    return re.sub(r"((?:^(?:-   |    |  |\n).*\n?)+)", r'<div class="grid cards" markdown>\n\n\1\n</div>\n', cards, count=1, flags=re.M)
+    def grid(match: re.Match[str]) -> str:
+        cards = re.sub(r"^- \[([^]]*)\]\(([^)]*)\)(.*)$", card, match[0], flags=re.M)
+        return f'<div class="grid cards" markdown>\n\n{cards}\n</div>\n'
+
+    return re.sub(r"(?:^- \[.*\n)+", grid, text, flags=re.M)
 
 
 def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:
