@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anatomark
-from examples import Shown, shown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import anatomark
+from examples import Shown, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "repository"  # where files that lie outside of docs are in the site
@@ -59,7 +60,11 @@ def _add_example(source: Path, files: Files, config: MkDocsConfig) -> None:
     link = posixpath.relpath(f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", posixpath.dirname(uri))
     note = f"\n\n[{source.name}]({link}) made this page when the site was built.\n"
     files.append(File.generated(config, f"{uri}.md", content=made.markdown + note))
-    files.append(File.generated(config, f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", abs_src_path=str(source)))
+    files.append(
+        File.generated(
+            config, f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", abs_src_path=str(source)
+        )
+    )
     for picture in made.pictures:
         files.append(File.generated(config, f"{posixpath.dirname(uri)}/{picture.name}", abs_src_path=str(picture)))
 

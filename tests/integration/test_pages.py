@@ -1,4 +1,4 @@
-"""The tutorials on the bundled brains do what they show: their tables are written, their commands and Python run, in order."""
+"""The tutorials on the bundled brains do what they show: tables are written, commands and Python run, in order."""
 
 from __future__ import annotations
 
