@@ -1,5 +1,6 @@
-"""Is an installed anatomark whole? ``python .ci/smoke.py FOLDER [MINUTES]``, by the Python that it was installed into, away from a
-checkout. Runs the demo, what uses the files that come with the package, and the review of the demo's predictions."""
+"""Is an installed anatomark whole? ``python .ci/smoke.py FOLDER [MINUTES]``, by the Python that it was installed into.
+
+Runs the demo, what uses the files that come with the package, and the review of the demo's predictions."""
 
 from __future__ import annotations
 
@@ -43,12 +44,13 @@ def main() -> None:
     source = Path(package.__file__).resolve()
     assert Path(__file__).resolve().parents[1] not in source.parents, f"{source} is the checkout's"
     assert package.__version__ == version("anatomark"), "the version is stated twice"
+    scan = str(source.parent / "zoo/brain-data/Colin27_T1w.nii.gz")
     for arguments in (
         ("demo", "--minutes", minutes, "--out", "demo"),
         ("zoo",),
         ("measure", "acpc-length", "demo/predictions", "--out", "lengths.csv"),
-        ("planes", "brain-afids", str(source.parent / "zoo/brain-data/Colin27_T1w.nii.gz"), "--landmarks", "demo/predictions", "--out", "planes"),
-        ("predict", "brain-afids", str(source.parent / "zoo/brain-data/Colin27_T1w.nii.gz"), "--out", "found"),
+        ("planes", "brain-afids", scan, "--landmarks", "demo/predictions", "--out", "planes"),
+        ("predict", "brain-afids", scan, "--out", "found"),
     ):  # fmt: skip
         subprocess.run(anatomark(*arguments), cwd=out, check=True)
     assert (out / "demo/evaluation/report.html").stat().st_size > 10_000

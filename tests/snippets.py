@@ -37,7 +37,11 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words of each ``anatomark ...`` in the lines of a shell, without comments, redirections and what follows."""
     for line in text.replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|\|\||(?<!\|)\|(?!\|)|;", re.sub(r"(?:^|\s)#.*", "", line)):
-            words = shlex.split(re.sub(r"\s\d?>.*|\s&\s*$", "", part)) if re.match(r"\s*(srun\s+)?anatomark\s", part) else []
+            words = (
+                shlex.split(re.sub(r"\s\d?>.*|\s&\s*$", "", part))
+                if re.match(r"\s*(srun\s+)?anatomark\s", part)
+                else []
+            )
             if words:
                 yield words[words.index("anatomark") + 1 :]
 
@@ -81,6 +85,7 @@ def public_uses(tree: ast.Module) -> set[str]:
 def public_calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     """The calls ``anatomark.NAME(...)``."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-            if node.func.value.id == "anatomark":
-                yield node.func.attr, node
+        call = node.func if isinstance(node, ast.Call) else None
+        if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id == "anatomark":
+            assert isinstance(node, ast.Call)
+            yield call.attr, node

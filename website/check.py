@@ -9,7 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LOADS = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "form": "action"}
+LOADS = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "form": "action",
+}
 NO_LOAD = {"canonical", "alternate", "next", "prev", "edit"}  # kinds of <link> that only name a page
 ELSEWHERE = re.compile(r"^(?:https?:)?//")
 STYLE = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^'\")\s]+)")

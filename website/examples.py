@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anatomark
 import nbformat
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traitlets.config import Config
+
+import anatomark
 
 MOST_SECONDS = 900  # of one cell
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -49,7 +50,9 @@ def executed(source: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
         settings = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})  # no port is opened
         where = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=MOST_SECONDS, kernel_name="python3", resources=where, config=settings).execute()
+        NotebookClient(
+            notebook, timeout=MOST_SECONDS, kernel_name="python3", resources=where, config=settings
+        ).execute()
     return notebook
 
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anatomark
-from examples import Shown, shown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import anatomark
+from examples import Shown, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "repository"  # where files that lie outside of docs are in the site
@@ -59,7 +60,11 @@ def _add_example(source: Path, files: Files, config: MkDocsConfig) -> None:
     link = posixpath.relpath(f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", posixpath.dirname(uri))
     note = f"\n\n[{source.name}]({link}) made this page when the site was built.\n"
     files.append(File.generated(config, f"{uri}.md", content=made.markdown + note))
-    files.append(File.generated(config, f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", abs_src_path=str(source)))
+    files.append(
+        File.generated(
+            config, f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", abs_src_path=str(source)
+        )
+    )
     for picture in made.pictures:
         files.append(File.generated(config, f"{posixpath.dirname(uri)}/{picture.name}", abs_src_path=str(picture)))
 
@@ -140,15 +145,19 @@ def _relinked(text: str, uri: str, files: Files) -> str:
 
 
 def _with_thumbnails(text: str) -> str:
-    """The gallery's list as cards, each with the first picture of its example."""
+    """The gallery's lists as cards, each with the first picture of its example."""
 
     def card(match: re.Match[str]) -> str:
-        pictures = _examples[f"gallery/{match[2]}.md"].pictures
-        picture = f"[![]({pictures[0].name})]({match[2]}.py)\n\n    " if pictures else ""
-        return f"-   {picture}{match[1]}"
+        name, link, rest = match.groups()
+        uri = posixpath.normpath(f"gallery/{posixpath.splitext(link)[0]}.md")
+        picture = posixpath.join(posixpath.dirname(link), _examples[uri].pictures[0].name)
+        return f"-   [![{name}]({picture})]({link})\n\n    [**{name}**]({link}){rest}\n"
 
-    cards = re.sub(r"^- (\[[^]]*\]\((\w+)\.py\))", card, text, flags=re.M)
-    return re.sub(r"((?:^(?:-   |    |  |\n).*\n?)+)", r'<div class="grid cards" markdown>\n\n\1\n</div>\n', cards, count=1, flags=re.M)
+    def grid(match: re.Match[str]) -> str:
+        cards = re.sub(r"^- \[([^]]*)\]\(([^)]*)\)(.*)$", card, match[0], flags=re.M)
+        return f'<div class="grid cards" markdown>\n\n{cards}\n</div>\n'
+
+    return re.sub(r"(?:^- \[.*\n)+", grid, text, flags=re.M)
 
 
 def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:

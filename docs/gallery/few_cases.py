@@ -1,7 +1,7 @@
 """# Few cases
 
-Eight cases, and none to spare for a test: cross-validation. Each model tells of the cases that it did not see, and a last one
-learns from all of them. The cases are drawn: a spine of six vertebrae, bent by chance.
+Eight cases, and none to spare for a test: cross-validation. Each model tells of the cases that it did not see, and a
+last one learns from all of them. The cases are drawn: a spine of six vertebrae, bent by chance.
 """
 
 # %%
@@ -46,20 +46,23 @@ for i in range(8):
 Path("cases.csv").write_text("\n".join(rows))
 
 # %% [markdown]
-# Two models learn from one half each, and `folds/out_of_fold.csv` holds how far off they were in the other half. The last
-# model, learned from all eight, takes its 90 % radii from these errors.
+# Two models learn from one half each, and `folds/out_of_fold.csv` holds how far off they were in the other half. The
+# last model, learned from all eight, takes its 90 % radii from these errors.
 
 # %%
-fitted = anatomark.fit("cases.csv", "run", method="t2dl", folds=2, steps=120, seed=1)
+fitted = anatomark.fit("cases.csv", "run", method="t2dl", folds=2, steps=80, seed=1)
 with open("run/folds/out_of_fold.csv", encoding="utf-8") as file:
     errors = {name: [] for name in NAMES}
     for row in csv.DictReader(file):
         errors[row["label"]].append(float(row["error_mm"]))
 whole = np.concatenate(list(errors.values()))
-print(f"mean {whole.mean():.1f} mm, 95 % below {np.percentile(whole, 95):.1f} mm, in {len(whole)} points that no model had seen")
+print(
+    f"{len(whole)} points of cases not seen: mean {whole.mean():.1f} mm, 95 % below {np.percentile(whole, 95):.1f} mm"
+)
 
 # %% [markdown]
-# A new picture: the points that the last model finds, and around each the circle in which the truth should lie in 90 of 100 cases.
+# A new picture: the points that the last model finds, and around each the circle in which the truth should lie in 90
+# of 100 cases.
 
 # %%
 picture, truth = spine(100)

@@ -20,7 +20,7 @@ def sagittal(name):
     """The slice of a brain at x = 0 as a picture, and the landmarks of the midline in it: mm, x right, y down."""
     volume = anatomark.read_image(BRAINS / f"{name}_T1w.nii.gz")
     points = anatomark.read_landmarks(BRAINS / f"{name}_afids.fcsv").select(MIDLINE).points
-    z, y, x = volume.grid.to_index((0, 0, 0))
+    x = volume.grid.to_index((0, 0, 0))[2]
     array = volume.array[:, ::-1, :, round(x)]  # the top of the head is row 0
     step = np.linalg.norm(volume.grid.axes, axis=0)
     rows, columns = array.shape[1] - 1 - volume.grid.to_index(points)[:, 0], volume.grid.to_index(points)[:, 1]

@@ -1,7 +1,7 @@
 """# Landmarks in a volume
 
-The bundled model `brain-afids` finds 32 anatomical points in Colin27, a T1-weighted scan of a head that it never saw, and
-says of each how sure it is.
+The bundled model `brain-afids` finds 32 anatomical points in Colin27, a T1-weighted scan of a head that it never saw,
+and says of each how sure it is.
 """
 
 # %%

@@ -1,7 +1,7 @@
 """# Measurements, with their uncertainty
 
-Lengths and angles from found landmarks, each with the interval that the uncertainty of its points gives, beside what the experts'
-points give.
+Lengths and angles from found landmarks, each with the interval that the uncertainty of its points gives, beside what
+the experts' points give.
 """
 
 # %%
@@ -51,5 +51,5 @@ for i, ax in enumerate(axes):
 axes[0].legend(frameon=False, loc="upper right", ncols=2)
 
 # %% [markdown]
-# `brain-afids` has no calibrated radii, so its intervals are what the method's votes say, no promise. A model of your own learns them from
-# its validation cases ([how far to trust it](../tutorials/measurements.md#how-far-to-trust-it)).
+# `brain-afids` has no calibrated radii, so its intervals are what the method's votes say, no promise. A model of your
+# own learns them from its validation cases ([how far to trust it](../tutorials/measurements.md#how-far-to-trust-it)).

@@ -1,7 +1,7 @@
 """# Registration by landmarks
 
-One person's head is laid onto a template by the points that both have, in milliseconds, and each landmark is asked how well
-the others foretell it.
+One person's head is laid onto a template by the points that both have, in milliseconds, and each landmark is asked
+how well the others foretell it.
 """
 
 # %%
@@ -29,8 +29,8 @@ row = result.rows[0]
 print("\n".join(result.lines()))
 
 # %% [markdown]
-# Landmarks 29 and 30, the tips of the occipital horns, end elsewhere in this person: no affine map explains them, so they are
-# left out, and it says so. Squares of the template and of the registered head in turn:
+# Landmarks 29 and 30, the tips of the occipital horns, end elsewhere in this person: no affine map explains them, so
+# they are left out, and it says so. Squares of the template and of the registered head in turn:
 
 # %%
 fixed = anatomark.read_image(images[TEMPLATE])

@@ -1,7 +1,7 @@
 """# Review from a program
 
-The review page shows predictions, the most suspicious first, and keeps what a person corrects. All that it does, a program can do:
-here the true points stand for the person.
+The review page shows predictions, the most suspicious first, and keeps what a person corrects. All that it does, a
+program can do: here the true points stand for the person.
 """
 
 # %%
@@ -57,8 +57,8 @@ print("\n".join(review.lines()))
 review.close()
 
 # %% [markdown]
-# `corrected/cases.csv` now lists the finished case, and `anatomark.fit(["cases.csv", "corrected/cases.csv"], "better", init="run")` would
-# learn from it. Rings are what the model had said, dots what the review holds.
+# `corrected/cases.csv` now lists the finished case, and `anatomark.fit(["cases.csv", "corrected/cases.csv"],
+# "better", init="run")` would learn from it. Rings are what the model had said, dots what the review holds.
 
 # %%
 head = anatomark.read_image(f"heads/images/{first}.nii.gz")

@@ -1,7 +1,7 @@
 """# Scan planes of a head that lies askew
 
-A head is turned by 25 degrees. The scanner's slices then show anatomy that nobody knows; the planes through its landmarks show
-the same as ever.
+A head is turned by 25 degrees. The scanner's slices then show anatomy that nobody knows; the planes through its
+landmarks show the same as ever.
 """
 
 # %%

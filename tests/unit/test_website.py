@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def test_a_sound_site_has_no_problems(tmp_path: Path) -> None:
     import check
 
     (tmp_path / "a.png").write_bytes(b"")
-    there = '<a href="b.html#x">b</a> <a href="https://example.org/y">elsewhere</a> <img src="a.png"> <a href="#top">t</a><p id="top">'
+    there = '<a href="b.html#x">b</a> <a href="https://e.org/y">y</a> <img src="a.png"> <a href="#t">t</a><p id="t">'
     assert check.problems(_site(tmp_path, a=there, b='<h2 id="x">x</h2>')) == []
 
 
@@ -56,7 +55,9 @@ def test_a_style_sheet_that_loads_from_elsewhere_is_found(tmp_path: Path) -> Non
 
 def test_a_script_is_cells_of_text_and_code() -> None:
     examples = pytest.importorskip("examples", reason="comes with pip install '.[docs]'", exc_type=ImportError)
-    cells = examples.of_script('"""# Title\n\nText.\n"""\n\n# %%\nx = 1\n\n# %% [markdown]\n# More *text*.\n\n# %%\nprint(x)\n').cells
+    cells = examples.of_script(
+        '"""# Title\n\nText.\n"""\n\n# %%\nx = 1\n\n# %% [markdown]\n# More *text*.\n\n# %%\nprint(x)\n'
+    ).cells
     assert [(c.cell_type, c.source) for c in cells] == [
         ("markdown", "# Title\n\nText."),
         ("code", "x = 1"),
@@ -73,7 +74,9 @@ def test_an_example_is_run_and_shown_and_a_faulty_one_is_an_error(tmp_path: Path
     script.write_text(f'"""# One"""\n\n# %%\n{plot}\n')
     shown = examples.shown(script, tmp_path / "kept")
     assert [p.name for p in shown.pictures] == ["one-01.png"] and shown.pictures[0].stat().st_size > 1000
-    assert shown.markdown.startswith("# One\n") and "drawn\n```" in shown.markdown and "![](one-01.png)" in shown.markdown
+    assert (
+        shown.markdown.startswith("# One\n") and "drawn\n```" in shown.markdown and "![](one-01.png)" in shown.markdown
+    )
     assert "matplotlib.lines" not in shown.markdown  # the value of a last line
     script.write_text('"""# One"""\n\n# %%\n1 / 0\n')
     with pytest.raises(Exception, match="ZeroDivisionError"):
@@ -85,8 +88,13 @@ def test_pages_are_made_fit_for_the_site() -> None:
     assert hooks._dialect("Ours are:\n- one\n- two\n") == "Ours are:\n\n- one\n- two\n"
     assert hooks._dialect("- one\n- two\n  more\n- three\n") == "- one\n- two\n  more\n- three\n"
     assert hooks._dialect("| `A\\|B` | x |\n") == "| `A|B` | x |\n"
-    links = dict(hooks._targets("how-to/benchmark.md", "[a](../../studies/README.md#x) [b](https://e.org) [c](metrics.md)"))
-    assert links == {"../../studies/README.md": ROOT / "studies/README.md", "metrics.md": ROOT / "docs/how-to/metrics.md"}
+    links = dict(
+        hooks._targets("how-to/benchmark.md", "[a](../../studies/README.md#x) [b](https://e.org) [c](metrics.md)")
+    )
+    assert links == {
+        "../../studies/README.md": ROOT / "studies/README.md",
+        "metrics.md": ROOT / "docs/how-to/metrics.md",
+    }
     assert hooks._inside(ROOT / "studies/README.md") == "repository/studies/README.md"
     assert hooks._inside(ROOT / "docs/concepts/pin.md") == "concepts/pin.md"
 
