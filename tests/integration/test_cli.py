@@ -118,6 +118,15 @@ def test_a_demo_that_is_stopped_says_what_is_kept(
     assert str(tmp_path / "d" / "run") in run.err and "goes on" in run.err
 
 
+def test_a_command_that_is_stopped_says_so(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anatomark.training.plan.plan", interrupted)
+    assert run("plan", "cases.csv") == 130
+    assert run.err == "stopped; the same command can be given again\n"
+
+
 def test_doctor(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("doctor") == 0
     assert f"anatomark  {__version__}" in run.out

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Json, Out, reporter, show
+from anatomark.cli.options import Json, Out, reporter, show, stopped
 from anatomark.errors import InputError
 
 
@@ -33,8 +33,7 @@ def benchmark(
             suite, out, only=only or [], minutes=minutes, dry_run=dry_run, tables_only=tables, report=reporter(as_json)
         )
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+        stopped("the same command goes on from the last checkpoint")
     show(done, as_json)
     if done.failed:
         name, reason = next(iter(done.failed.items()))

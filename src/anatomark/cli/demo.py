@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anatomark.cli.options import Json, Out, reporter, show
+from anatomark.cli.options import Json, Out, reporter, show, stopped
 
 if TYPE_CHECKING:
     from anatomark.demo import Demonstrated
@@ -37,8 +37,7 @@ def demo(
     try:
         result = run_demo(out, minutes=minutes, report=reporter(as_json))
     except KeyboardInterrupt:
-        typer.echo(f"stopped; {kept(out)}", err=True)
-        raise typer.Exit(130) from None
+        stopped(kept(out))
     show(result, as_json)
     if not as_json:
         typer.echo("next:")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anatomark.cli.options import Device, Json, ManyCases, Out, Threads, print_json, reporter
+from anatomark.cli.options import Device, Json, ManyCases, Out, Threads, print_json, reporter, stopped
 
 if TYPE_CHECKING:
     from anatomark.training.fit import Fitted
@@ -47,8 +47,7 @@ def fit(
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
-        typer.echo(f"stopped; {how}", err=True)
-        raise typer.Exit(130) from None
+        stopped(how)
     _show_fit(fitted, as_json)
 
 

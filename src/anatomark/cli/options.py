@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from anatomark.errors import InputError
+
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class NiftiForm(StrEnum):
@@ -56,6 +59,12 @@ From = Annotated[
     Path | None,
     typer.Option("--landmarks", help="Landmark file, or the folder that predict wrote; default the manifest's own."),
 ]
+
+
+def stopped(what: str) -> NoReturn:
+    """End after Ctrl-C; ``what`` is kept, or how it goes on."""
+    typer.echo(f"stopped; {what}", err=True)
+    sys.exit(INTERRUPTED)
 
 
 def spell_options(text: str) -> str:
