@@ -134,7 +134,12 @@ def extra(name: str, needs: Sequence[tuple[str, str, str]]) -> Check:
 def processor() -> list[Check]:
     """Cores and the GPU, as torch sees them."""
     cores, free = usable_cores(), free_cores()
-    found = f"{cores} core{'s' * (cores > 1)}, about {free} free"
+    total = os.cpu_count() or cores
+    found = (
+        f"{cores} of {total} cores may be used, about {free} free"
+        if cores < total
+        else f"{cores} cores, about {free} free"
+    )
     try:
         import torch
     except Exception as error:  # a broken library is an ImportError or an OSError, as the system likes
@@ -142,7 +147,10 @@ def processor() -> list[Check]:
         return [Check("processor", found), Check("torch", f"cannot be loaded: {why}", "pip install torch", needed=True)]
     threads = torch.get_num_threads()
     many = "" if threads <= cores else f"torch would take {threads} threads: give `threads` {cores}"
-    return [Check("processor", f"{found}; torch computes with {threads} threads", many), _gpu(torch)]
+    return [
+        Check("processor", f"{found}; torch computes with {threads} thread{'s' * (threads > 1)}", many),
+        _gpu(torch),
+    ]
 
 
 def _gpu(torch: Any) -> Check:
@@ -193,7 +201,7 @@ def bundled() -> Check:
 def writing() -> Check:
     """Where results, temporary files and matplotlib's list of fonts go."""
     temporary = Path(tempfile.gettempdir())
-    fonts = Path(os.environ.get("MPLCONFIGDIR") or Path.home() / ".cache" / "matplotlib")
+    fonts = _fonts()
     refused = {folder: variable for folder, variable in ((temporary, "TMPDIR"), (fonts, "MPLCONFIGDIR"))
                if not _writable(folder)}  # fmt: skip
     if refused:
@@ -204,6 +212,15 @@ def writing() -> Check:
         return Check("writing", f"refused in this folder, {here}", "go to a folder of yours, or write elsewhere: `out`")
     little = f"only {free:.1f} GB are free in {here}: make room, or write elsewhere: `out`"
     return Check("writing", f"here ({free:.0f} GB free), {temporary}, {fonts}", little if free < LITTLE_DISK_GB else "")
+
+
+def _fonts() -> Path:
+    """Where matplotlib keeps its list of fonts."""
+    if chosen := os.environ.get("MPLCONFIGDIR"):
+        return Path(chosen)
+    if not sys.platform.startswith(("linux", "freebsd")):
+        return Path(os.path.expanduser("~/.matplotlib"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
 
 
 def _writable(folder: Path) -> bool:
