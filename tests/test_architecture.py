@@ -180,3 +180,15 @@ def f(): print("give --out", "a--b", "--")
     lines = ["/work/main/x.py", "see /home/me/data", "https://pypi.example.org/simple", "--index-url x"]
     assert all(map(MACHINE.search, lines)) and not MACHINE.search("docs/work/x.md")
     assert not MACHINE.search("pip install torch --index-url https://download.pytorch.org/whl/cpu")
+
+
+def test_the_workflows_try_every_python_and_system_that_is_promised() -> None:
+    read = {p.name: yaml.safe_load(p.read_text()) for p in (ROOT / ".github" / "workflows").glob("*.yml")}
+    matrix = read["tests.yml"]["jobs"]["tests"]["strategy"]["matrix"]
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [c.rpartition(" ")[2] for c in facts["classifiers"] if re.search(r"Python :: 3\.\d+$", c)]
+    assert matrix["python"] == named and facts["requires-python"] == f">={named[0]},<3.{int(named[-1][2:]) + 1}"
+    assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    steps = [step for flow in read.values() for job in flow["jobs"].values() for step in job["steps"]]
+    scripts = {part for step in steps for part in re.findall(r"python (\S+\.py)", step.get("run", ""))}
+    assert scripts and all((ROOT / script).is_file() for script in scripts)

@@ -11,7 +11,6 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -27,6 +26,12 @@ LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#\s])")
 FENCE = re.compile(r"^(```.*?^```$)", flags=re.M | re.S)
 
 _examples: dict[str, Shown] = {}  # by the page's src_uri
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """At the foot of each page, the version that it is of."""
+    config.copyright = f"anatomark {anatomark.__version__}, {config.copyright}"
+    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -54,19 +59,15 @@ def _dialect(text: str) -> str:
 
 
 def _add_example(source: Path, files: Files, config: MkDocsConfig) -> None:
-    """The page of an example or a notebook, and its pictures."""
-    uri = source.relative_to(ROOT / "docs").with_suffix("").as_posix()
-    made = _examples[f"{uri}.md"] = shown(source, Path(config.site_dir).parent / "examples")
-    link = posixpath.relpath(f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", posixpath.dirname(uri))
-    note = f"\n\n[{source.name}]({link}) made this page when the site was built.\n"
-    files.append(File.generated(config, f"{uri}.md", content=made.markdown + note))
-    files.append(
-        File.generated(
-            config, f"{OUTSIDE}/docs/{source.relative_to(ROOT / 'docs').as_posix()}", abs_src_path=str(source)
-        )
-    )
+    """The page of an example or a notebook, its pictures, and the program itself."""
+    page = source.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+    folder, program = posixpath.dirname(page), f"{OUTSIDE}/{source.relative_to(ROOT).as_posix()}"
+    made = _examples[page] = shown(source, Path(config.site_dir).parent / "examples")
+    note = f"\n[{source.name}]({posixpath.relpath(program, folder)}) made this page when the site was built.\n"
+    files.append(File.generated(config, page, content=made.markdown + note))
+    files.append(File.generated(config, program, abs_src_path=str(source)))
     for picture in made.pictures:
-        files.append(File.generated(config, f"{posixpath.dirname(uri)}/{picture.name}", abs_src_path=str(picture)))
+        files.append(File.generated(config, f"{folder}/{picture.name}", abs_src_path=str(picture)))
 
 
 def _names() -> str:
@@ -87,7 +88,9 @@ def _add_linked(files: Files, config: MkDocsConfig) -> None:
             if inner in files.src_uris:
                 continue
             if target.is_dir():
-                listing = "".join(f"- [{p.name}]({p.name})\n" for p in sorted(target.iterdir()))
+                listing = "".join(
+                    f"- [{p.name}]({p.name})\n" for p in sorted(target.iterdir()) if p.name[0] not in "._"
+                )
                 content = f"# {target.relative_to(ROOT).as_posix()}\n{listing}"
                 files.append(File.generated(config, inner, content=content))
                 waiting.append((inner, content))
@@ -132,8 +135,6 @@ def _inside(target: Path) -> str:
 
 def _relinked(text: str, uri: str, files: Files) -> str:
     """Each link that leads to a file of the repository leads to where this is in the site."""
-    if uri in _examples:
-        return text
     new = {}
     for link, target in _targets(uri, text):
         if target.is_relative_to(ROOT):
@@ -158,9 +159,3 @@ def _with_thumbnails(text: str) -> str:
         return f'<div class="grid cards" markdown>\n\n{cards}\n</div>\n'
 
     return re.sub(r"(?:^- \[.*\n)+", grid, text, flags=re.M)
-
-
-def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:
-    """The version that the site is of."""
-    config.extra["version_shown"] = anatomark.__version__
-    return config

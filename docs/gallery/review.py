@@ -35,7 +35,7 @@ anatomark.predict("brain-afids", [case.path for case in cases], "found")
 # %%
 review = anatomark.Review("corrected", anatomark.find_cases(["heads/images"], landmarks="found"), "found")
 for row in review.queue():
-    print(f"{row['id']}  suspicion {row['suspicion']:.1f}  {'; '.join(row['flags'])[:80] or 'nothing unusual'}")
+    print(f"{row['id']}  suspicion {row['suspicion']:.1f}  {(*row['flags'], 'nothing unusual')[0]}")
 
 # %% [markdown]
 # Correct the first of them: every point that is more than 3 mm off is moved, the others are confirmed.
@@ -53,7 +53,7 @@ moved = [
 review.change(first, moved, person="me")
 review.done(first, person="me")
 print(f"{len(moved)} of {len(found)} points moved, by {errors[errors > 3].mean():.0f} mm on average")
-print("\n".join(review.lines()))
+print("\n".join(review.lines()[:3]))
 review.close()
 
 # %% [markdown]
