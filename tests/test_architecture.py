@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import anatomark
 
@@ -28,10 +29,10 @@ HEAVY = ("torch", "matplotlib", "SimpleITK", "lightning", "lightning_fabric")
 MACHINE = re.compile(
     r"(?<![\w.])/(?:work|home|Users|root|opt|mnt)/[\w.-]+"  # an absolute path of somebody's machine
     r"|[\w.-]*(?:pypi|artifactory|nexus)[\w-]*\.[\w.-]+/"  # a package index
-    r"|--(?:extra-)?index-url",
+    r"|--(?:extra-)?index-url(?! https://download\.pytorch\.org/)",  # PyTorch's own is everybody's
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-ELSEWHERE = {"benchmark/provenance.py"}  # the options of other programs
+ELSEWHERE = {"benchmark/provenance.py", "doctor.py"}  # the options of other programs
 MOST_LINES = 350
 LONG_METHOD = 8  # lines from which on a public method says in a docstring what it does
 
@@ -43,7 +44,7 @@ def _loaded(statement: str) -> set[str]:
 
 
 def _texts() -> Iterator[Path]:
-    for top in ("src", "tests", "docs", "studies", "zoo-research", ".ci"):
+    for top in ("src", "tests", "docs", "studies", "zoo-research", "website", ".ci", ".github"):
         yield from (p for p in sorted((ROOT / top).rglob("*")) if p.suffix in TEXTS or p.parent.name == ".ci")
     yield from (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXTS)
 
@@ -107,7 +108,12 @@ def test_public_names_load() -> None:
 
 
 def test_version_is_stated_once() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == anatomark.__version__
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert facts["project"]["dynamic"] == ["version"]
+    assert facts["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "anatomark.__version__"}
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == anatomark.__version__
+    assert f"## [{anatomark.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -173,3 +179,16 @@ def f(): print("give --out", "a--b", "--")
     assert _tops(tree) == {"os", "yaml"}
     lines = ["/work/main/x.py", "see /home/me/data", "https://pypi.example.org/simple", "--index-url x"]
     assert all(map(MACHINE.search, lines)) and not MACHINE.search("docs/work/x.md")
+    assert not MACHINE.search("pip install torch --index-url https://download.pytorch.org/whl/cpu")
+
+
+def test_the_workflows_try_every_python_and_system_that_is_promised() -> None:
+    read = {p.name: yaml.safe_load(p.read_text()) for p in (ROOT / ".github" / "workflows").glob("*.yml")}
+    matrix = read["tests.yml"]["jobs"]["tests"]["strategy"]["matrix"]
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [c.rpartition(" ")[2] for c in facts["classifiers"] if re.search(r"Python :: 3\.\d+$", c)]
+    assert matrix["python"] == named and facts["requires-python"] == f">={named[0]},<3.{int(named[-1][2:]) + 1}"
+    assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    steps = [step for flow in read.values() for job in flow["jobs"].values() for step in job["steps"]]
+    scripts = {part for step in steps for part in re.findall(r"python (\S+\.py)", step.get("run", ""))}
+    assert scripts and all((ROOT / script).is_file() for script in scripts)

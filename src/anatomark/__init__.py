@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anatomark.training.fit import fit
     from anatomark.training.plan import plan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Alignment": "anatomark.core.alignment",

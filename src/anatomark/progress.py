@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 class Reporter:
     """Messages and bars on a console (standard error). ``quiet`` shows nothing; ``every_s`` spaces the plain lines;
-    ``spell`` turns the parameters that messages name in backticks into what the reader knows them by."""
+    ``spell`` turns the parameters that messages name in backticks into what the reader knows them by; ``pace`` is
+    told once of each bar how fast it goes: its title, the units done, seconds for a unit."""
 
     def __init__(
         self,
@@ -21,9 +22,10 @@ class Reporter:
         quiet: bool = False,
         every_s: float = 15.0,
         spell: Callable[[str], str] = str,
+        pace: Callable[[str, int, float], None] | None = None,
     ):
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.quiet, self.every_s, self.spell = quiet, every_s, spell
+        self.quiet, self.every_s, self.spell, self.pace = quiet, every_s, spell, pace
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -42,24 +44,42 @@ class Reporter:
 
 
 class Bar:
-    """One bar; ``update`` may be called as often as one likes."""
+    """One bar; ``update`` may be called as often as one likes. ``silent``: it was not for some seconds."""
+
+    SILENT_S = 4.0
+    MEASURED = 5  # units from the first update on, after which the pace is known; those before are slow
 
     def __init__(self, reporter: Reporter, title: str, total: int, done: int, progress: Progress | None = None):
         self.reporter, self.title, self.total = reporter, title, total
         self.progress = progress
         self.task = progress.add_task(title, total=total, completed=done, facts="") if progress else None
         self.started, self.first = time.monotonic(), done
-        self.shown = self.started
+        self.shown = self.updated = self.started
+        self.mark: tuple[int, float] | None = None  # units and time of the first update
+        self.paced = False
+
+    @property
+    def silent(self) -> bool:
+        return time.monotonic() - self.updated > self.SILENT_S
 
     def update(self, done: int, facts: str = "") -> None:
         """``done`` units are done; ``facts`` stands behind them, with the time left."""
-        now = time.monotonic()
+        self.updated = now = time.monotonic()
         text = "  ".join(t for t in (facts, self._left(done, now)) if t)
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, facts=text)
         elif not self.reporter.quiet and now - self.shown >= self.reporter.every_s:
             self.shown = now
             self.reporter.say(f"{self.title}  {done}/{self.total}  {text}")
+        self._measure(done, now)
+
+    def _measure(self, done: int, now: float) -> None:
+        if self.mark is None:
+            self.mark = done, now
+        elif not self.paced and done - self.mark[0] >= self.MEASURED:
+            self.paced = True
+            if self.reporter.pace is not None:
+                self.reporter.pace(self.title, done, (now - self.mark[1]) / (done - self.mark[0]))
 
     def _left(self, done: int, now: float) -> str:
         if done <= self.first or done >= self.total:

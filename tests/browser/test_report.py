@@ -22,8 +22,9 @@ from anatomark.evaluation.predictions import Predictions
 from anatomark.evaluation.report import render
 from anatomark.evaluation.result import EvaluationResult
 from anatomark.model.prediction import Prediction
+from anatomark.pictures.style import TRUTH
 
-RING = (45, 212, 191)
+RING = tuple(int(TRUTH[i : i + 2], 16) for i in (1, 3, 5))
 
 
 class _Held:

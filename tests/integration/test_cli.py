@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import tiny
 from anatomark import __version__
 from anatomark.cli import app as cli
+from anatomark.doctor import Check, Examination
 from anatomark.io.landmarks import read_landmarks
 
 tiny.register()
@@ -77,6 +80,8 @@ def test_a_program_can_read_the_results(run: Commands, tmp_path: Path) -> None:
     assert [r["state"] for r in run.json()] == ["written", "written"]
     assert run("zoo", "--json") == 0
     assert isinstance(run.json(), list)
+    assert run("convert", tmp_path / "p" / "case0.mrk.json", tmp_path / "x.fcsv", "--json") == 0
+    assert run.json() == {"file": str(tmp_path / "x.fcsv"), "landmarks": ["a", "b", "c"], "defined": 3, "notes": []}
 
 
 def test_one_failed_image_is_told_and_the_exit_code_says_so(run: Commands, tmp_path: Path) -> None:
@@ -95,9 +100,67 @@ def test_version_and_help(run: Commands) -> None:
     assert run("--version") == 0
     assert run.out.strip() == f"anatomark {__version__}"
     assert run("--help") == 0
-    for command in ("demo", "plan", "fit", "predict", "evaluate", "convert", "zoo"):
+    for command in ("demo", "plan", "fit", "predict", "evaluate", "convert", "zoo", "doctor"):
         assert f"  {command} " in run.out
         assert Commands(run.capsys)(command, "--help") == 0
+
+
+def test_a_demo_that_is_stopped_says_what_is_kept(
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        (tmp_path / "d" / "run" / "last.ckpt").parent.mkdir(parents=True)
+        (tmp_path / "d" / "run" / "last.ckpt").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anatomark.demo.fit", interrupted)
+    assert run("demo", "--out", tmp_path / "d") == 130
+    assert str(tmp_path / "d" / "run") in run.err and "goes on" in run.err
+
+
+def test_a_command_that_is_stopped_says_so(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anatomark.training.plan.plan", interrupted)
+    assert run("plan", "cases.csv") == 130
+    assert run.err == "stopped; the same command can be given again\n"
+
+
+def test_doctor(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("doctor") == 0
+    assert f"anatomark  {__version__}" in run.out
+    assert run("doctor", "--json") == 0
+    assert run.json()["usable"] is True
+    broken = Examination([Check("torch", "cannot be loaded", "pip install torch", needed=True)])
+    monkeypatch.setattr("anatomark.doctor.examine", lambda: broken)
+    assert run("doctor") == 2
+    assert "pip install torch" in run.err
+
+
+def test_a_program_that_starts_the_service_is_told_where_it_is(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr("anatomark.serve.start.serve", lambda *given: given[3]("http://127.0.0.1:1/"))
+    assert run("serve", "brain-afids", "--port", 0, "--json") == 0
+    assert run.json() == {"url": "http://127.0.0.1:1/"}
+    assert run("serve", "brain-afids", "--port", 0) == 0
+    assert run.out.startswith("anatomark is at http://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell: str) -> None:
+    asked = {"bash": {"COMP_WORDS": "anatomark pl", "COMP_CWORD": "1"}}.get(shell, {})
+    variables = {"_ANATOMARK_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "anatomark pl",
+                 "_TYPER_COMPLETE_FISH_ACTION": "get-args", **asked}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "anatomark"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert {"plan", "planes"} <= set(re.findall(r"\w+", done.stdout)), done.stderr
+    assert "predict" not in done.stdout
 
 
 def test_usage_errors_have_exit_code_2(run: Commands) -> None:

@@ -88,11 +88,17 @@ def test_links_lead_to_files() -> None:
 
 def test_the_readme_holds_the_two_commands() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [line for line in lines if line.startswith("pip install")]
+    commands = [line for line in lines if line.startswith("pip install -c constraints.txt ")]
     assert commands == [
-        "pip install -c constraints.txt . && anatomark demo",
+        "pip install -c constraints.txt '.[serve]' && anatomark demo",
         "pip install -c constraints.txt '.[test]' && pytest",
     ]
+
+
+def test_the_readme_installs_the_torch_of_the_constraints_from_pytorchs_own_index() -> None:
+    tested = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.M)[1]
+    command = f"pip install torch=={tested} --index-url https://download.pytorch.org/whl/cpu"
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_reference_has_every_command_with_its_options() -> None:

@@ -1,6 +1,7 @@
 """The ``anatomark`` command. Imports stand inside the commands, so that ``--help`` is instant.
 
-Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault; of ``status`` 3: not complete.
+Exit codes: 0 done, 2 bad input or usage (one clear line), 1 our fault, 130 stopped by Ctrl-C; of ``status`` 3: not
+complete.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from anatomark.cli.calibrate import calibrate
 from anatomark.cli.convert import convert
 from anatomark.cli.crop import crop
 from anatomark.cli.demo import demo
+from anatomark.cli.doctor import doctor
 from anatomark.cli.evaluate import evaluate
 from anatomark.cli.fit import fit
 from anatomark.cli.measure import measure
-from anatomark.cli.options import spell_options
+from anatomark.cli.options import INTERRUPTED, spell_options, stopped
 from anatomark.cli.plan import plan
 from anatomark.cli.planes import planes
 from anatomark.cli.predict import predict
@@ -35,13 +37,12 @@ from anatomark.errors import InputError, is_users, reason_of
 
 COMMANDS = (
     demo, plan, fit, predict, evaluate, convert, simulate, zoo, planes, measure, register, crop, calibrate, benchmark,
-    review, serve, status,
+    review, serve, status, doctor,
 )  # fmt: skip
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own click in some versions
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -86,8 +87,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         else:
             typer.echo(f"error: {_usage(error, text)}", err=True)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):  # of some versions of typer
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what reads our output has gone; nothing more can be said
         sys.exit(1)
@@ -101,6 +102,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             line = f"{line.removesuffix(')')}; --debug shows the traceback)"
         typer.echo(f"error: {line}", err=True)
         sys.exit(2 if is_users(error) else 1)
+    if code == INTERRUPTED:  # Ctrl-C, and the command has nothing to say about it
+        stopped("the same command can be given again")
     sys.exit(code if isinstance(code, int) else 0)
 
 

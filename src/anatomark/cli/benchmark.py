@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Json, Out, reporter, show
+from anatomark.cli.options import Json, Out, reporter, show, stopped
 from anatomark.errors import InputError
 
 
@@ -18,11 +18,14 @@ def benchmark(
         list[str] | None, typer.Option(metavar="NAME", help="This data set or method alone; may be repeated.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time of each cell, instead of the suite's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     tables: Annotated[bool, typer.Option("--tables", help="Only write the tables of what is finished.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train and measure methods on data sets alike: one table, plots, paired tests. Goes on where it was stopped."""
+    """Train and compare methods on your data.
+
+    Writes one table, plots and paired tests. Goes on where it was stopped.
+    """
     from anatomark.benchmark.run import benchmark as work
 
     try:
@@ -30,8 +33,7 @@ def benchmark(
             suite, out, only=only or [], minutes=minutes, dry_run=dry_run, tables_only=tables, report=reporter(as_json)
         )
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+        stopped("the same command goes on from the last checkpoint")
     show(done, as_json)
     if done.failed:
         name, reason = next(iter(done.failed.items()))

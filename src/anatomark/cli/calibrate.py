@@ -16,7 +16,10 @@ def calibrate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a model's radii, threshold of absence and review flag anew, from cases it did not learn from (val)."""
+    """Learn a model's radii and review flag anew.
+
+    And its threshold of absence; from cases that it was not trained on (val). The weights stay.
+    """
     from anatomark.training.calibrate import calibrate as learn
     from anatomark.training.memory import keep_freed_memory
 

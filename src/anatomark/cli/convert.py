@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Overwrite, Spacing, in_mm, spell_options
+from anatomark.cli.options import Json, Overwrite, Spacing, in_mm, print_json, spell_options
 from anatomark.errors import InputError
 
 
@@ -32,11 +32,14 @@ def convert(
     image: Annotated[
         Path | None, typer.Option(help="Image whose pixels px count, for one that states an origin.")
     ] = None,
-    label_from: Annotated[LabelFrom, typer.Option("--label-from", help="What the names are.")] = LabelFrom.LABEL,
+    label_from: Annotated[
+        LabelFrom, typer.Option("--label-from", help="What becomes the landmark's name.")
+    ] = LabelFrom.LABEL,
     markups: Annotated[
         str | None, typer.Option("--list", help="Which list of a Slicer file; its name, or 1, 2.")
     ] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Convert between landmark formats."""
     from anatomark.io.images import image_grid, squeeze_grid
@@ -50,6 +53,11 @@ def convert(
     mm = in_mm(spacing)
     pixels = mm if image is None else squeeze_grid(image_grid(image, mm))
     written = run_convert(chosen, target, case=case, frame=frame, unit=unit, spacing=pixels, label_from=label_from)
-    for note in (*written.meta.get("notes", ()), *written.meta.get("name_notes", ())):
-        typer.echo(f"note: {spell_options(note)}", err=True)
-    typer.echo(f"{len(written)} landmarks, {int(written.defined.sum())} of them defined: {target}")
+    notes = [spell_options(note) for note in (*written.meta.get("notes", ()), *written.meta.get("name_notes", ()))]
+    defined = int(written.defined.sum())
+    if as_json:
+        print_json({"file": str(target), "landmarks": list(written.names), "defined": defined, "notes": notes})
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{len(written)} landmarks, {defined} of them defined: {target}")

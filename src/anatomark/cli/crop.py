@@ -28,7 +28,10 @@ def crop(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Cut a region of interest around landmarks out of images, geometry kept, to segment it and put it back."""
+    """Cut a region around landmarks out of images.
+
+    Voxels keep their values and places, so that a segmentation can be put back.
+    """
     from anatomark.tools.crop import crop as cut
 
     try:

@@ -35,7 +35,10 @@ def evaluate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model, or a folder of predictions, against the manifest's landmarks: tables and report.html."""
+    """Measure errors against the manifest's landmarks; report.html.
+
+    Of a model, or of a folder of predictions: tables as CSV and JSON, and the report.
+    """
     from anatomark.evaluation.evaluate import evaluate as measure
     from anatomark.tools.planes.errors import plane_lines
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anatomark.cli.options import Device, Json, ManyCases, Out, Threads, print_json, reporter
+from anatomark.cli.options import Device, Json, ManyCases, Out, Threads, print_json, reporter, stopped
 
 if TYPE_CHECKING:
     from anatomark.training.fit import Fitted
@@ -25,15 +25,18 @@ def fit(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
     steps: Annotated[int | None, typer.Option(help="Train for this many steps in all.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from its weights.")] = None,
-    folds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Cross-validate first, with this many folds.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model's weights.")] = None,
+    folds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Cross-validate with this many folds first.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     device: Device = None,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read data.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model on the manifest's training cases; the run folder goes to --out."""
+    """Train a model; the run folder goes to --out.
+
+    Learns from the training cases of the manifest, and chooses method and settings itself unless told.
+    """
     from anatomark.model.config import make_config
     from anatomark.training.fit import fit as train
 
@@ -44,8 +47,7 @@ def fit(
     except KeyboardInterrupt:
         kept = (out / "last.ckpt").exists()
         how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
-        typer.echo(f"stopped; {how}", err=True)
-        raise typer.Exit(130) from None
+        stopped(how)
     _show_fit(fitted, as_json)
 
 

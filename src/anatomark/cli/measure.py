@@ -24,7 +24,10 @@ def measure(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Distances, angles, ratios and their classes from landmarks, with their uncertainty, as a table."""
+    """Distances, angles and ratios from landmarks, as a table.
+
+    With their uncertainty and, where the definition has them, classes.
+    """
     from anatomark.tools.measure.measure import measure as take
 
     result = take(definition, cases, out, landmarks=landmarks, split=split, truth=truth, overwrite=overwrite)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from anatomark.errors import InputError
+
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class NiftiForm(StrEnum):
@@ -26,7 +29,8 @@ Cases = Annotated[
 ManyCases = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASES.csv...", help="Manifests: case,image,landmarks,split[,spacing,form]. The later counts."
+        metavar="CASES.csv...",
+        help="Manifests: case,image,landmarks,split[,spacing,form]. Of two rows of a case the later counts.",
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="CASES.csv|IMAGE...", help="Manifest, images or folders.")]
@@ -37,19 +41,30 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help=
 Views = Annotated[
     int,
     typer.Option(
-        "--tta", min=1, max=1000, metavar="K", help="Average K slightly changed views of each image; K times slower."
+        "--tta",
+        min=1,
+        max=1000,
+        metavar="K",
+        help="Average over K slightly changed views of each image; K times slower.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
 Form = Annotated[
-    NiftiForm | None, typer.Option("--form", help="Which counts of a NIfTI file that holds two; default sform.")
+    NiftiForm | None,
+    typer.Option("--form", help="Which to use of a NIfTI file that holds two different ones; default sform."),
 ]
 Split = Annotated[str | None, typer.Option(help="train, val or test of a manifest; default all rows.")]
 From = Annotated[
     Path | None,
     typer.Option("--landmarks", help="Landmark file, or the folder that predict wrote; default the manifest's own."),
 ]
+
+
+def stopped(what: str) -> NoReturn:
+    """End after Ctrl-C; ``what`` is kept, or how it goes on."""
+    typer.echo(f"stopped; {what}", err=True)
+    sys.exit(INTERRUPTED)
 
 
 def spell_options(text: str) -> str:

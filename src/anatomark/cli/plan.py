@@ -16,7 +16,10 @@ def plan(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time to plan for.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at the data: spacing, extent, poses, landmark spread, suspect annotations; suggest a config.yaml."""
+    """Look at the data before training, and suggest settings.
+
+    Shows spacing, extent, poses and spread of the landmarks, names doubtful annotations, suggests a config.yaml.
+    """
     from anatomark.training.plan import plan as look
 
     show(look(cases, out, minutes=minutes, report=reporter(as_json)), as_json)

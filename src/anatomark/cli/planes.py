@@ -21,7 +21,10 @@ def planes(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Cut standard scan planes that landmarks define out of volumes: oblique slices, pictures, planes.json."""
+    """Cut the scan planes that landmarks define.
+
+    Oblique slices out of volumes, as images that keep their place, as pictures and in planes.json.
+    """
     from anatomark.tools.planes.planes import planes as cut
 
     result = cut(

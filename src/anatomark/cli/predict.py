@@ -45,7 +45,7 @@ def predict(
     spacing: Spacing = None,
     form: Form = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw the landmarks into a PNG as well.")] = False,
-    format: Annotated[Format, typer.Option("--format", help="Of the landmark files.")] = Format.MRK,
+    format: Annotated[Format, typer.Option("--format", help="Format of the landmark files.")] = Format.MRK,
     tta: Views = 1,
     device: Device = None,
     threads: Threads = None,

@@ -37,7 +37,10 @@ def register(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Register images by their landmarks: ITK transforms, resampled images, errors by leave-one-out."""
+    """Register images by landmarks that they share.
+
+    Writes ITK transforms, the resampled images, and errors by leave-one-out.
+    """
     from anatomark.tools.register.register import register as run
 
     result = run(

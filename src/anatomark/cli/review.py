@@ -43,11 +43,11 @@ def review(
     allow_host: Names = None,
     workers: Workers = 1,
     device: Device = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only say where the page is.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address of the page.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Print what was corrected so far, and end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """See predictions, correct them, and train on the corrections, in the browser."""
+    """See and correct predictions in the browser, and train on them."""
     if summary:
         _show_summary(out, as_json)
         return
@@ -62,11 +62,11 @@ def review(
     bound(host, port).close()  # a port that is taken is said before any work
     facts = {"spacing": in_mm(spacing), "form": form, "train_with": train_with, "device": device}
     setting, given = make_setting(images, out, model, person=person or user_name(), **facts)
-    report = reporter(False)
+    report = reporter(as_json)
     setting = predicted_first(setting, given, report)
 
     def ready(url: str) -> None:
-        announce(url)
+        announce(url, as_json)
         if not no_browser:
             import webbrowser
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Device, Form, Spacing, in_mm, reporter
+from anatomark.cli.options import Device, Form, Json, Spacing, in_mm, reporter
 from anatomark.cli.service_options import (
     Host,
     Names,
@@ -46,8 +47,12 @@ def serve(
     train_with: TrainWith = None,
     person: Person = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
-    """Answer programs over HTTP: predictions, and with --cases the review page."""
+    """Answer programs over HTTP: predictions, and the review page.
+
+    The page needs --cases and --out.
+    """
     needs_extra()
     from anatomark.serve.start import Service, bound, predicted_first
     from anatomark.serve.start import serve as run
@@ -65,5 +70,5 @@ def serve(
         mm = in_mm(spacing)
         facts = {"spacing": mm, "form": form, "train_with": train_with, "device": device}
         setting, given = make_setting(paths, out, models[0], person=person or user_name(), **facts)
-        setting = predicted_first(setting, given, reporter(False))
-    run(models, service, setting, announce, reporter(False))
+        setting = predicted_first(setting, given, reporter(as_json))
+    run(models, service, setting, partial(announce, as_json=as_json), reporter(as_json))

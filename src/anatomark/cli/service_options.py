@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ Names = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes that predict, one thread each.")]
 TrainWith = Annotated[
-    list[Path] | None, typer.Option("--train-with", metavar="CASES.csv", help="Train on these cases besides.")
+    list[Path] | None, typer.Option("--train-with", metavar="CASES.csv", help="Train on these cases too.")
 ]
 Person = Annotated[str | None, typer.Option("--person", help="Who reviews; default the user's name.")]
 
@@ -62,6 +63,6 @@ def user_name() -> str:
         return ""
 
 
-def announce(url: str) -> None:
-    """The line that says where the service is."""
-    typer.echo(f"anatomark is at {url}  (Ctrl-C ends it)")
+def announce(url: str, as_json: bool = False) -> None:
+    """The line that says where the service is; for a program one line of JSON."""
+    typer.echo(json.dumps({"url": url}) if as_json else f"anatomark is at {url}  (Ctrl-C ends it)")

@@ -25,7 +25,10 @@ def simulate(
     intensity: Annotated[float, typer.Option(help="Contrast, uneven gain, noise; 0 changes no value.")] = 0.5,
     as_json: Json = False,
 ) -> None:
-    """Make new cases from real ones: warped, turned, with another contrast; landmarks carried exactly."""
+    """Make new cases from real ones.
+
+    Warped, turned, with another contrast; the landmarks are carried along exactly.
+    """
     from anatomark.tools.simulate.simulate import simulate as make
 
     done = make(

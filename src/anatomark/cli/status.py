@@ -19,7 +19,10 @@ def status(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """How far predictions of many images are: done, failed and why, missing shards; exit code 3 while incomplete."""
+    """How far the prediction of many images is.
+
+    Images done, failed and why; missing shards. Exit code 3 while incomplete.
+    """
     from anatomark.scale.status import status as look
 
     found = look(out, accept_failed=accept_failed)

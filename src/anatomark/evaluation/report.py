@@ -18,13 +18,14 @@ from matplotlib.ticker import MaxNLocator
 from anatomark.core.grid import Array
 from anatomark.evaluation.metrics import Errors, interval
 from anatomark.evaluation.result import EvaluationResult
-from anatomark.pictures.overlay import caption, png
+from anatomark.pictures.style import caption, plain_text, png
 
 if TYPE_CHECKING:
     from anatomark.evaluation.viewer import Viewer
 
 MODEL_COLOUR, PALE, GREY, DARK, WARM = "#0f766e", "#ccece7", "#94a3b8", "#334155", "#b45309"
-BESIDE = ((WARM, "--"), ("#64748b", ":"), ("#94a3b8", "-."), ("#475569", (0, (5, 1, 1, 1))))
+# of Okabe and Ito, each with a stroke of its own
+BESIDE = (("#d55e00", "--"), ("#0072b2", ":"), ("#cc79a7", "-."), ("#475569", (0, (5, 1, 1, 1))))
 RELIABLE = 20  # radii in a group of the reliability plot, at least
 MOST_BOXES = 60
 TEMPLATE = Path(__file__).with_name("report.html.j2")  # it includes viewer.html.j2 and viewer.js.j2
@@ -40,6 +41,7 @@ class CasePicture:
     shown: Sequence[str]
 
 
+@plain_text
 def render(
     result: EvaluationResult, pictures: Sequence[CasePicture] = (), viewer: Viewer | None = None, *, version: str = ""
 ) -> str:

@@ -60,7 +60,8 @@ def look(
             continue
         truth = true[case.id]
         if m in words:
-            pictures.append(CasePicture(words[m], m, case_picture(image, predicted, truth, shown[m]), shown[m]))
+            png = case_picture(image, predicted, truth, shown[m], case.id)
+            pictures.append(CasePicture(words[m], m, png, shown[m]))
         found = (
             Landmarks(tuple(names), np.full((len(names), d), np.nan)) if predicted is None else predicted.select(names)
         )

@@ -120,7 +120,7 @@ def write_prediction(
             from anatomark.pictures.overlay import overlay  # loads matplotlib
 
             assert image is not None
-            overlay(image, landmarks, None, path, flags=prediction.flags)
+            overlay(image, landmarks, None, path, flags=prediction.flags, case=stem)
         elif ending == "csv":
             flat = image.grid if image is not None and landmarks.ndim == 2 else None
             write_landmarks(landmarks, path, case=stem, spacing=flat)

@@ -26,10 +26,13 @@ from anatomark.pictures.style import (
     TRUTH,
     WARNING,
     caption,
+    cut,
     draw_labels,
     edge_letters,
+    plain_text,
     png,
     scale_bar,
+    title,
 )  # fmt: skip
 from anatomark.pictures.window import Window
 
@@ -65,6 +68,11 @@ class _View:
     def extent(self) -> float:
         """Longest side in mm."""
         return float(self.grid.extent_mm.max())
+
+    def side(self, section: _Section) -> float:
+        """Width in mm of the panel that shows a whole slice: 3D slices are framed as squares."""
+        across, down = (float(self.grid.extent_mm[axis]) for axis in (section.column, section.row))
+        return across if section.fixed is None else max(across, down)
 
     def locate(self, section: _Section, points: Array) -> Array:
         """(..., 2) screen position (right, down or up) in mm of world points (..., D)."""
@@ -109,8 +117,11 @@ class _View:
             side.set_visible(False)
 
 
-def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, names: Sequence[str]) -> bytes:
-    """PNG of one case for the report: the landmarks ``names`` (worst first) with truth and prediction marked.
+@plain_text
+def case_picture(
+    image: Image, predicted: Landmarks | None, truth: Landmarks, names: Sequence[str], case: str = ""
+) -> bytes:
+    """PNG of one ``case`` for the report: the landmarks ``names`` (worst first) with truth and prediction marked.
 
     3D: a row per landmark, an overview and the three orthogonal slices through its true position. 2D: the whole image
     with every landmark, and a zoom on each of ``names``.
@@ -120,21 +131,22 @@ def case_picture(image: Image, predicted: Landmarks | None, truth: Landmarks, na
     nothing = Landmarks(truth.names, np.full_like(truth.points, np.nan))
     predicted = nothing if predicted is None else predicted.select(truth.names)
     names = [n for n in names if n in truth.names]
-    figure = _rows_3d(view, predicted, truth, names) if image.ndim == 3 else _zooms_2d(view, predicted, truth, names)
-    return png(figure)
+    draw = _rows_3d if image.ndim == 3 else _zooms_2d
+    return png(draw(view, predicted, truth, names, cut(case)))
 
 
+@plain_text
 def overlay(
-    image: Image, predicted: Landmarks, truth: Landmarks | None, path: Where, flags: Sequence[str] = ()
+    image: Image, predicted: Landmarks, truth: Landmarks | None, path: Where, flags: Sequence[str] = (), case: str = ""
 ) -> None:
     """Write a PNG of predicted landmarks, labelled, with 90 % circles where known; ``truth`` beside them if given;
-    ``flags``, why the case should be reviewed, above.
+    above them the name of the ``case`` and ``flags``, why it should be reviewed.
 
     2D: the whole image. 3D: a contact sheet, axial, coronal and sagittal slices through each landmark. Raises
     InputError where the file cannot be written.
     """
     draw = _sheet_3d if image.ndim == 3 else _whole_2d
-    write_bytes(path, png(draw(_View(image), predicted, truth, review_text(flags)), dpi=110))
+    write_bytes(path, png(draw(_View(image), predicted, truth, review_text(flags), cut(case)), dpi=110))
 
 
 def absent_text(predicted: Landmarks, most: int = 8) -> str:
@@ -190,13 +202,14 @@ def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> flo
     return min(wanted, 0.5 * view.extent)
 
 
-def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "") -> Figure:
     rows, side, head, gap = len(names), 2.6, 0.42, 0.07
     width, row = 4 * side + 3 * gap, side + head
-    height = rows * row + 0.1
+    height = head + rows * row + 0.1
     figure = Figure(figsize=(width, height), facecolor=PAPER)
+    figure.text(0.1 / width, 1 - 0.5 * head / height, case, color=INK, fontsize=11, weight="bold", va="center")
     for r, name in enumerate(names):
-        half, bottom = _half(view, predicted, truth, name), height - (r + 1) * row
+        half, bottom = _half(view, predicted, truth, name), height - head - (r + 1) * row
         text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
         for c, section in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
@@ -208,6 +221,7 @@ def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequenc
                 _pair(ax, view, section, predicted, truth, name, size=10)
                 scale_bar(ax, 2 * half)
             else:
+                scale_bar(ax, view.side(section))
                 corner = view.locate(section, truth[name]) - half
                 box = (float(corner[0]), float(corner[1]))
                 ax.add_patch(Rectangle(box, 2 * half, 2 * half, fill=False, ec=TRUTH, lw=1))
@@ -217,7 +231,7 @@ def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequenc
     return figure
 
 
-def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str]) -> Figure:
+def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "") -> Figure:
     size = view.grid.extent_mm
     tall = 6.3
     wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
@@ -229,6 +243,8 @@ def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequen
     view.draw(ax, FLAT, view.grid.centre)
     for name in truth.names:
         _pair(ax, view, FLAT, predicted, truth, name, size=5)
+    scale_bar(ax, float(size[1]), 0.3, right=True)
+    title(ax, case)
     for i, name in enumerate(names):
         left, bottom = wide + gap + (i % columns) * (side + gap), tall - (i // columns + 1) * (side + head)
         zoom = figure.add_axes((left / width, bottom / tall, side / width, side / tall))
@@ -238,11 +254,11 @@ def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequen
         scale_bar(zoom, 2 * half)
         text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
         figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
-    _key(figure, 0.45 * wide / width, 1 - 0.25 / tall)
+    _key(figure, 0.9 / width, 0.25 / tall)
     return figure
 
 
-def _whole_2d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+def _whole_2d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "", case: str = "") -> Figure:
     size = view.grid.extent_mm
     figure = Figure(figsize=(float(np.clip(9 * size[1] / size[0], 3.0, 14.0)), 9), facecolor=PAPER)
     ax = figure.add_axes((0, 0, 1, 1))
@@ -252,26 +268,29 @@ def _whole_2d(view: _View, predicted: Landmarks, truth: Landmarks | None, review
     captions, spots = map(caption, predicted.names, predicted.descriptions), view.locate(FLAT, predicted.points)
     points = [(text, float(x), float(y)) for text, (x, y) in zip(captions, spots, strict=True) if np.isfinite(x + y)]
     draw_labels(ax, points, 8, (0.0, float(size[1])))
+    scale_bar(ax, float(size[1]), 0.3, right=True)
+    title(ax, case)
     if text := absent_text(predicted):
         figure.text(0.01, 0.01, text, color=INK, fontsize=8, va="bottom", path_effects=LEGIBLE, wrap=True, snap=False)
     if review:
-        figure.text(
-            0.01, 0.99, review, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True, snap=False
-        )
+        top = 0.96 if case else 0.99
+        figure.text(0.02, top, review, color=WARNING, fontsize=9, va="top", path_effects=LEGIBLE, wrap=True, snap=False)
     return figure
 
 
-def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "") -> Figure:
+def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review: str = "", case: str = "") -> Figure:
     names = [n for n, defined in zip(predicted.names, predicted.defined, strict=True) if defined]
     blocks = max(1, round(np.sqrt(len(names) / 2.2)))  # about square: a block is three times as wide as high
     rows, side, head, gap = max(1, -(-len(names) // blocks)), 1.7, 0.26, 0.2
     block = 3 * side + gap
     notes = [(text, c) for text, c in ((absent_text(predicted), INK), (review, WARNING)) if text]
-    width, height = blocks * block - gap, rows * (side + head) + head * len(notes)
+    above = 0.36 if case else 0.0
+    width, height = blocks * block - gap, above + rows * (side + head) + head * len(notes)
     figure, half = Figure(figsize=(width, height), facecolor=PAPER), 0.25 * view.extent
+    figure.text(0.05 / width, 1 - 0.5 * above / height, case, color=INK, fontsize=11, weight="bold", va="center")
     for i, name in enumerate(names):
         at = predicted.names.index(name)
-        left, bottom = (i // rows) * block, height - (i % rows + 1) * (side + head)
+        left, bottom = (i // rows) * block, height - above - (i % rows + 1) * (side + head)
         text = caption(name, predicted.descriptions[at])
         if predicted.score is not None and np.isfinite(predicted.score[at]):
             text += f"   p={predicted.score[at]:.2f}"
@@ -283,8 +302,10 @@ def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review
             ax = figure.add_axes(((left + c * side) / width, bottom / height, side / width * 0.985, side / height))
             view.draw(ax, section, predicted[name], half)
             _pair(ax, view, section, predicted, truth, name, size=7)
+            edge_letters(ax, section.edges, 7)
+            if c == 0:
+                scale_bar(ax, 2 * half)
             if i % rows == 0:
-                edge_letters(ax, section.edges, 7)
                 ax.text(0.97, 0.97, section.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=7)
     if not names:
         figure.text(0.5, 0.5, "no landmark found", color=INK, ha="center", va="center")
@@ -293,9 +314,10 @@ def _sheet_3d(view: _View, predicted: Landmarks, truth: Landmarks | None, review
     return figure
 
 
-def checkerboard(fixed: Image, moved: Image, tiles: int = 10) -> bytes:
+@plain_text
+def checkerboard(fixed: Image, moved: Image, tiles: int = 10, case: str = "") -> bytes:
     """PNG of two images on one grid in alternating squares, through the middle (3D: axial, coronal, sagittal), so that
-    outlines run on from square to square where they agree. ``tiles`` along the longest side."""
+    outlines run on from square to square where they agree. ``tiles`` along the longest side; ``case``: a title."""
     one, two = _View(fixed), _View(moved)
     step = one.extent / tiles
     grid = one.grid
@@ -314,4 +336,7 @@ def checkerboard(fixed: Image, moved: Image, tiles: int = 10) -> bytes:
         ax = figure.add_axes((c / len(sections), 0, 0.99 / len(sections), 1), facecolor="black")
         board.draw(ax, section, grid.centre)
         edge_letters(ax, section.edges)
+        scale_bar(ax, board.side(section))
+        if c == 0:
+            title(ax, cut(case))
     return png(figure, dpi=85)

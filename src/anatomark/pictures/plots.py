@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from anatomark.core.grid import Array
-from anatomark.pictures.style import png
+from anatomark.pictures.style import plain_text, png
 
 # told apart with any colour vision (Tol's muted and bright sets), used in the order of the suite
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA7733", "#66AADD", "#AA3377", "#555555", "#117733", "#DDAA33", "#882255")
@@ -36,6 +36,7 @@ class Dot:
     course: Sequence[tuple[float, float]] = ()
 
 
+@plain_text
 def benchmark_picture(title: str, dots: Sequence[Dot], split: str = "test") -> bytes:
     """The figure of one data set as PNG; ``split`` is that of the cases measured."""
     return png(benchmark_figure(title, dots, split), dpi=130)

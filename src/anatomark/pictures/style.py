@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from anatomark.pictures.labels import place_labels
 
-TRUTH, PREDICTION = "#2dd4bf", "#ff9f1c"  # told apart with any colour vision, and on black, grey and white
+TRUTH, PREDICTION = "#56b4e9", "#e69f00"  # of Okabe and Ito: told apart with any colour vision
 INK, PAPER, WARNING = "#e8eaed", "#101418", "#f87171"
 HALO = "#101418"
 LEGIBLE = [withStroke(linewidth=1.8, foreground=HALO, alpha=0.7)]  # light text over a bright image
+MOST_SIGNS = 60  # of a case's name in a title
+plain_text = rc_context({"text.parse_math": False})  # decorates what draws names: a $ in one is a $, no formula
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
@@ -29,6 +32,18 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 def caption(name: str, description: str = "") -> str:
     """A landmark's label with its description, ``1 AC``; the description alone adds nothing where both are one."""
     return f"{name} {description}" if description and description != name else name
+
+
+def cut(name: str) -> str:
+    """A case's name, shortened in its middle where it is very long: the ends tell cases apart."""
+    half = MOST_SIGNS // 2
+    return name if len(name) <= MOST_SIGNS else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def title(ax: Axes, text: str, size: float = 10) -> None:
+    """A name over the upper left corner."""
+    ax.text(0.02, 0.98, text, transform=ax.transAxes, ha="left", va="top", color=INK, fontsize=size, weight="bold",
+            path_effects=LEGIBLE, snap=False)  # fmt: skip
 
 
 def edge_letters(ax: Axes, letters: Sequence[str], size: float = 8, inset: float = 0.03) -> None:

@@ -65,7 +65,7 @@ def _loop(state: State, every: int, bar: Bar) -> None:
             mm = _validate(state) if due and len(state.validation) else None
             val = f"val {mm:.3f} mm" if mm is not None else val
             log(state, mean, mm)
-        if state.step % 10 == 0 or state.step == stage.steps:
+        if state.step % 10 == 0 or state.step == stage.steps or bar.silent:
             loss = losses[-1]["loss"].item() if losses else mean["loss"]
             bar.update(state.step, f"loss {loss:.4f}  {val}")
 

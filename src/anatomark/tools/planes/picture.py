@@ -14,17 +14,18 @@ from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.pictures.style import (
     HALO,
-    INK,
-    LEGIBLE,
     PAPER,
     PREDICTION,
     TRUTH,
     caption,
+    cut,
     draw_labels,
     edge_letters,
+    plain_text,
     png,
     scale_bar,
 )  # fmt: skip
+from anatomark.pictures.style import title as draw_title
 from anatomark.tools.planes.geometry import Plane
 
 NEAR_MM = 2.0  # landmarks this near are drawn too, in a slab its half thickness where that is more
@@ -32,6 +33,7 @@ TALL, TYPE = 6.0, 7.5  # inches, points
 SIDES = "LPSRAI"  # of the world axes +x +y +z -x -y -z
 
 
+@plain_text
 def plane_picture(image: Image, plane: Plane, landmarks: Landmarks, title: str = "") -> bytes:
     """PNG of the slice ``image`` (C, 1, rows, columns) that :meth:`Plane.cut` made.
 
@@ -65,8 +67,7 @@ def plane_picture(image: Image, plane: Plane, landmarks: Landmarks, title: str =
     draw_labels(ax, [s[:3] for s in spots], TYPE, (-width / 2, width / 2))
     scale_bar(ax, width, 0.3, right=True)
     edge_letters(ax, [_letter(side) for side in (-plane.right, plane.right, plane.up, -plane.up)], 9, 0.01)
-    ax.text(0.02, 0.98, title, transform=ax.transAxes, ha="left", va="top", color=INK, fontsize=10, weight="bold",
-            path_effects=LEGIBLE)  # fmt: skip
+    draw_title(ax, cut(title))
     with rc_context({"text.hinting": "none"}):  # hinted text is measured shorter than it is drawn with a halo
         return png(figure, dpi=100)
 

@@ -220,7 +220,7 @@ def _write_images(
         from anatomark.pictures.overlay import checkerboard
 
         files.append(stem.with_name(f"{stem.name}.png"))
-        write_bytes(files[1], checkerboard(fixed, moved))
+        write_bytes(files[1], checkerboard(fixed, moved, case=stem.name))
     return files
 
 
