@@ -23,8 +23,3 @@ def test_every_module_and_file_that_the_page_names_is_there():
     for path in OWN:
         for name in re.findall(r"(?:from \"\./|src=\"|href=\")([\w./-]+)\"", path.read_text()):
             assert (PAGE / name).is_file(), f"{path.name} names {name}"
-
-
-def test_niivue_comes_with_its_licence():
-    assert "BSD 2-Clause License" in (PAGE / "vendor" / "LICENSE-niivue.txt").read_text()
-    assert (PAGE / "vendor" / "niivue.umd.js").stat().st_size > 2_000_000
