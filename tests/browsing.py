@@ -63,6 +63,7 @@ def made(grid: Grid, more: int = 0) -> tuple[Image, Landmarks]:
     rng = np.random.default_rng(3)
     array = rng.integers(0, 60, grid.shape, dtype=np.uint8)
     index = np.array(SPOT[grid.ndim])
+    array[tuple(slice(at - 1, at + 2) for at in index)] = 30  # alike on all sides: its middle is seen in the middle
     array[tuple(index)] = 255
     if grid.ndim == 2:  # one pixel of millions would be lost between those of the screen
         array[index[0] - 9 : index[0] + 10, index[1] - 9 : index[1] + 10] = 255

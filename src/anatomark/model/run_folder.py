@@ -24,7 +24,7 @@ from anatomark.model.config import RunConfig, checked, method_of, read_config
 from anatomark.model.run_files import check_list, write_list
 from anatomark.model.tensors import read_tensors
 
-CHECKPOINT, CHECKPOINT_VERSION = "last.ckpt", 2
+CHECKPOINT, CHECKPOINT_VERSION = "last.ckpt", 3
 WEIGHTS = "weights.safetensors"
 HOLDS = f"a run folder holds config.yaml, plan.json and {WEIGHTS}"
 MOST_WEIGHTS = 2**32  # bytes

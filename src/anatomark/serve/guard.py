@@ -18,12 +18,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/page/", "/docs", "/openapi.json")  # code and descriptions, the same for everybody: no token is asked for
 MOST_TEXT = 16 << 20  # bytes of a body that holds no files: thousands of points have less than one
 DRAINED, DRAIN_S = 64 << 20, 10.0  # of a body that is refused, so that its sender comes to read why
-# NiiVue draws from data: pictures and reads blob: volumes; nothing comes from elsewhere
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "font-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+# nothing comes from elsewhere
+POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",

@@ -17,6 +17,7 @@ from anatomark.cases.look.distrust import left_out_lines, without_certain_errors
 from anatomark.cases.manifests import Manifests
 from anatomark.core.image import Image
 from anatomark.io.claim import claimed, remove_empty
+from anatomark.methods.base import Evidence
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
 from anatomark.model.config import AUTO, RunConfig, completed, make_config, read_config
 from anatomark.model.model import Model, Spacing
@@ -29,8 +30,8 @@ from anatomark.training.finish import finish
 from anatomark.training.folds import cross_validate
 from anatomark.training.loop import train_stage
 from anatomark.training.request import REQUEST, begun, resumed, with_machine, write_request
-from anatomark.training.start import settled_by_init, start
-from anatomark.training.state import State, restore, save
+from anatomark.training.start import initialise, settled_by_init, start
+from anatomark.training.state import State, log, restore, save
 
 LEFT_OUT_SHOWN = 20  # cases with points that are left out, in the log; the card names all
 
@@ -161,6 +162,8 @@ def fit_division(
     state.before = out_of_fold.before if out_of_fold is not None else {}
     while state.at < len(state.stages):
         train_stage(state)
+    if init is not None:
+        _keep_the_better(state, init)
     residuals = _final_residuals(state, crops=division.independent and out_of_fold is None)
     residuals = finish(state, division, residuals, out_of_fold)
     _tidy(run, config)
@@ -179,8 +182,23 @@ def _judge_initial(state: State) -> None:
     """What the given weights are worth before training: evidence for the first stage."""
     if len(state.validation):
         residuals = state.validation.run(state.method, state.config.validation_cases)
-        state.report.say(f"before training: validation {residuals.selection_mm():.3f} mm")
+        state.initial_mm = residuals.selection_mm()
+        state.report.say(f"before training: validation {state.initial_mm:.3f} mm")
         state.evidence = residuals.evidence(state.validation.source)
+        log(state, {}, state.initial_mm)
+
+
+def _keep_the_better(state: State, init: Run) -> None:
+    """Go back to the weights that training began with, where they err less on the held-out cases."""
+    before, after = state.initial_mm, state.reached_mm
+    if before is None or before <= 0 or not after > before:
+        return
+    initialise(state.method, init)
+    state.evidence = Evidence()  # that of the weights given up
+    state.report.say(
+        f"TRAINING DID NOT HELP: validation {after:.3f} mm after it, {before:.3f} mm before; the weights are as they "
+        f"began. More or other cases, or more time, may help"
+    )
 
 
 def _final_residuals(state: State, crops: bool) -> Residuals | None:

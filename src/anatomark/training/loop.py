@@ -108,6 +108,7 @@ def _end_stage(state: State) -> None:
     if len(state.validation):
         state.report.say(f"{state.stage.name}: validation {state.best_mm:.3f} mm")
     state.evidence, state.best_evidence = state.best_evidence, Evidence()
+    state.reached_mm = state.best_mm
     state.at, state.step = state.at + 1, 0
     state.optimizer, state.ema, state.best, state.best_mm = None, None, None, float("inf")
     save(state)

@@ -42,6 +42,8 @@ class State:
     best_mm: float = float("inf")
     best_evidence: Evidence = field(default_factory=Evidence)  # that the best weights gave
     evidence: Evidence = field(default_factory=Evidence)
+    reached_mm: float = float("inf")  # validation error of the weights kept by the stage before
+    initial_mm: float | None = None  # of the weights that another run gave
     before: Mapping[str, Evidence] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
     rows: list[dict[str, Any]] = field(default_factory=list)
     spent: float = 0.0  # seconds of the sittings before this one
@@ -67,14 +69,15 @@ def write_setup(state: State) -> None:
 
 
 def log(state: State, mean: Mapping[str, float], mm: float | None) -> None:
-    """Add a row to ``log.csv``: mean losses since the last one, and the validation error where there is one."""
+    """Add a row to ``log.csv``: mean losses since the last one (none before the first step), and the validation error
+    where there is one."""
     parts = " ".join(f"{k}={v:.5g}" for k, v in mean.items() if k != "loss")
     row = {
         "stage": state.stage.name,
         "step": state.step,
-        "loss": f"{mean['loss']:.6g}",
+        "loss": f"{mean['loss']:.6g}" if mean else "",
         "val_mm": "" if mm is None else f"{mm:.4f}",
-        "lr": f"{state.stage.lr * rate_factor(state.stage, state.step - 1):.4g}",
+        "lr": f"{state.stage.lr * rate_factor(state.stage, max(0, state.step - 1)):.4g}",
         "seconds": f"{state.seconds:.1f}",
         "parts": parts,
     }
@@ -94,6 +97,8 @@ def save(state: State) -> None:
         "best": state.best,
         "best_mm": state.best_mm,
         "evidence": to_plain(state.evidence),
+        "reached_mm": state.reached_mm,
+        "initial_mm": state.initial_mm,
         "best_evidence": to_plain(state.best_evidence),
         "seconds": state.seconds,
         "rows": state.rows,
@@ -111,6 +116,7 @@ def restore(state: State) -> None:
         kept = data[name]
         setattr(state, name, None if kept is None else {k: v.to(state.device) for k, v in kept.items()})
     state.best_mm = data["best_mm"]
+    state.reached_mm, state.initial_mm = data["reached_mm"], data["initial_mm"]
     state.evidence, state.best_evidence = from_plain(data["evidence"]), from_plain(data["best_evidence"])
     state.spent = data["seconds"]
     if data["optimizer"] is not None:

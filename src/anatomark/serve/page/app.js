@@ -74,7 +74,7 @@ async function open(id) {
     if (facts.reason) throw new Error(`This image cannot be shown: ${facts.reason}`);
     const buffer = await image(id);
     if (turn !== opening) return;
-    await view.show(buffer, landmarks.document.frame === "image" ? 2 : 3, facts.origin);
+    view.show(buffer, landmarks.document.frame === "image" ? 2 : 3, facts.origin);
     $("brightness").value = $("contrast").value = 0;
     notice("");
     select(Math.max(0, edit.points.findIndex((point) => !decided(point))));
@@ -92,12 +92,9 @@ async function open(id) {
 
 /** What is not needed for the first sight: the 3D view, and the next case's image. */
 function later(turn, id) {
-  setTimeout(async () => {
+  setTimeout(() => {
     if (turn !== opening) return;
-    if (view.dimension === 3) {
-      if (!volume.nv) await volume.start();
-      await volume.show(view);
-    }
+    if (view.dimension === 3) volume.show(view);
     const next = queue.next(id);
     if (next && turn === opening) image(next).catch(() => (fetched = { id: null, image: null }));
   }, 60);
@@ -145,9 +142,8 @@ function place(element, [left, top, width, height]) {
 
 function enlarge(name) {
   view.single = name;
-  view.nv.drawScene();
+  view.paint();
   frames();
-  volume.nv?.resizeListener();
 }
 
 function select(index) {
@@ -310,7 +306,7 @@ async function start() {
   $("model").title = review.out ?? "";
   $("person").value = review.person || localStorage.getItem("person") || "";
   $("person").addEventListener("change", () => localStorage.setItem("person", person()));
-  await view.start();
+  view.start();
   listen($("overlay"), view, overlay, actions);
   keys(actions);
   if (review.can_train) startTraining(review.model, retrained);

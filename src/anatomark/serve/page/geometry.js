@@ -1,4 +1,4 @@
-// 4 x 4 matrices as WebGL keeps them, 16 numbers column by column, but in double precision; and what a slice's pixels
+// 4 x 4 matrices, 16 numbers column by column; and what a slice's pixels
 // mean in millimetres. Worlds: "file" is NIfTI's RAS mm; "frame" is what the service speaks, LPS mm in 3D, in 2D x right
 // and y down from the first pixel's centre, or from the image's own origin.
 
@@ -31,32 +31,31 @@ export function invert(m) {
 /** File to frame. In 2D the file is one slice whose rows run upwards: y is counted from its last row. */
 export function frameOfFile(dimension, volume, origin = [0, 0]) {
   if (dimension === 3) return [-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1];
-  const [x, y] = [volume.hdr.affine[0][3], volume.hdr.affine[1][3]];
-  const height = (volume.hdr.dims[2] - 1) * volume.hdr.pixDims[2];
+  const height = (volume.size[1] - 1) * volume.spacing[1];
+  const [x, y] = volume.fileOfVoxel.slice(12, 14);
   return [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, origin[0] - x, origin[1] + height + y, 0, 1];
 }
 
-// which of the orthogonal axes runs right, up and into the screen
-const AXES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] };
+// which of the body's axes R, A, S runs along a tile's width, its height and across it
+export const WORLD_AXES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] };
 
 /**
- * How (x, y, depth) of a tile, CSS pixels of the canvas and mm across the slice, lies in the file's mm.
- * slice: a screen slice of NiiVue; ratio: device pixels per CSS pixel.
+ * How (x, y, depth) of a tile, CSS pixels of the canvas and mm along the voxel axis across it, lies in voxels.
+ * middle: the voxel in the tile's middle; scale: CSS pixels per mm; radiological: the body's right is on the left, its
+ * front in sagittal slices too.
  */
-export function fileOfTile(volume, slice, plane, ratio) {
-  const [left, top, width, height] = slice.leftTopWidthHeight;
-  const [right, up, across] = AXES[plane];
-  const toOrtho = new Array(16).fill(0);
-  toOrtho[right] = (slice.fovMM[0] / width) * ratio;
-  toOrtho[4 + up] = (-slice.fovMM[1] / height) * ratio;
-  toOrtho[8 + across] = 1;
-  toOrtho[12 + right] = slice.leftTopMM[0] - (slice.fovMM[0] * left) / width;
-  toOrtho[12 + up] = slice.leftTopMM[1] + slice.fovMM[1] * (1 + top / height);
-  toOrtho[15] = 1;
-  return multiply(multiply(volume.frac2mm, invert(volume.frac2mmOrtho)), toOrtho);
+export function voxelOfTile(volume, plane, [left, top, width, height], middle, scale, radiological) {
+  const [right, up, across] = WORLD_AXES[plane];
+  const [column, row, depth] = [right, up, across].map((world) => volume.axisOf[world]);
+  const m = new Array(16).fill(0);
+  m[column] = ((radiological ? -1 : 1) * volume.sign[right]) / (scale * volume.spacing[column]);
+  m[4 + row] = -volume.sign[up] / (scale * volume.spacing[row]);
+  m[8 + depth] = 1 / volume.spacing[depth];
+  m[12 + column] = middle[column] - m[column] * (left + width / 2);
+  m[12 + row] = middle[row] - m[4 + row] * (top + height / 2);
+  m[15] = 1;
+  return m;
 }
-
-export const axisAcross = (plane) => AXES[plane][2];
 
 /** The letters at a tile's edges, from the direction in which its pixels run through the body (RAS). */
 export function sides(fileOfScreen) {

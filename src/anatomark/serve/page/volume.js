@@ -1,41 +1,10 @@
-// The 3D view: a coarse copy of the volume, so that turning it is quick without a graphics card, and the points over it.
-import { apply, invert, multiply } from "./geometry.js";
+// The 3D view: the volume from any side, and the points over it.
+import { apply } from "./geometry.js";
+import { coarse, draw } from "./rays.js";
 
-const { Niivue, NVImage, SLICE_TYPE } = globalThis.niivue;
-const LONGEST = 64; // voxels
-const HEADER = 352;
 const SVG = "http://www.w3.org/2000/svg";
-
-/** A NIfTI file of unsigned bytes with every k-th voxel of a volume, and values between its display limits. */
-export function coarse(volume) {
-  const [, nx, ny, nz] = volume.hdr.dims;
-  const step = Math.max(1, Math.ceil(Math.max(nx, ny, nz) / LONGEST));
-  const size = [nx, ny, nz].map((count) => Math.ceil(count / step));
-  const slope = volume.hdr.scl_slope || 1;
-  const [low, high] = [volume.cal_min, volume.cal_max].map((value) => (value - (volume.hdr.scl_inter || 0)) / slope);
-  const bytes = new Uint8Array(HEADER + size[0] * size[1] * size[2]);
-  let at = HEADER;
-  for (let k = 0; k < size[2]; k++)
-    for (let j = 0; j < size[1]; j++) {
-      for (let i = 0; i < size[0]; i++)
-        bytes[at++] = Math.min(255, Math.max(0, ((volume.img[(k * ny * step + j * step) * nx + i * step] - low) / (high - low)) * 255));
-    }
-  const header = new DataView(bytes.buffer);
-  header.setInt32(0, 348, true);
-  [3, ...size, 1, 1, 1, 1].forEach((value, k) => header.setInt16(40 + 2 * k, value, true));
-  header.setInt16(70, 2, true); // unsigned bytes
-  header.setInt16(72, 8, true);
-  [1, ...volume.hdr.pixDims.slice(1, 4).map((value) => value * step)].forEach((value, k) => header.setFloat32(76 + 4 * k, value, true));
-  header.setFloat32(108, HEADER, true);
-  header.setFloat32(112, 1, true);
-  header.setUint8(123, 2); // mm
-  header.setInt16(254, 1, true); // the sform counts
-  for (let row = 0; row < 3; row++)
-    for (let column = 0; column < 4; column++)
-      header.setFloat32(280 + 16 * row + 4 * column, volume.hdr.affine[row][column] * (column < 3 ? step : 1), true);
-  bytes.set([0x6e, 0x2b, 0x31, 0], 344);
-  return bytes.buffer;
-}
+const FINE = 260, QUICK = 120; // pixels of the picture's longer side, at rest and while it is turned
+const REST_MS = 120;
 
 export class VolumeView {
   constructor(element, onPick) {
@@ -43,34 +12,31 @@ export class VolumeView {
     this.canvas = element.querySelector("canvas");
     this.svg = element.querySelector("svg");
     this.onPick = onPick;
-    this.scheduled = false;
+    this.azimuth = -30; // degrees, from the front to the patient's left
+    this.elevation = 12; // from above
+    this.zoom = 1;
+    this.copy = null;
     this.points = [];
     this.dots = [];
     this.selected = -1;
-  }
-
-  async start() {
-    this.nv = new Niivue({
-      interactive: false, backColor: [0, 0, 0, 1], isOrientationTextVisible: false, crosshairWidth: 0, loadingText: "",
-      sliceType: SLICE_TYPE.RENDER, dragAndDropEnabled: false, forceDevicePixelRatio: 1, show3Dcrosshair: false, logLevel: "error",
-    });
-    await this.nv.attachToCanvas(this.canvas, false);
-    this.nv.setRenderAzimuthElevation(150, 12);
-    new ResizeObserver(() => this.draw()).observe(this.element);
+    new ResizeObserver(() => this.draw()).observe(element);
     this.listen();
   }
 
-  async show(view) {
-    const image = await NVImage.new(coarse(view.volume), "coarse.nii", "gray", 1, null, 40, 235);
-    while (this.nv.volumes.length) this.nv.removeVolume(this.nv.volumes[0]);
-    this.fileOfFrame = invert(view.frameOfFile);
-    this.nv.addVolume(image);
-    await this.nv.setVolumeRenderIllumination(0.6);
+  /** Shows the volume of a View, from the side that was chosen last. */
+  show({ volume, voxelOfFrame, frameOfVoxel }) {
+    this.copy = coarse(volume);
+    this.toCopy = (direction) => [0, 1, 2].map((k) =>
+      (voxelOfFrame[k] * direction[0] + voxelOfFrame[4 + k] * direction[1] + voxelOfFrame[8 + k] * direction[2]) / this.copy.step[k]);
+    this.middleOfCopy = volume.middle.map((value, k) => value / this.copy.step[k]);
+    this.middle = apply(frameOfVoxel, volume.middle);
+    this.reach = Math.hypot(...volume.size.map((count, k) => count * volume.spacing[k])) / 2;
     this.draw();
   }
 
   clear() {
-    if (this.nv) while (this.nv.volumes.length) this.nv.removeVolume(this.nv.volumes[0]);
+    this.copy = null;
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
   set(points) {
@@ -85,25 +51,48 @@ export class VolumeView {
     this.place();
   }
 
-  draw() {
-    if (this.scheduled || !this.nv?.volumes.length || this.element.hidden) return;
-    this.scheduled = true;
-    requestAnimationFrame(() => {
-      this.scheduled = false;
-      if (!this.nv.volumes.length) return;
-      this.nv.drawScene();
-      this.place();
+  /** Directions of the frame (LPS) that point right, down and into the screen, and CSS pixels per mm. */
+  get look() {
+    const [a, e] = [this.azimuth, this.elevation].map((degrees) => (degrees * Math.PI) / 180);
+    const [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
+    const scale = (this.zoom * 1.25 * Math.min(this.element.clientWidth, this.element.clientHeight)) / (2 * this.reach);
+    return { right: [ca, sa, 0], down: [se * sa, -se * ca, -ce], into: [-ce * sa, ce * ca, -se], scale };
+  }
+
+  /** Draws before the next frame, quickly; finely once it is left alone. */
+  draw(longest = QUICK) {
+    clearTimeout(this.resting);
+    if (!this.copy || this.element.hidden || !this.element.clientWidth) return;
+    if (longest === QUICK) this.resting = setTimeout(() => this.draw(FINE), REST_MS);
+    if (this.scheduled) return;
+    this.scheduled = requestAnimationFrame(() => {
+      this.scheduled = null;
+      if (this.copy) this.paint(longest);
     });
+  }
+
+  paint(longest) {
+    const { clientWidth: wide, clientHeight: high } = this.element;
+    const coarser = Math.max(1, Math.max(wide, high) / longest);
+    const [width, height] = [wide, high].map((pixels) => Math.max(1, Math.round(pixels / coarser)));
+    const { right, down, into, scale } = this.look;
+    const [across, along] = [right, down].map((way) => this.toCopy(way.map((value) => (value * coarser) / scale)));
+    const deep = this.toCopy(into);
+    const origin = this.middleOfCopy.map((value, k) => value - (across[k] * (width - 1) + along[k] * (height - 1)) / 2);
+    const long = Math.hypot(...deep);
+    const data = new ImageData(width, height);
+    draw(this.copy, data, origin, across, along, deep.map((value) => value / long));
+    [this.canvas.width, this.canvas.height] = [width, height];
+    this.canvas.getContext("2d").putImageData(data, 0, 0);
+    this.place();
   }
 
   /** The points' dots, over the volume as it stands. */
   place() {
-    if (!this.nv?.volumes.length || !this.element.clientWidth) return;
+    if (!this.copy || !this.element.clientWidth) return;
     const { clientWidth: width, clientHeight: height } = this.element;
-    const { renderAzimuth, renderElevation } = this.nv.scene;
-    this.nv.setPivot3D();
-    const [matrix] = this.nv.calculateMvpMatrix(null, [0, 0, width, height], renderAzimuth, renderElevation);
-    const clip = multiply(Array.from(matrix), this.fileOfFrame);
+    const { right, down, scale } = this.look;
+    const along = (way, position) => scale * way.reduce((sum, value, k) => sum + value * (position[k] - this.middle[k]), 0);
     this.points.forEach((point, index) => {
       let dot = this.dots[index];
       if (!point.position) {
@@ -117,12 +106,11 @@ export class VolumeView {
         dot.firstChild.textContent = point.name;
         this.svg.append(dot);
       }
-      const [x, y] = apply(clip, point.position);
       const chosen = index === this.selected;
       dot.setAttribute("class", `dot ${point.state}${chosen ? " selected" : ""}`);
       dot.setAttribute("r", chosen ? 6 : 3.5);
-      dot.setAttribute("cx", (((x + 1) / 2) * width).toFixed(1));
-      dot.setAttribute("cy", (((1 - y) / 2) * height).toFixed(1));
+      dot.setAttribute("cx", (width / 2 + along(right, point.position)).toFixed(1));
+      dot.setAttribute("cy", (height / 2 + along(down, point.position)).toFixed(1));
     });
   }
 
@@ -140,9 +128,8 @@ export class VolumeView {
       const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]];
       travelled += Math.abs(dx) + Math.abs(dy);
       last = [event.clientX, event.clientY];
-      const { scene } = this.nv;
-      scene.renderAzimuth = (scene.renderAzimuth - dx * 0.5) % 360;
-      scene.renderElevation = Math.min(90, Math.max(-90, scene.renderElevation + dy * 0.5));
+      this.azimuth = (this.azimuth - dx * 0.5) % 360;
+      this.elevation = Math.min(90, Math.max(-90, this.elevation + dy * 0.5));
       this.draw();
     });
     this.element.addEventListener("pointerup", (event) => {
@@ -152,8 +139,7 @@ export class VolumeView {
     });
     this.element.addEventListener("wheel", (event) => {
       event.preventDefault();
-      if (!this.nv.volumes.length) return;
-      this.nv.scene.volScaleMultiplier = Math.min(8, Math.max(0.5, this.nv.scene.volScaleMultiplier * 1.0015 ** -event.deltaY));
+      this.zoom = Math.min(8, Math.max(0.5, this.zoom * 1.0015 ** -event.deltaY));
       this.draw();
     }, { passive: false });
   }
