@@ -4,17 +4,23 @@ Runs the demo, what uses the files that come with the package, and the review of
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
-PAGE = {"": b"anatomark", "v1/health": b"{", "v1/cases": b"Colin27_T1w", "page/vendor/niivue.umd.js": b"niivue"}
+ANSWERS = {"": "anatomark", "v1/health": "{", "v1/cases": "Colin27_T1w"}  # a part of what each address answers
 
 
 def anatomark(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "anatomark", *arguments]
+
+
+def read(url: str, path: str) -> str:
+    with urllib.request.urlopen(f"{url.partition('#')[0].rstrip('/')}/{path}", timeout=60) as answer:
+        return str(answer.read().decode())
 
 
 def check_review(out: Path) -> None:
@@ -28,9 +34,10 @@ def check_review(out: Path) -> None:
         try:
             assert running.stdout is not None
             url = next(word for line in running.stdout for word in line.split() if word.startswith("http"))
-            for path, held in PAGE.items():
-                with urllib.request.urlopen(url.split("#")[0].rstrip("/") + "/" + path, timeout=60) as answer:
-                    assert held in answer.read(), path
+            for path, part in ANSWERS.items():
+                assert part in read(url, path), path
+            files = re.findall(r'(?:src|href)="([^"#]+)"', read(url, "page/"))
+            assert files and all(read(url, f"page/{file}") for file in files)
         finally:
             running.terminate()
 

@@ -50,9 +50,8 @@ def executed(source: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
         settings = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})  # no port is opened
         where = {"metadata": {"path": folder}}
-        NotebookClient(
-            notebook, timeout=MOST_SECONDS, kernel_name="python3", resources=where, config=settings
-        ).execute()
+        options = {"timeout": MOST_SECONDS, "kernel_name": "python3", "coalesce_streams": True}
+        NotebookClient(notebook, resources=where, config=settings, **options).execute()
     return notebook
 
 

@@ -53,7 +53,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def _dialect(text: str) -> str:
-    """A list may follow a line of text at once, and a pipe in code in a table is written ``\\|``, as on GitHub."""
+    """A list may follow text or a block at once, and a pipe in code in a table is written ``\\|``, as on GitHub."""
+    text = re.sub(r"\A\n(?=\S)", "\n\n", text)
     text = re.sub(r"^(?!\s*(?:[-*]|\d+\.) )(\S.*)\n(?=(?:[-*]|1\.) )", r"\1\n\n", text, flags=re.M)
     return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), text)
 

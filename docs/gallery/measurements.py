@@ -45,7 +45,7 @@ for i, ax in enumerate(axes):
     value, sd, truth = found.values[0, i], found.sd[0, i], experts.values[0, i]
     ax.errorbar(value, 0, xerr=1.645 * sd, fmt="o", color="teal", capsize=4, label="found, 90 % interval")
     ax.plot(truth, 0, "x", color="darkorange", markersize=9, markeredgewidth=2, label="experts")
-    ax.set(yticks=[], xlim=np.array([-6, 6]) + truth)
+    ax.set(yticks=[], xlim=np.array([-1, 1]) * max(6, 2.5 * sd) + truth)
     ax.set_title(found.names[i], loc="left", fontsize=10)
     ax.spines[["top", "left", "right"]].set_visible(False)
 axes[0].legend(frameon=False, loc="upper right", ncols=2)

@@ -124,6 +124,13 @@ def test_what_is_installed_is_there_to_install() -> None:
     assert {"serve", "test"} <= named <= set(extras)
 
 
+def test_the_wheel_that_is_named_is_of_this_version() -> None:
+    named = {
+        w for page in snippets.PAGES for w in re.findall(r"anatomark-[\d.]+-py3", page.read_text(encoding="utf-8"))
+    }
+    assert named == {f"anatomark-{anatomark.__version__}-py3"}
+
+
 def test_the_torch_that_is_named_is_the_one_that_was_tested() -> None:
     pinned = re.search(r"^torch==\S+$", (snippets.ROOT / "constraints.txt").read_text(), flags=re.M)
     named = {v for page in snippets.PAGES for v in re.findall(r"\btorch==[\w.]+", page.read_text(encoding="utf-8"))}

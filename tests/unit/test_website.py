@@ -86,6 +86,7 @@ def test_an_example_is_run_and_shown_and_a_faulty_one_is_an_error(tmp_path: Path
 def test_pages_are_made_fit_for_the_site() -> None:
     hooks = pytest.importorskip("hooks", reason="comes with pip install '.[docs]'", exc_type=ImportError)
     assert hooks._dialect("Ours are:\n- one\n- two\n") == "Ours are:\n\n- one\n- two\n"
+    assert hooks._dialect("\n- after a block\n") == "\n\n- after a block\n"
     assert hooks._dialect("- one\n- two\n  more\n- three\n") == "- one\n- two\n  more\n- three\n"
     assert hooks._dialect("| `A\\|B` | x |\n") == "| `A|B` | x |\n"
     links = dict(
