@@ -25,7 +25,7 @@ from anatomark.training.trials import candidates, decide
 
 MANY = 100  # landmarks from which on a network, or a search, for each of them costs too much
 ANY_POSE_DEG = 60.0  # turned by more than this, an anatomy lies in any pose
-REFINED_FROM = 10.0  # minutes from which on the refiner is worth its share of the time
+REFINED_FROM = {2: 2.0, 3: 10.0}  # minutes from which on the refiner is worth its share of the time
 STEPS_A_MINUTE = 250.0  # PIN and its refiner on one core: 216 on skulls, 275 on cephalograms
 ONE_LEVEL = 0.12  # radii: a finest sub-image that reaches so far needs no coarser one before it
 WIDTHS = ((8, 16), (50, 24))  # fewer cases than the first: channels of each refiner network; else the usual number
@@ -133,7 +133,7 @@ def _alignment(task: Task, name: str) -> tuple[bool, str]:
 def _refined(task: Task, time: float, spent: str) -> tuple[bool, str]:
     if task.landmarks > MANY:
         return False, f"it would train {task.landmarks} networks"
-    if time < REFINED_FROM:
+    if time < REFINED_FROM[task.ndim]:
         return False, f"{spent} are better spent on the method alone"
     return True, "it lowered the error in all that was measured, by up to 36 %"
 

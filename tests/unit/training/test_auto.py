@@ -38,7 +38,8 @@ def values(choice: Choice) -> dict[str, Any]:
     [
         (HEADS, 60, "global_to_local", True),
         (HEADS, 10, "global_to_local", True),
-        (HEADS, 9.9, "pin", False),
+        (HEADS, 3, "global_to_local", True),
+        (HEADS, 1.9, "pin", False),
         (SKULLS, 60, "t2dl", True),
         (SKULLS, 3, "t2dl", False),
         (replace(SKULLS, cases=2), 60, "t2dl", True),
@@ -57,9 +58,9 @@ def test_method_and_refiner_follow_from_data_and_time(task: Task, minutes: float
 
 
 def test_steps_count_as_the_minutes_that_they_took() -> None:
-    assert values(choose(HEADS, None, 2400))["method.name"] == "pin"
-    assert values(choose(HEADS, None, 2500))["method.name"] == "global_to_local"
-    assert values(choose(HEADS, None, 2400))["refine.enabled"] is False
+    assert values(choose(HEADS, None, 480))["method.name"] == "pin"
+    assert values(choose(HEADS, None, 500))["method.name"] == "global_to_local"
+    assert values(choose(HEADS, None, 480))["refine.enabled"] is False
 
 
 def test_what_the_user_said_of_refiner_and_alignment_counts() -> None:
@@ -71,9 +72,9 @@ def test_what_the_user_said_of_refiner_and_alignment_counts() -> None:
 
 
 def test_folds_share_the_minutes() -> None:
-    found = choose(HEADS, 20, models=5)
+    found = choose(HEADS, 8, models=5)
     assert values(found)["refine.enabled"] is False and values(found)["method.name"] == "pin"
-    assert "4 minutes for each model" in found.reasons[0]
+    assert "1.6 minutes for each model" in found.reasons[0]
 
 
 def test_a_single_landmark_has_no_radius() -> None:

@@ -164,7 +164,7 @@ def test_a_fit_tries_and_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cases = tiny.write_study(tmp_path / "data", 12, ndim=2)
     own = [Candidate(n, {"method": {"name": "tiny", "preset": "recommended"}}, slow=1) for n in ("first", "second")]
     monkeypatch.setattr("anatomark.training.auto.candidates", lambda *a, **k: own)
-    monkeypatch.setattr("anatomark.training.auto.REFINED_FROM", 0.0)
+    monkeypatch.setattr("anatomark.training.auto.REFINED_FROM", {2: 0.0, 3: 0.0})
     monkeypatch.setattr(trials, "LEAST_MINUTES", 0.002)
     monkeypatch.setattr(trials, "PATIENCE", 100.0)  # however busy this machine
     said: list[str] = []
