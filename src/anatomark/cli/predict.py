@@ -10,13 +10,16 @@ import typer
 
 from anatomark.cli.options import (
     Device,
+    Engine,
     Form,
     Json,
     Out,
     Overwrite,
+    RayAddress,
     Spacing,
     Threads,
     Views,
+    engine_of,
     in_mm,
     of_it_alignment,
     print_json,
@@ -52,6 +55,8 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes of one thread (or --threads) that predict.")
     ] = None,
+    engine: Engine = None,
+    ray_address: RayAddress = None,
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts of the images.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed with --shard or --workers.")
@@ -68,13 +73,14 @@ def predict(
         "spacing": in_mm(spacing), "form": form, "pictures": pictures, "format": format, "overwrite": overwrite,
         "report": report,
     }  # fmt: skip
-    if workers is not None or shard is not None or retry_failed:
+    spread = engine_of(engine, ray_address, workers, gpu=(device or "").startswith("cuda"))
+    if spread is not None or shard is not None or retry_failed:
         from anatomark.scale.cohort import predict_cohort
         from anatomark.scale.shard import Shard
 
         part = None if shard is None else Shard.parse(shard)
         cohort = predict_cohort(
-            model, images, out, shard=part, workers=workers or 1, retry_failed=retry_failed, device=device,
+            model, images, out, shard=part, engine=spread, retry_failed=retry_failed, device=device,
             threads=threads, tta=tta, **asked,
         )  # fmt: skip
         _show_cohort(cohort, out, as_json)

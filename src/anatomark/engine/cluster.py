@@ -1,0 +1,167 @@
+"""Workers in a Ray cluster: one that is started for the run on this machine, or one that is there."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from anatomark.engine.base import MOST_KILLS, MOST_STARTS, Answer, Item, Lost, answer_to, never_started
+from anatomark.engine.local import cores
+from anatomark.errors import InputError
+from anatomark.io.child import THREADS
+
+STORE_BYTES = 100 * 2**20  # of a cluster of our own: items and answers are small
+SILENT = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An :class:`~anatomark.engine.base.Engine` of ``workers`` actors. ``address``: of the cluster to join, as
+    ``ray start`` prints it, or ``auto``; None: one on this machine for as long as the run. ``gpu``: each worker takes a
+    GPU. Raises InputError where Ray is not installed."""
+
+    workers: int
+    address: str | None = None
+    gpu: bool = False
+
+    def __post_init__(self) -> None:
+        _ray()
+
+    def __call__(
+        self, start: Callable[[], Callable[[Item], Answer]], items: Iterable[Item], threads: int = 1
+    ) -> Iterator[tuple[Item, Answer | Lost]]:
+        waiting = iter(items)
+        first = [*itertools.islice(waiting, 1)]
+        if not first:  # nothing to start anything for
+            return
+        with self._connected(threads) as ray:
+            room = int(ray.cluster_resources().get("CPU", 0)) // threads
+            actor = ray.remote(Worker).options(
+                num_cpus=threads, num_gpus=int(self.gpu), max_restarts=-1, max_task_retries=MOST_KILLS - 1
+            )
+            what = pickle.dumps(start)
+            actors = [actor.remote(os.getcwd(), what) for _ in range(self.workers or max(1, room))]
+            yield from _answers(ray, actors, itertools.chain(first, waiting))
+
+    @contextmanager
+    def _connected(self, threads: int) -> Iterator[Any]:
+        """Ray, as long as it is needed; its words do not reach the terminal."""
+        ray, folder, before = _ray(), None, dict(os.environ)
+        how: dict[str, Any] = {"address": self.address}
+        if self.address is None:
+            folder = tempfile.mkdtemp(prefix="anatomark-ray-")
+            how = {
+                "address": "local", "num_cpus": (self.workers or cores()) * threads, "include_dashboard": False,
+                "object_store_memory": STORE_BYTES, "_temp_dir": folder,
+            }  # fmt: skip
+            os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # what we find
+        os.environ.update(SILENT)
+        environment = {"env_vars": dict.fromkeys(THREADS, str(threads))}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _quiet(ray)
+                ray.init(**how, runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
+            yield ray
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"`ray_address` {self.address}: {first}" if self.address else f"Ray: {first}") from None
+        finally:
+            with suppress(Exception):
+                ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class Worker:
+    """An actor that answers one item after the other; what makes the answers is loaded anew after a restart."""
+
+    def __init__(self, folder: str, start: bytes):
+        self.folder, self.start = folder, start
+        self.do: Callable[[Any], Any] | None = None
+
+    def ready(self) -> str:
+        """Why no item can be answered; empty where they can."""
+        if self.do is not None:
+            return ""
+        with suppress(OSError):
+            os.chdir(self.folder)
+        self.do, refused = answer_to(pickle.loads(self.start))
+        return refused
+
+    def answer(self, item: bytes) -> bytes:
+        refused = self.ready()
+        if self.do is None:
+            raise RuntimeError(refused)
+        return pickle.dumps(self.do(pickle.loads(item)))
+
+
+def _answers(ray: Any, actors: list[Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each actor is asked when it is ready, and has one item at a time."""
+    asked: dict[Any, tuple[Any, Any]] = {_ready(a): (a, None) for a in actors}
+    waiting = set(asked)  # for actors to be ready
+    lost = ""
+    more = True
+    while asked.keys() - waiting if not more else asked:
+        (done,), _ = ray.wait([*asked], num_returns=1)
+        actor, item = asked.pop(done)
+        if done in waiting:
+            waiting.remove(done)
+            try:
+                refused = ray.get(done)
+            except ray.exceptions.RayError as error:
+                lost = type(error).__name__
+                continue
+            if refused:
+                raise InputError(refused)
+        else:
+            try:
+                yield item[0], pickle.loads(ray.get(done))
+            except ray.exceptions.RayTaskError as error:
+                raise InputError(f"a worker cannot go on: {error.cause}") from None
+            except ray.exceptions.RayError:
+                yield item[0], Lost("its Ray actor died")
+                waiting.add(again := _ready(actor))  # it may not come back
+                asked[again] = (actor, None)
+                continue
+        for item in items:
+            asked[actor.answer.remote(pickle.dumps(item))] = (actor, (item,))
+            break
+        else:
+            more = False
+    if more:
+        raise never_started(lost)
+
+
+def _ready(actor: Any) -> Any:
+    return actor.ready.options(max_task_retries=MOST_STARTS - 1).remote()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "`engine` ray: Ray is not installed; install it, pip install 'anatomark[ray]', or use `workers`"
+        ) from None
+    return ray
+
+
+def _quiet(ray: Any) -> None:
+    """Worker deaths are told by us; Ray prints them on standard output whatever ``log_to_driver`` says."""
+    with suppress(Exception):  # no public switch
+        ray._private.worker._worker_logs_enabled = False
