@@ -54,6 +54,10 @@ RayAddress = Annotated[
     str | None,
     typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster to join; default one of this machine."),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, max=1024, help="Trainings at a time, in processes of one thread (or --threads)."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
 Form = Annotated[

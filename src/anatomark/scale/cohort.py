@@ -110,9 +110,9 @@ def predict_cohort(
     if format not in FORMATS:
         raise InputError(f"`format` {format!r} is unknown{nearest(format, FORMATS)}; it is {', '.join(FORMATS)}")
     check_range("workers", workers, 1, MOST_WORKERS)
-    engine = engine or Processes(workers)
+    spread = engine or Processes(workers)
     check_range("threads", threads or 1, 1, MOST_THREADS)
-    if not getattr(engine, "address", None):  # other machines may have other devices
+    if not getattr(spread, "address", None):  # other machines may have other devices
         find_device(device)
     with claimed_part(out, shard.number, shard.of) as claim:
         used = load(model, "cpu", tta=tta)
@@ -129,7 +129,7 @@ def predict_cohort(
             files = (out / f"{task.case.id}.{ending}" for task in plan.tasks for ending in task.left.endings)
             check_sources([out, *files], kept, "predict")
         work = Work(os.fspath(model), out, claim.lock, device, threads or 1, tta)
-        run = _run(shard, everything, len(mine), used, engine.workers)
+        run = _run(shard, everything, len(mine), used, spread.workers)
         notes: set[str] = set()
         journal = Journal(out, shard)
         try:
@@ -140,7 +140,7 @@ def predict_cohort(
             journal.begin(run)
             with report.bar("predict", len(mine), len(mine) - len(plan.tasks)) as bar:
                 done = len(mine) - len(plan.tasks)
-                for task, answer in engine(work.start, plan.tasks, work.threads):
+                for task, answer in spread(work.start, plan.tasks, work.threads):
                     made = outcome_of(task, answer)
                     row = row_of(made, used.hash, task.key)
                     journal.add(row)
