@@ -164,6 +164,22 @@ def test_shards_one_of_them_killed_equal_one_process(
     assert {p: p.stat().st_mtime_ns for p in out.iterdir() if p.is_file()} == before
 
 
+def test_many_images_are_predicted_by_workers_of_themselves(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anatomark.model.worker.MANY", IMAGES)
+    monkeypatch.setattr("anatomark.model.worker.cores", lambda: 2)
+    out = tmp_path / "out"
+    assert _run(*_command(home, out)) == 2
+    said = capsys.readouterr()
+    assert "40 images: 2 workers" in said.err and "39 of 40 predicted" in said.out and "case0: 0." in said.out
+    assert _files(out) == _files(home.one) and not (out / PARTS).exists() and not (out / LOCK).exists()
+    (out / "case3.json").unlink()
+    assert _run(*_command(home, out)) == 2  # few are left
+    said = capsys.readouterr()
+    assert "workers" not in said.err and _files(out) == _files(home.one)
+
+
 def test_a_case_that_kills_its_workers_is_a_failed_row(home: Home, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,7 @@ def test_members(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     before = (one / "2" / SAME[0]).stat().st_mtime_ns
     with pytest.raises(InputError, match="already holds members; add `resume`"):
         _members(study, one)
-    (one / "1" / SAME[0]).unlink()  # as if it had been killed
-    (one / "1" / "SHA256SUMS").unlink()
+    shutil.rmtree(one / "1")
     _members(study, one, resume=True)
     assert _same(one, two, ("1", "2")) and (one / "2" / SAME[0]).stat().st_mtime_ns == before
 

@@ -67,6 +67,7 @@ def predict(
     """Find the landmarks in new images."""
     from anatomark.model.predict import load, told_of
     from anatomark.model.predict import predict as run
+    from anatomark.model.worker import Spread
 
     report = reporter(as_json)
     asked: dict[str, Any] = {
@@ -88,7 +89,8 @@ def predict(
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)
-    _show(run(trained, images, out, **asked), out, as_json)
+    by = Spread(model, out, device, threads or 1, tta)
+    _show(run(trained, images, out, by=by, **asked), out, as_json)
 
 
 def _show_cohort(cohort: Cohort, out: Path, as_json: bool) -> None:

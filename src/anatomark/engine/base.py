@@ -23,9 +23,12 @@ class Lost:
 
 
 class Engine(Protocol):
-    """Does items in worker processes. ``workers``: how many; 0: as many as the cluster has room for."""
+    """Does items in worker processes."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """How many; 0: as many as the cluster has room for."""
+        ...
 
     def __call__(
         self, start: Callable[[], Callable[[Item], Answer]], items: Iterable[Item], threads: int = 1
