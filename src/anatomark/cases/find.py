@@ -22,6 +22,7 @@ from anatomark.io.tables import read_table
 
 PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
 ENDINGS = (*PREDICTION_ENDINGS, ".tsv")
+AT_ONCE = 1000  # landmark files of a folder
 NOBODY = Case("")  # of whose image nothing is known
 T = TypeVar("T")
 Where = str | os.PathLike[str]
@@ -110,15 +111,14 @@ def landmarks_in_parts(
     landmarks: Where | None = None,
     split: str | None = None,
     told: Case = NOBODY,
-    most: int = 1000,
 ) -> Iterator[list[Case]]:
-    """The cases of :func:`find_landmarks`, at most ``most`` at a time where they lie in a folder, so that all landmarks
-    need not be held at once. ``told``: what is known of their images. Two may share a name."""
+    """The cases of :func:`find_landmarks`, at most ``AT_ONCE`` at a time where they lie in a folder, so that not all
+    are held at once. ``told``: what is known of their images. Two may share a name."""
     for path in map(Path, paths):
         if landmarks is None and path.is_dir() and (files := landmark_files(path)):
             if split is not None:
                 raise InputError(f"{path}: `split` {split} needs a manifest")
-            for some in _parts(files, most):
+            for some in _parts(files):
                 yield [case for file in some for case in _alone(file, told)]
         elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
             if split is not None:
@@ -127,14 +127,14 @@ def landmarks_in_parts(
         elif landmarks is not None and Path(landmarks).is_dir():
             cases = find_images_as_cases([path], spacing=told.spacing, form=told.form, split=split)
             files_of = _files_of(cases, Path(landmarks))
-            for part in _parts(cases, most):
+            for part in _parts(cases):
                 yield [_with_landmarks_of(case, files_of[case.id]) for case in part]
         else:
             yield find_cases([path], landmarks, split=split, spacing=told.spacing, form=told.form)
 
 
-def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    return (items[k : k + most] for k in range(0, len(items), most))
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[k : k + AT_ONCE] for k in range(0, len(items), AT_ONCE))
 
 
 def _files_of(cases: Sequence[Case], given: Path) -> dict[str, Path | None]:
