@@ -58,33 +58,45 @@ class Cluster:
     @contextmanager
     def _connected(self, threads: int) -> Iterator[Any]:
         """Ray, as long as it is needed; its words do not reach the terminal."""
-        ray, folder, before = _ray(), None, dict(os.environ)
+        ray, before = _ray(), dict(os.environ)
+        folder = tempfile.mkdtemp(prefix="anatomark-ray-")
         how: dict[str, Any] = {"address": self.address}
         if self.address is None:
-            folder = tempfile.mkdtemp(prefix="anatomark-ray-")
             how = {
                 "address": "local", "num_cpus": (self.workers or cores()) * threads, "include_dashboard": False,
                 "object_store_memory": STORE_BYTES, "_temp_dir": folder,
             }  # fmt: skip
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # what we find
         os.environ.update(SILENT)
-        environment = {"env_vars": dict.fromkeys(THREADS, str(threads))}
+        how["runtime_env"] = {"env_vars": dict.fromkeys(THREADS, str(threads))}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _quiet(ray)
-                ray.init(**how, runtime_env=environment, log_to_driver=False, logging_level=logging.CRITICAL)
+            self._connect(ray, how)
             yield ray
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"`ray_address` {self.address}: {first}" if self.address else f"Ray: {first}") from None
         finally:
             with suppress(Exception):
                 ray.shutdown()
             os.environ.clear()
             os.environ.update(before)
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _connect(self, ray: Any, how: dict[str, Any]) -> None:
+        """Raises InputError where there is no cluster, or none can be started; on a busy machine that may take several
+        tries."""
+        for left in reversed(range(1 if self.address else MOST_STARTS)):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    _quiet(ray)
+                    ray.init(**how, log_to_driver=False, logging_level=logging.CRITICAL)
+                return
+            except Exception as error:  # Ray raises many kinds, also plain ones
+                with suppress(Exception):
+                    ray.shutdown()
+                if left:
+                    continue
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                where = f"`ray_address` {self.address}" if self.address else "Ray cannot be started"
+                raise InputError(f"{where}: {first}") from None
 
 
 class Worker:
