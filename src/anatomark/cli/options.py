@@ -56,7 +56,7 @@ RayAddress = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", min=1, max=1024, help="Trainings at a time, in processes of one thread (or --threads)."),
+    typer.Option("--jobs", min=1, max=1024, help="Trainings at a time, in processes of one thread each."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
