@@ -49,7 +49,7 @@ class Cluster:
         with self._connected(threads) as ray:
             room = int(ray.cluster_resources().get("CPU", 0)) // threads
             actor = ray.remote(Worker).options(
-                num_cpus=threads, num_gpus=int(self.gpu), max_restarts=-1, max_task_retries=MOST_KILLS - 1
+                num_cpus=threads, num_gpus=int(self.gpu), max_restarts=-1, max_task_retries=0
             )
             what = pickle.dumps(start)
             actors = [actor.remote(os.getcwd(), what) for _ in range(self.workers or max(1, room))]
@@ -123,40 +123,57 @@ class Worker:
 
 
 def _answers(ray: Any, actors: list[Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-    """Each actor is asked when it is ready, and has one item at a time."""
-    asked: dict[Any, tuple[Any, Any]] = {_ready(a): (a, None) for a in actors}
-    waiting = set(asked)  # for actors to be ready
-    lost = ""
-    more = True
-    while asked.keys() - waiting if not more else asked:
+    """Each actor has one item at a time, and is asked whether it is ready before its first and after its death: what
+    dies while it loads takes no item along."""
+    asked: dict[Any, tuple[Any, Given | None]] = {_ready(actor): (actor, None) for actor in actors}
+    again: list[Given] = []  # items to be given out once more
+    idle: list[Any] = []  # actors that found nothing to do
+    given, how = 0, ""  # items under way
+    left = True
+    while asked and (left or given or again):
         (done,), _ = ray.wait([*asked], num_returns=1)
         actor, item = asked.pop(done)
-        if done in waiting:
-            waiting.remove(done)
+        if item is None:
             try:
                 refused = ray.get(done)
             except ray.exceptions.RayError as error:
-                lost = type(error).__name__
+                how = type(error).__name__  # the others go on
                 continue
             if refused:
                 raise InputError(refused)
         else:
+            given -= 1
             try:
-                yield item[0], pickle.loads(ray.get(done))
+                yield item.item, pickle.loads(ray.get(done))
             except ray.exceptions.RayTaskError as error:
                 raise InputError(f"a worker cannot go on: {error.cause}") from None
             except ray.exceptions.RayError:
-                yield item[0], Lost("its Ray actor died")
-                waiting.add(again := _ready(actor))  # it may not come back
-                asked[again] = (actor, None)
+                item.kills += 1
+                if item.kills < MOST_KILLS:
+                    again.append(item)
+                    asked |= {_ready(one): (one, None) for one in idle}
+                    idle.clear()
+                else:
+                    yield item.item, Lost("its Ray actor died")
+                asked[_ready(actor)] = (actor, None)
                 continue
-        for item in items:
-            asked[actor.answer.remote(pickle.dumps(item))] = (actor, (item,))
-            break
+        following = again.pop() if again else next((Given(one) for one in items), None)
+        if following is None:
+            left = False
+            idle.append(actor)
         else:
-            more = False
-    if more:
-        raise never_started(lost)
+            given += 1
+            asked[actor.answer.remote(pickle.dumps(following.item))] = (actor, following)
+    if left or again:
+        raise never_started(how)
+
+
+@dataclass
+class Given:
+    """An item, and how many workers it took along."""
+
+    item: Any
+    kills: int = 0
 
 
 def _ready(actor: Any) -> Any:
