@@ -72,7 +72,7 @@ def fit(
             return
         fitted = train(cases, out, settings, folds=folds, **options)
     except KeyboardInterrupt:
-        kept = (out / "last.ckpt").exists()
+        kept = any(next(out.rglob(name), None) for name in ("last.ckpt", "weights.safetensors"))
         how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
         typer.echo(f"stopped; {how}", err=True)
         raise typer.Exit(130) from None

@@ -66,6 +66,7 @@ class Cluster:
                 "address": "local", "num_cpus": (self.workers or cores()) * threads, "include_dashboard": False,
                 "object_store_memory": STORE_BYTES, "_temp_dir": folder,
             }  # fmt: skip
+            os.environ["RAY_worker_niceness"] = "0"  # else 15: beside other work they would stand still
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # what we find
         os.environ.update(SILENT)
         how["runtime_env"] = {"env_vars": dict.fromkeys(THREADS, str(threads))}
