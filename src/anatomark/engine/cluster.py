@@ -21,6 +21,7 @@ from anatomark.errors import InputError
 from anatomark.io.child import THREADS
 
 STORE_BYTES = 100 * 2**20  # of a cluster of our own: items and answers are small
+EQUAL = {"RAY_worker_niceness": "0"}  # else 15: beside other work our workers would stand still
 SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }  # fmt: skip
@@ -66,8 +67,8 @@ class Cluster:
                 "address": "local", "num_cpus": (self.workers or cores()) * threads, "include_dashboard": False,
                 "object_store_memory": STORE_BYTES, "_temp_dir": folder,
             }  # fmt: skip
-            os.environ["RAY_worker_niceness"] = "0"  # else 15: beside other work they would stand still
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # what we find
+            os.environ.update(EQUAL)
         os.environ.update(SILENT)
         how["runtime_env"] = {"env_vars": dict.fromkeys(THREADS, str(threads))}
         try:

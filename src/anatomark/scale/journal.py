@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anatomark.errors import InputError
 from anatomark.io.claim import PARTS
 from anatomark.io.parts import part_file
-from anatomark.model.predict import Predicted
 from anatomark.scale.shard import Shard
+
+if TYPE_CHECKING:  # ``status`` needs no model
+    from anatomark.model.predict import Predicted
 
 DONE, FAILED = "done", "failed"
 SYNC_S = 2.0  # rows of so long may be lost with the machine's power, never with the process
