@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
@@ -20,6 +21,7 @@ from anatomark.engine.local import cores
 from anatomark.errors import InputError
 from anatomark.io.child import THREADS
 
+ANSWERS_S = 10.0
 STORE_BYTES = 100 * 2**20  # of a cluster of our own: items and answers are small
 EQUAL = {"RAY_worker_niceness": "0"}  # else 15: beside other work our workers would stand still
 SILENT = {
@@ -81,9 +83,23 @@ class Cluster:
             os.environ.update(before)
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _check_address(self) -> None:
+        """Raises InputError at once where nothing answers: Ray itself tries for minutes, aloud."""
+        host, _, port = (self.address or "").rpartition(":")
+        if self.address in (None, "auto"):
+            return
+        if not host or not port.isdigit() or "/" in host:
+            raise InputError(f"`ray_address` {self.address}: give HOST:PORT, as `ray start` prints it, or auto")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"`ray_address` {self.address}: no cluster answers there: {reason}") from None
+
     def _connect(self, ray: Any, how: dict[str, Any]) -> None:
         """Raises InputError where there is no cluster, or none can be started; on a busy machine that may take several
         tries."""
+        self._check_address()
         for left in reversed(range(1 if self.address else MOST_STARTS)):
             try:
                 with warnings.catch_warnings():

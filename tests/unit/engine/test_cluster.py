@@ -31,6 +31,7 @@ def test_a_cluster_that_does_not_start(
         told.append(how)
         raise Exception("timed out\nand more")
 
+    monkeypatch.setattr(Cluster, "_check_address", lambda _: None)
     fake = SimpleNamespace(init=init, shutdown=lambda: None)
     monkeypatch.setattr(cluster, "_ray", lambda: fake)
     monkeypatch.setattr(cluster.tempfile, "tempdir", str(tmp_path))
@@ -42,3 +43,18 @@ def test_a_cluster_that_does_not_start(
     assert told[0]["address"] == (address or "local") and told[0]["log_to_driver"] is False
     assert [*Cluster(2, address)(int, [])] == []  # nothing to do: nothing is started
     assert len(told) == tries
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no cluster answers there: Connection refused"),
+        ("127.0.0.1:99999999", "no cluster answers there"),
+        ("10.0.0.1", "give HOST:PORT"),
+        ("ray://10.0.0.1:10001", "give HOST:PORT"),
+    ],
+)
+def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(shutdown=lambda: None))
+    with pytest.raises(InputError, match=f"`ray_address` {address}: {said}"):
+        next(Cluster(2, address)(int, [1]))
