@@ -5,7 +5,13 @@ The commands are functions of the same names, the nouns stand beside them; each 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# threads of torch that wait for each other sleep; where they spin, a busy machine makes the same work cost ten times as
+# much processor time. Read when torch is imported, also by the processes that we start
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 if TYPE_CHECKING:
     from anatomark.cases.case import Case

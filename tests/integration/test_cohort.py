@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import service
 import tiny
 from anatomark.cli import app as cli
+from anatomark.engine.local import Processes
 from anatomark.errors import InputError
 from anatomark.io.claim import LOCK, PARTS
 from anatomark.io.images import write_image
@@ -27,15 +28,17 @@ from anatomark.scale.cohort import Cohort, predict_cohort
 from anatomark.scale.journal import FAILED, Journal, Row, journals, read_journal
 from anatomark.scale.shard import Shard
 from anatomark.scale.status import status
-from anatomark.scale.worker import Done, Task, Work, Worker
 
-IMAGES, DAMAGED, DEADLY = 40, "case16", 20  # pixels of an image that kills
+IMAGES, DAMAGED, DEADLY = 40, "case16", 20  # pixels of an image that kills; one more is our fault, two more kills once
 SECONDS = re.compile(rb'"seconds": [^,\n]*')
 KILLER = f"""
-import os, signal, tiny
+import os, pathlib, signal, tiny
 class Tiny(tiny.Tiny):
     def locate(self, image, start=None):
-        if image.array.shape[-1] == {DEADLY}:
+        killed = pathlib.Path(__file__).with_name("killed")
+        once = image.array.shape[-1] == {DEADLY + 2} and not killed.exists()
+        if once or image.array.shape[-1] == {DEADLY}:
+            killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if image.array.shape[-1] == {DEADLY + 1}:
             raise ZeroDivisionError("by zero")
@@ -47,7 +50,7 @@ class Home:
     """A model, its images of which one is damaged, and the folder ``one`` that one process predicted."""
 
     def __init__(self, folder: Path):
-        self.run = service.trained(folder, 2, cases=4, steps=4)
+        self.folder, self.run = folder, service.trained(folder, 2, cases=4, steps=4)
         self.images, self.one = folder / "images", folder / "one"
         self.images.mkdir()
         for k in range(IMAGES):
@@ -62,13 +65,21 @@ class Home:
         return predict_cohort(self.run, [self.images], out, spacing=2, **{"engine": here, **how})
 
 
-def here(work: Work, _: str, tasks: Iterable[Task]) -> Iterator[Done]:
+class Here:
     """An engine that needs no process."""
-    worker = Worker(work)
-    try:
-        yield from map(worker.do, tasks)
-    finally:
-        worker.close()
+
+    workers = 1
+
+    def __call__(self, start: Callable[[], Any], items: Iterable[Any], threads: int = 1) -> Iterator[tuple[Any, Any]]:
+        worker = start()
+        try:
+            for item in items:
+                yield item, worker(item)
+        finally:
+            worker.close()
+
+
+here = Here()
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +164,55 @@ def test_shards_one_of_them_killed_equal_one_process(
     assert {p: p.stat().st_mtime_ns for p in out.iterdir() if p.is_file()} == before
 
 
+def test_many_images_are_predicted_by_workers_of_themselves(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anatomark.model.worker.MANY", IMAGES)
+    monkeypatch.setattr("anatomark.model.worker.cores", lambda: 2)
+    out = tmp_path / "out"
+    assert _run(*_command(home, out)) == 2
+    said = capsys.readouterr()
+    assert "40 images: 2 workers" in said.err and "39 of 40 predicted" in said.out and "case0: 0." in said.out
+    assert _files(out) == _files(home.one) and not (out / PARTS).exists() and not (out / LOCK).exists()
+    (out / "case3.json").unlink()
+    assert _run(*_command(home, out)) == 2  # few are left
+    said = capsys.readouterr()
+    assert "workers" not in said.err and _files(out) == _files(home.one)
+
+
 def test_a_case_that_kills_its_workers_is_a_failed_row(home: Home, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
-    for k, side in enumerate((16, 16, DEADLY, 16, DEADLY + 1, 16)):
+    for k, side in enumerate((16, 16, DEADLY, 16, DEADLY + 1, 16, DEADLY + 2)):
         write_image(tiny.blobs(k, 2, side)[0], images / f"case{k}.png")
+    (home.folder / "killed").unlink(missing_ok=True)
     made = predict_cohort(home.run, [images], out, spacing=2, workers=2)
-    assert (made.written, made.cases) == (4, 6)
+    assert (made.written, made.cases) == (5, 7)
     reasons = dict(made.failed)
     assert "case2.png: twice ended the process that predicts it (SIGKILL)" in reasons["case2"]
     assert "ZeroDivisionError: by zero" in reasons["case4"]
     assert {r.case for r in _rows(out) if r.state == FAILED} == {"case2", "case4"}
     good = ("case0", "case1", "case3", "case5")
-    assert {n.split(".")[0] for n in _files(out)} == set(good)
-    assert all(content == _files(home.one)[name] for name, content in _files(out).items() if name.endswith("mrk.json"))
+    files = _files(out)
+    assert {n.split(".")[0] for n in files} == {*good, "case6"}
+    assert all(files[f"{case}.mrk.json"] == _files(home.one)[f"{case}.mrk.json"] for case in good)
+
+
+def test_ray_gives_the_files_of_one_process(home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'anatomark[ray]'")
+    out, deadly, once = tmp_path / "out", tmp_path / "deadly.png", tmp_path / "once.png"
+    write_image(tiny.blobs(0, 2, DEADLY)[0], deadly)
+    write_image(tiny.blobs(0, 2, DEADLY + 2)[0], once)
+    (home.folder / "killed").unlink(missing_ok=True)
+    assert _run(*_command(home, out, deadly, once, "--engine", "ray", "--workers", 2)) == 2
+    said = capfd.readouterr()
+    assert said.out.splitlines() == [f"40 of 42 predicted: {out}"] or "flagged" in said.out
+    known = ("failed: ", "error: 2 of 42 images failed: ", "predict  ")  # nothing of Ray's own
+    assert [line for line in said.err.splitlines() if not line.startswith(known)] == []
+    assert f"{deadly}: twice ended the process that predicts it (its Ray actor died)" in said.err
+    files = {name: content for name, content in _files(out).items() if not name.startswith("once")}
+    assert files == _files(home.one) and (out / "once.json").exists()
+    assert Counter(row.case for row in _rows(out)) == Counter({*(f"case{k}" for k in range(IMAGES)), "deadly", "once"})
 
 
 def test_failed_cases_are_tried_again_when_asked_or_when_the_image_is_another(home: Home, tmp_path: Path) -> None:
@@ -260,14 +306,13 @@ def test_a_worker_that_cannot_load_the_model_ends_the_run(home: Home, tmp_path: 
     run = tmp_path / "run"
     shutil.copytree(home.run, run)
 
-    def removed(work: Work, model: str, tasks: Iterable[Task]) -> Iterator[Done]:
-        from anatomark.scale.local import in_processes
-
-        shutil.rmtree(run)
-        yield from in_processes(work, model, tasks, 1)
+    class Removed(Processes):
+        def __call__(self, *what: Any) -> Any:
+            shutil.rmtree(run)
+            return super().__call__(*what)
 
     with pytest.raises(InputError, match="run"):
-        predict_cohort(run, [home.images], tmp_path / "out", spacing=2, engine=removed)
+        predict_cohort(run, [home.images], tmp_path / "out", spacing=2, engine=Removed(1))
     assert status(tmp_path / "out").of_state("stopped") == [1]
 
 

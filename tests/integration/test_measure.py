@@ -170,3 +170,23 @@ def test_a_typing_error_in_the_definition_is_one_line(
     said = capsys.readouterr().err.strip()
     assert "def.yaml: unknown key 'measurements.length.distanze' (did you mean 'distance'?)" in said
     assert "\n" not in said
+
+
+def test_cases_in_parts_give_the_same_table(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, cases, definition = tmp_path / "found", tmp_path / "cases.csv", tmp_path / "definition.yaml"
+    definition.write_text(DEFINITION)
+    made = []
+    for at_once in (500, 1):
+        monkeypatch.setattr("anatomark.tools.measure.measured.CASES", at_once)
+        monkeypatch.setattr("anatomark.cases.find.AT_ONCE", at_once)
+        out = tmp_path / f"{at_once}.csv"
+        measure(definition, [found], out)
+        measure(definition, [cases], tmp_path / f"{at_once}_told.csv", landmarks=found, truth=True)
+        made.append([p.read_bytes() for p in sorted(tmp_path.glob(f"{at_once}*.csv"))])
+    assert made[0] == made[1] and len(made[0]) == 4
+    (tmp_path / "other").mkdir()
+    (found / "c0.json").rename(tmp_path / "other" / "c1.json")
+    with pytest.raises(InputError, match="two of the cases are called 'c1'"):
+        measure(definition, [found, tmp_path / "other"], tmp_path / "twice.csv")

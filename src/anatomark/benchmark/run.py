@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from anatomark.benchmark.results import Result, fewer_landmarks, read_result, sa
 from anatomark.benchmark.suite import Suite, read_suite
 from anatomark.benchmark.tables import table_files, write_tables
 from anatomark.benchmark.work import State, do_cell, state_of, terminable
+from anatomark.engine.base import Engine
+from anatomark.engine.jobs import Job, Side, done
 from anatomark.errors import InputError
 from anatomark.io.claim import Claim, claimed
 from anatomark.progress import Reporter, clock
+
+LOG = "cell.log"  # of a cell that is done side by side with others
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,14 @@ def benchmark(
     minutes: float | None = None,
     dry_run: bool = False,
     tables_only: bool = False,
+    engine: Engine | None = None,
     report: Reporter | None = None,
 ) -> Benchmarked:
     """Train and evaluate the cells of a suite that are not finished, one after the other, and write tables of all.
 
     ``only``: names of data sets and methods; ``minutes`` replaces the suite's budgets; ``dry_run`` only says what is to
-    be done and writes nothing; ``tables_only`` trains nothing. A cell that fails does not stop the others (``failed``);
+    be done and writes nothing; ``tables_only`` trains nothing; an ``engine`` does cells side by side, each in processes
+    of one thread, averages of them last. A cell that fails does not stop the others (``failed``);
     one that was killed goes on where it stood. Raises InputError for a bad suite, where a cell there was made with
     other settings, and where another run writes in ``out``.
     """
@@ -89,9 +96,8 @@ def benchmark(
         failed: dict[str, str] = {}
         todo = [] if tables_only else [c for c in asked if states[c.name] is not State.FINISHED]
         files = [] if todo or not results else _tables(suite, out, cells, results, states)
-        for i, cell in enumerate(todo):
-            report.say(f"{cell.name} ({i + 1} of {len(todo)}); log: {cell.folder}")
-            reason = do_cell(cell, report)
+        side = None if engine is None else Side(engine, out, claim.lock)
+        for cell, reason in _done(todo, side, report):
             if not reason:
                 reason = _added(cell, results)
             if reason:
@@ -103,6 +109,19 @@ def benchmark(
     left = {c.name: _minutes_left(c, states[c.name]) for c in asked}
     notes = fewer_landmarks([results[c.name] for c in cells if c.name in results])
     return Benchmarked(out, {c.name: states[c.name] for c in asked}, failed, files, left, False, notes)
+
+
+def _done(todo: Sequence[Cell], side: Side | None, report: Reporter) -> Iterator[tuple[Cell, str]]:
+    """Each cell and why it failed, empty where it did not, as it is done; those that average others come last."""
+    number = {cell.name: i + 1 for i, cell in enumerate(todo)}
+    single, averages = [c for c in todo if not c.members], [c for c in todo if c.members]
+    for cells in (todo,) if side is None else (single, averages):
+        jobs = [
+            Job(f"{c.name} ({number[c.name]} of {len(todo)}); log: {c.folder}", partial(do_cell, c), c.folder / LOG)
+            for c in cells
+        ]
+        for k, reason in done(jobs, side, report):
+            yield cells[k], reason
 
 
 def _check_tables(out: Path, suite: Suite, claim: Claim) -> None:

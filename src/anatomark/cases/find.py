@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from anatomark.cases.case import Case, in_plane
 from anatomark.cases.manifest import SPLITS, read_manifest
@@ -21,6 +22,9 @@ from anatomark.io.tables import read_table
 
 PREDICTION_ENDINGS = (".json", ".mrk.json", ".fcsv", ".csv")  # the first holds scores and radii beside positions
 ENDINGS = (*PREDICTION_ENDINGS, ".tsv")
+AT_ONCE = 1000  # landmark files of a folder
+NOBODY = Case("")  # of whose image nothing is known
+T = TypeVar("T")
 Where = str | os.PathLike[str]
 Spacing = tuple[float, ...] | float | None
 
@@ -53,7 +57,7 @@ def find_images_as_cases(
             cases += [Case(image_stem(file), file, spacing=_tuple(spacing), form=form) for file in find_images([path])]
     if not cases:
         raise InputError("no image and no manifest was given")
-    _check_names(cases)
+    check_names(cases)
     return [replace(c, apart=len(cases) > 1) for c in cases]
 
 
@@ -78,9 +82,7 @@ def find_cases(
     given = Path(landmarks)
     if given.is_file() and len(cases) > 1 and given.suffix.lower() != ".csv":
         raise InputError(f"{given}: holds the landmarks of one image, but there are {len(cases)}; give a folder")
-    files = {c.id: given if given.is_file() else landmark_file(given, stems_of(c)) for c in cases}
-    if missing := [c.id for c in cases if files[c.id] is None]:
-        raise InputError(f"{given}: has no landmarks of {listed(missing)} (such as {missing[0]}.mrk.json)")
+    files = _files_of(cases, given)
     return [_with_landmarks_of(c, files[c.id]) for c in cases]
 
 
@@ -95,21 +97,52 @@ def find_landmarks(
 ) -> list[Case]:
     """As :func:`find_cases`, and also landmark files, each a case named after it, tables, each of their cases one, and
     folders of landmark files: for work that needs no image. ``image``: that of a single landmark file."""
-    cases: list[Case] = []
     told = Case("", None if image is None else Path(image), spacing=_tuple(spacing), form=form)
-    for path in map(Path, paths):
-        alone: list[Case] = []
-        if landmarks is None and path.is_dir():
-            alone = [case for file in landmark_files(path) for case in _alone(file, told)]
-        elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
-            alone = _alone(path, told)
-        if alone and split is not None:
-            raise InputError(f"{path}: `split` {split} needs a manifest")
-        cases += alone or find_cases([path], landmarks, split=split, spacing=spacing, form=form)
+    cases = [case for some in landmarks_in_parts(paths, landmarks=landmarks, split=split, told=told) for case in some]
     if not cases:
         raise InputError("no landmarks were given")
-    _check_names(cases)
+    check_names(cases)
     return cases
+
+
+def landmarks_in_parts(
+    paths: Sequence[Where],
+    *,
+    landmarks: Where | None = None,
+    split: str | None = None,
+    told: Case = NOBODY,
+) -> Iterator[list[Case]]:
+    """The cases of :func:`find_landmarks`, at most ``AT_ONCE`` at a time where they lie in a folder, so that not all
+    are held at once. ``told``: what is known of their images. Two may share a name."""
+    for path in map(Path, paths):
+        if landmarks is None and path.is_dir() and (files := landmark_files(path)):
+            if split is not None:
+                raise InputError(f"{path}: `split` {split} needs a manifest")
+            for some in _parts(files):
+                yield [case for file in some for case in _alone(file, told)]
+        elif landmarks is None and path.name.endswith(ENDINGS) and not _is_manifest(path):
+            if split is not None:
+                raise InputError(f"{path}: `split` {split} needs a manifest")
+            yield _alone(path, told)
+        elif landmarks is not None and Path(landmarks).is_dir():
+            cases = find_images_as_cases([path], spacing=told.spacing, form=told.form, split=split)
+            files_of = _files_of(cases, Path(landmarks))
+            for part in _parts(cases):
+                yield [_with_landmarks_of(case, files_of[case.id]) for case in part]
+        else:
+            yield find_cases([path], landmarks, split=split, spacing=told.spacing, form=told.form)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[k : k + AT_ONCE] for k in range(0, len(items), AT_ONCE))
+
+
+def _files_of(cases: Sequence[Case], given: Path) -> dict[str, Path | None]:
+    """The landmark file of each case: ``given``, or in the folder ``given``. Raises InputError for all missing ones."""
+    files = {c.id: given if given.is_file() else landmark_file(given, stems_of(c)) for c in cases}
+    if missing := [c.id for c in cases if files[c.id] is None]:
+        raise InputError(f"{given}: has no landmarks of {listed(missing)} (such as {missing[0]}.mrk.json)")
+    return files
 
 
 def sources_of(cases: Sequence[Case], paths: Iterable[Where] = ()) -> Iterator[Path]:
@@ -196,7 +229,8 @@ def _alone(path: Path, told: Case) -> list[Case]:
     return [replace(told, id=landmark_stem(path), given=landmarks)]
 
 
-def _check_names(cases: Sequence[Case]) -> None:
+def check_names(cases: Sequence[Case]) -> None:
+    """Raises InputError where two cases share a name."""
     first: dict[str, Case] = {}
     for case in cases:
         other = first.setdefault(case.id, case)

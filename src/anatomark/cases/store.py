@@ -69,6 +69,8 @@ def save_images(folder: Path, images: Images, alignment: Alignment | None = None
         (temporary / GRIDS).write_text(text, encoding="utf-8")
         os.replace(temporary, folder)
     except OSError as error:
+        if (folder / GRIDS).exists():  # another process was quicker
+            return
         raise InputError(f"{folder.parent}: the cache cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anatomark.cli.options import Json, Out, reporter, show, stopped
+from anatomark.cli.options import Engine, Jobs, Json, Out, RayAddress, engine_of, reporter, show, stopped
 from anatomark.errors import InputError
 
 
@@ -20,6 +20,9 @@ def benchmark(
     minutes: Annotated[float | None, typer.Option(help="Training time of each cell, instead of the suite's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     tables: Annotated[bool, typer.Option("--tables", help="Only write the tables of what is finished.")] = False,
+    jobs: Jobs = None,
+    engine: Engine = None,
+    ray_address: RayAddress = None,
     as_json: Json = False,
 ) -> None:
     """Train and compare methods on your data.
@@ -30,8 +33,9 @@ def benchmark(
 
     try:
         done = work(
-            suite, out, only=only or [], minutes=minutes, dry_run=dry_run, tables_only=tables, report=reporter(as_json)
-        )
+            suite, out, only=only or [], minutes=minutes, dry_run=dry_run, tables_only=tables,
+            engine=engine_of(engine, ray_address, jobs), report=reporter(as_json),
+        )  # fmt: skip
     except KeyboardInterrupt:
         stopped("the same command goes on from the last checkpoint")
     show(done, as_json)

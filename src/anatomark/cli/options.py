@@ -23,6 +23,13 @@ class NiftiForm(StrEnum):
     QFORM = "qform"
 
 
+class EngineName(StrEnum):
+    """Where workers run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 Cases = Annotated[
     Path, typer.Argument(metavar="CASES.csv", help="Manifest: case,image,landmarks,split[,spacing,form].")
 ]
@@ -48,6 +55,17 @@ Views = Annotated[
         help="Average over K slightly changed views of each image; K times slower.",
     ),
 ]
+Engine = Annotated[
+    EngineName | None, typer.Option("--engine", help="local: processes of this machine (default); ray: a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster to join; default one of this machine."),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, max=1024, help="Trainings at a time, in processes of one thread each."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Spacing = Annotated[str | None, typer.Option("--spacing", help="mm per pixel, 0.1 or 0.1;0.1 (x;y).")]
 Form = Annotated[
@@ -70,6 +88,19 @@ def stopped(what: str) -> NoReturn:
 def spell_options(text: str) -> str:
     """`` `name` ``, a parameter in the words of Python, as ``--name``."""
     return re.sub(r"`([a-z]\w*)`", lambda m: f"--{m[1].replace('_', '-')}", text)
+
+
+def engine_of(name: EngineName | None, address: str | None, workers: int | None, gpu: bool = False) -> Any:
+    """The engine that was asked for, of so many ``workers``; None where none was, so that work stays in this process.
+    Raises InputError."""
+    from anatomark.engine.cluster import Cluster
+    from anatomark.engine.local import Processes, cores
+
+    if address is not None and name is EngineName.LOCAL:
+        raise InputError("`ray_address` is of `engine` ray, but local was given")
+    if address is not None or name is EngineName.RAY:
+        return Cluster(workers or (0 if address else cores()), address, gpu)
+    return None if name is None and workers is None else Processes(workers or cores())
 
 
 def in_mm(spacing: str | None) -> tuple[float, ...] | None:

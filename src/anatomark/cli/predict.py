@@ -10,13 +10,16 @@ import typer
 
 from anatomark.cli.options import (
     Device,
+    Engine,
     Form,
     Json,
     Out,
     Overwrite,
+    RayAddress,
     Spacing,
     Threads,
     Views,
+    engine_of,
     in_mm,
     of_it_alignment,
     print_json,
@@ -52,6 +55,8 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes of one thread (or --threads) that predict.")
     ] = None,
+    engine: Engine = None,
+    ray_address: RayAddress = None,
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts of the images.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed with --shard or --workers.")
@@ -62,19 +67,21 @@ def predict(
     """Find the landmarks in new images."""
     from anatomark.model.predict import load, told_of
     from anatomark.model.predict import predict as run
+    from anatomark.model.worker import Spread
 
     report = reporter(as_json)
     asked: dict[str, Any] = {
         "spacing": in_mm(spacing), "form": form, "pictures": pictures, "format": format, "overwrite": overwrite,
         "report": report,
     }  # fmt: skip
-    if workers is not None or shard is not None or retry_failed:
+    spread = engine_of(engine, ray_address, workers, gpu=(device or "").startswith("cuda"))
+    if spread is not None or shard is not None or retry_failed:
         from anatomark.scale.cohort import predict_cohort
         from anatomark.scale.shard import Shard
 
         part = None if shard is None else Shard.parse(shard)
         cohort = predict_cohort(
-            model, images, out, shard=part, workers=workers or 1, retry_failed=retry_failed, device=device,
+            model, images, out, shard=part, engine=spread, retry_failed=retry_failed, device=device,
             threads=threads, tta=tta, **asked,
         )  # fmt: skip
         _show_cohort(cohort, out, as_json)
@@ -82,7 +89,8 @@ def predict(
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)
-    _show(run(trained, images, out, **asked), out, as_json)
+    by = Spread(model, out, device, threads or 1, tta)
+    _show(run(trained, images, out, by=by, **asked), out, as_json)
 
 
 def _show_cohort(cohort: Cohort, out: Path, as_json: bool) -> None:

@@ -106,11 +106,11 @@ def _evaluated(
     check(written, sources_of(cases, [*manifest.paths, *([model] if from_files else ())]))
     predictions = read_predictions(model, cases) if from_files else predict_cases(model, cases, report)
     name = model.resolve().name if from_files else str(getattr(model, "name", type(model).__name__))
-    predicted = common_names(p for p in predictions.landmarks.values() if p is not None)
+    predicted = predictions.names
     expected = predicted if from_files else tuple(getattr(model, "names", ())) or predicted
     names, notes = _scored(expected, true, manifest)
     notes += manifest.notes
-    if missing := [case for case, prediction in predictions.of.items() if prediction is None]:
+    if missing := predictions.missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
@@ -225,7 +225,8 @@ def _write(result: EvaluationResult, out: Path, cases: Sequence[Case], true: Map
     from anatomark.evaluation.report import render
     from anatomark.evaluation.viewer import look
 
-    for name, rows in zip(TABLES, (result.error_rows(), result.landmark_rows(), result.case_rows()), strict=True):
+    write_csv(out / TABLES[0], result.error_rows(), result.error_columns, digits=6)
+    for name, rows in zip(TABLES[1:], (result.landmark_rows(), result.case_rows()), strict=True):
         write_csv(out / name, rows, digits=6)
     pictures, viewer = look(result, cases, true)
     write_text(out / REPORT, render(result, pictures, viewer, version=anatomark.__version__))

@@ -12,7 +12,7 @@ unannotated ones, and cases without any prediction, say nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -29,6 +29,7 @@ from anatomark.errors import InputError
 
 THRESHOLDS_MM = (2.0, 2.5, 3.0, 4.0)
 BOOTSTRAP = 2000
+DRAWN_AT_ONCE = 10_000_000  # numbers of a bootstrap that are held
 _TIE_MM = 1e-9  # coordinates are decimal, so an error of exactly 2 mm must not fail by rounding
 
 
@@ -178,8 +179,13 @@ def statistics(
     within = (error <= radius)[located & np.isfinite(radius)]
     # a case without annotated pair says nothing, so it is not drawn
     seen = annotated.any(1)
-    drawn = draws(int(seen.sum()), samples, seed)
-    intervals = {t: interval(ratios(drawn, h[seen].sum(1), annotated[seen].sum(1))) for t, h in hits.items()}
+    sums = [
+        (np.where(located, error, 0.0)[seen].sum(1), located[seen].sum(1)),
+        *((h[seen].sum(1), annotated[seen].sum(1)) for h in hits.values()),
+    ]
+    parts = [[ratios(drawn, *pair) for pair in sums] for drawn in draws_in_parts(int(seen.sum()), samples, seed)]
+    mean, *rates = (interval(np.concatenate(part)) for part in zip(*parts, strict=True))
+    intervals = dict(zip(hits, rates, strict=True))
     right, false_presences, false_absences = (
         int((outcome == o).sum()) for o in (Outcome.ABSENT, Outcome.FALSE_PRESENCE, Outcome.FALSE_ABSENCE)
     )
@@ -194,7 +200,7 @@ def statistics(
         absence_recall=right / absent if absent else None,
         absence_precision=right / called if absent and called else None,
         mre_mm=figure_of(pool),
-        mre_ci95_mm=interval(ratios(drawn, np.where(located, error, 0.0)[seen].sum(1), located[seen].sum(1))),
+        mre_ci95_mm=mean,
         sd_mm=float(pool.std(ddof=1)) if pool.size > 1 else None,
         median_mm=figure_of(pool, np.median),
         p95_mm=float(np.percentile(pool, 95)) if pool.size else None,
@@ -218,6 +224,19 @@ def draws(cases: int, samples: int = BOOTSTRAP, seed: int = 0) -> NDArray[np.int
     return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=samples)
 
 
+def draws_in_parts(cases: int, samples: int = BOOTSTRAP, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """The rows of :func:`draws`, as many at a time as fit into little memory; at least one part."""
+    rng, at_once = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // max(cases, 1))
+    left = samples if cases > 1 else 0
+    while True:
+        now = min(left, at_once)
+        none = np.zeros((0, cases), dtype=np.int64)
+        yield rng.multinomial(cases, np.full(cases, 1 / cases), size=now) if now else none
+        left -= now
+        if not left:
+            return
+
+
 def ratios(draws: NDArray[np.int64], total: Array, count: Array) -> Array:
     """(samples,) sum(total) / sum(count) over the cases drawn; NaN where these count nothing."""
     drawn = draws @ count
@@ -235,8 +254,9 @@ def area_under_roc(suspicion: Array, bad: NDArray[np.bool_]) -> float:
     x, wrong = np.asarray(suspicion, dtype=np.float64), np.asarray(bad)
     if wrong.all() or not wrong.any():
         return float("nan")
-    of_bad, of_good = x[wrong][:, None], x[~wrong][None]
-    return float(((of_bad > of_good) + 0.5 * (of_bad == of_good)).mean())
+    of_bad, of_good = x[wrong], np.sort(x[~wrong])
+    below, above = (np.searchsorted(of_good, of_bad, side) for side in ("left", "right"))
+    return float((below + 0.5 * (above - below)).sum() / (len(of_bad) * len(of_good)))
 
 
 def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmarks]) -> dict[str, dict[str, Landmarks]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -78,22 +78,21 @@ class EvaluationResult:
         others = {**self.beside, **{f"{self.model} (truth: {name})": errors for name, errors in self.against.items()}}
         return {own: self.overall, **{n: statistics(e, thresholds=self.thresholds) for n, e in others.items()}}
 
-    def error_rows(self) -> list[dict[str, Any]]:
+    @property
+    def error_columns(self) -> list[str]:
+        """Of :meth:`error_rows`."""
+        axes = [f"d{a}_mm" for a in "xyz"[: self.errors.offset.shape[2]]]
+        return ["case", "label", "truth", "outcome", "error_mm", *axes, "score", "radius90_mm"]
+
+    def error_rows(self) -> Iterator[dict[str, Any]]:
         """``errors.csv``: one row per case and landmark, the prediction minus the truth along each axis."""
         e = self.errors
         axes = {f"d{a}_mm": e.offset[..., k] for k, a in enumerate("xyz"[: e.offset.shape[2]])}
         columns = {"error_mm": e.error, **axes, "score": e.score, "radius90_mm": e.radius90}
-        return [
-            {
-                "case": case,
-                "label": name,
-                "truth": self.truth,
-                "outcome": str(e.outcome[m, n]),
-                **{key: _rounded(values[m, n]) for key, values in columns.items()},
-            }
-            for m, case in enumerate(e.cases)
-            for n, name in enumerate(e.names)
-        ]
+        for m, case in enumerate(e.cases):
+            for n, name in enumerate(e.names):
+                row = {"case": case, "label": name, "truth": self.truth, "outcome": str(e.outcome[m, n])}
+                yield {**row, **{key: _rounded(values[m, n]) for key, values in columns.items()}}
 
     def landmark_rows(self) -> list[dict[str, Any]]:
         """``per_landmark.csv``: one row per landmark, with the columns of ``LANDMARK_COLUMNS`` and the SDRs."""

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from anatomark.errors import InputError
-from anatomark.io.atomic import Where, read_text, write_text
+from anatomark.io.atomic import Where, atomic_path, read_text
 
 # columns that are known whatever their capitals
 COLUMNS = (
@@ -144,7 +144,7 @@ class Lines:
 
     END = "\r\n"
 
-    def __init__(self, out: io.StringIO):
+    def __init__(self, out: TextIO):
         self.out = out
 
     def write(self, line: str) -> int:
@@ -161,21 +161,24 @@ def write_csv(
 ) -> None:
     """Write rows as CSV (TSV by suffix), atomically. Raises InputError where the disk refuses.
 
-    ``columns``: which, in what order; by default all that occur. A cell that a row lacks is blank. Floats are written
-    in full, or with so many significant ``digits``. ``head``: a comment line before the names of the columns.
+    ``columns``: which, in what order, and each row is written as it comes; by default all that occur. A cell that a
+    row lacks is blank. Floats are written in full, or with so many significant ``digits``. ``head``: a comment line
+    before the names of the columns.
     """
-    rows = list(rows)
-    names = list(dict.fromkeys(key for row in rows for key in row)) if columns is None else columns
+    if columns is None:
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
     tab = Path(path).suffix.lower() == ".tsv"
-    out = io.StringIO(newline="")
-    out.write(head)
-    writer = csv.DictWriter(
-        Lines(out), names, restval="", extrasaction="ignore", delimiter="\t" if tab else ",", lineterminator=Lines.END
-    )
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()})
-    write_text(path, out.getvalue())
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with atomic_path(path) as temporary, open(temporary, "w", **how) as out:
+        out.write(head)
+        writer = csv.DictWriter(
+            Lines(out), columns, restval="", extrasaction="ignore", delimiter="\t" if tab else ",",
+            lineterminator=Lines.END,
+        )  # fmt: skip
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()})
 
 
 def misspelt(columns: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def predict(
     pictures: bool = False,
     format: str = "mrk.json",
     overwrite: bool = False,
+    by: Callable[[Sequence[Task], Claim, Reporter], Iterator[Predicted] | None] | None = None,
     report: Reporter | None = None,
 ) -> list[Predicted]:
     """Find the landmarks in images, folders of images, or the cases of manifests (``.csv``), and write them into
@@ -104,7 +105,8 @@ def predict(
     ``model``: one that :func:`load` gave, or what it takes. Per image: ``<stem>.<format>``, ``<stem>.json``, in 2D
     ``<stem>.csv``, with ``pictures`` ``<stem>.png``. Finished ones of the same model and image are skipped; of those
     that a killed run left unfinished, and of those that lack a file asked for now, the rest is done. One that cannot be
-    read or predicted is reported, the others go on. Raises InputError before any work: two images with one stem, no
+    read or predicted is reported, the others go on. ``by``: what does the tasks instead of this process, unless it
+    gives None (:class:`anatomark.model.worker.Spread`). Raises InputError before any work: two images with one stem, no
     image, another run that writes there; without ``overwrite``, results of another model in ``out``, or files that
     nothing says are ours.
     """
@@ -121,13 +123,19 @@ def predict(
         left = {c.id: Left(which) if overwrite else left_to_do(c, keys[c.id], out, used, which, claim) for c in cases}
         check_strange(list(left.values()))
         rows = {c.id: Predicted(c.id, path_of(c), "skipped") for c in cases}
-        todo = [c for c in cases if left[c.id].endings]
-        for outcome in run_cases(lambda _, image: used.predict(image), todo, report):
-            case = outcome.case.id
-            rows[case] = row = write_outcome(outcome, used, keys[case], out, left[case])
+        tasks = [Task(c, keys[c.id], left[c.id]) for c in cases if left[c.id].endings]
+        elsewhere = by(tasks, claim, report) if by is not None else None
+        for row in elsewhere or _here(used, tasks, out, report):
+            rows[row.stem] = row
             if row.state == "failed":
                 report.say(f"failed: {row.reason}")
     return list(rows.values())
+
+
+def _here(model: AnyModel, tasks: Sequence[Task], out: Path, report: Reporter) -> Iterator[Predicted]:
+    outcomes = run_cases(lambda _, image: model.predict(image), [task.case for task in tasks], report)
+    for outcome, task in zip(outcomes, tasks, strict=True):
+        yield write_outcome(outcome, model, task.key, out, task.left)
 
 
 def write_outcome(outcome: Outcome, model: AnyModel, key: str, out: Path, left: Left) -> Predicted:
@@ -160,6 +168,15 @@ class Left:
     endings: Sequence[str]
     doubtful: Sequence[Path] = ()
     strange: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case that is ``left`` to do, and the ``key`` of its image. It pickles."""
+
+    case: Case
+    key: str
+    left: Left
 
 
 def left_to_do(case: Case, key: str, out: Path, model: AnyModel, which: Sequence[str], claim: Claim) -> Left:

@@ -6,13 +6,14 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from anatomark.cases.case import Case
 from anatomark.cases.find import find_images_as_cases, sources_of
+from anatomark.engine.base import MOST_WORKERS, Engine
+from anatomark.engine.local import Processes
 from anatomark.errors import InputError, check_range, nearest, reason_of
 from anatomark.io.claim import Claim, check_sources
 from anatomark.io.parts import claimed_part
@@ -31,14 +32,22 @@ from anatomark.model.predict import (
     told_of,
 )
 from anatomark.model.prediction import FORMATS, endings
+from anatomark.model.worker import Task, Work, outcome_of
 from anatomark.progress import Reporter
-from anatomark.scale.journal import DONE, FAILED, Journal, Row, Run, journals, read_journal
-from anatomark.scale.local import in_processes
+from anatomark.scale.journal import (
+    DONE,
+    FAILED,
+    Journal,
+    Row,
+    Run,
+    adopted_row,
+    failed_row,
+    journals,
+    read_journal,
+    row_of,
+)
 from anatomark.scale.shard import Shard
-from anatomark.scale.worker import Done, Task, Work, adopted, failed
 
-Engine = Callable[[Work, str, Iterable[Task]], Iterator[Done]]  # the work, the model's hash, what is to be done
-MOST_WORKERS = 1024
 MOST_NOTES = 50  # that are said
 
 
@@ -101,8 +110,10 @@ def predict_cohort(
     if format not in FORMATS:
         raise InputError(f"`format` {format!r} is unknown{nearest(format, FORMATS)}; it is {', '.join(FORMATS)}")
     check_range("workers", workers, 1, MOST_WORKERS)
+    spread = engine or Processes(workers)
     check_range("threads", threads or 1, 1, MOST_THREADS)
-    find_device(device)
+    if not getattr(spread, "address", None):  # other machines may have other devices
+        find_device(device)
     with claimed_part(out, shard.number, shard.of) as claim:
         used = load(model, "cpu", tta=tta)
         for line in told_of(used):
@@ -118,7 +129,7 @@ def predict_cohort(
             files = (out / f"{task.case.id}.{ending}" for task in plan.tasks for ending in task.left.endings)
             check_sources([out, *files], kept, "predict")
         work = Work(os.fspath(model), out, claim.lock, device, threads or 1, tta)
-        run = _run(shard, everything, len(mine), used, workers)
+        run = _run(shard, everything, len(mine), used, spread.workers)
         notes: set[str] = set()
         journal = Journal(out, shard)
         try:
@@ -129,17 +140,19 @@ def predict_cohort(
             journal.begin(run)
             with report.bar("predict", len(mine), len(mine) - len(plan.tasks)) as bar:
                 done = len(mine) - len(plan.tasks)
-                for made in (engine or partial(in_processes, count=workers))(work, used.hash, plan.tasks):
-                    journal.add(made.row)
-                    cohort.add(made.row)
+                for task, answer in spread(work.start, plan.tasks, work.threads):
+                    made = outcome_of(task, answer)
+                    row = row_of(made, used.hash, task.key)
+                    journal.add(row)
+                    cohort.add(row)
                     done += 1
-                    if made.row.state == FAILED:
-                        report.say(f"failed: {made.row.reason}")
+                    if row.state == FAILED:
+                        report.say(f"failed: {row.reason}")
                     for note in made.notes:
                         if note not in notes and len(notes) < MOST_NOTES:
                             notes.add(note)
-                            report.say(f"note: {made.row.case}: {note}")
-                    bar.update(done, f"{made.row.case}{f'  {len(cohort.failed)} failed' if cohort.failed else ''}")
+                            report.say(f"note: {row.case}: {note}")
+                    bar.update(done, f"{row.case}{f'  {len(cohort.failed)} failed' if cohort.failed else ''}")
             journal.end()
         finally:
             journal.close()
@@ -168,7 +181,7 @@ class Plan:
             try:
                 self._decide(case, known.get(case.id), names, claim)
             except Exception as error:
-                self.learned.append(failed(Task(case, "", Left(())), self.model.hash, reason_of(error)))
+                self.learned.append(failed_row(case.id, reason_of(error), self.model.hash))
         check_strange(self._others)
 
     def _decide(self, case: Case, row: Row | None, names: set[str], claim: Claim) -> None:
@@ -186,11 +199,11 @@ class Plan:
             other = facts_of(record).get("model") if record.name in names else None
             if other is not None and other != self.model.hash:
                 self._others.append(left)
-            self.learned.append(failed(Task(case, key, left), self.model.hash, f"{left.strange}: {STRANGE}"))
+            self.learned.append(failed_row(case.id, f"{left.strange}: {STRANGE}", self.model.hash, key))
         elif left.endings:
             self.tasks.append(Task(case, key, left))
         else:
-            self.learned.append(adopted(case, key, facts_of(record)))
+            self.learned.append(adopted_row(case.id, key, facts_of(record)))
 
 
 def _known(out: Path, cases: set[str]) -> dict[str, Row]:

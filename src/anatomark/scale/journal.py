@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anatomark.errors import InputError
 from anatomark.io.claim import PARTS
 from anatomark.io.parts import part_file
 from anatomark.scale.shard import Shard
+
+if TYPE_CHECKING:  # ``status`` needs no model
+    from anatomark.model.predict import Predicted
 
 DONE, FAILED = "done", "failed"
 SYNC_S = 2.0  # rows of so long may be lost with the machine's power, never with the process
@@ -58,6 +61,25 @@ class Run:
 @dataclass(frozen=True)
 class End:
     """The last run of the journal came to its end."""
+
+
+def row_of(made: Predicted, model: str, key: str) -> Row:
+    """The row of what the model of this hash made of a case whose image has this ``key``."""
+    if made.state == FAILED:
+        return failed_row(made.stem, made.reason, model, key)
+    return Row(made.stem, DONE, "", round(made.seconds, 4), bool(made.flags), model, key, time.time())
+
+
+def failed_row(case: str, reason: str, model: str, key: str = "") -> Row:
+    """The row of a case that failed."""
+    return Row(case, FAILED, reason, model=model, key=key, at=time.time())
+
+
+def adopted_row(case: str, key: str, facts: Mapping[str, object]) -> Row:
+    """The row of a case that was finished before there was a journal, by the ``facts`` of its JSON."""
+    seconds = facts.get("seconds")
+    took = float(seconds) if isinstance(seconds, int | float) else 0.0
+    return Row(case, DONE, "", took, facts.get("flagged") is True, str(facts.get("model")), key, time.time())
 
 
 class Journal:

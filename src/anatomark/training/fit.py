@@ -16,6 +16,8 @@ from anatomark.cases.division import Division, combined_truth, read_division, sp
 from anatomark.cases.look.distrust import left_out_lines, without_certain_errors
 from anatomark.cases.manifests import Manifests
 from anatomark.core.image import Image
+from anatomark.engine.base import Engine
+from anatomark.engine.jobs import Side
 from anatomark.io.claim import claimed, remove_empty
 from anatomark.methods.base import Evidence
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
@@ -63,6 +65,7 @@ def fit(
     init: str | os.PathLike[str] | None = None,
     folds: int = 0,
     resume: bool = False,
+    engine: Engine | None = None,
     report: Reporter | None = None,
     **settings: Any,
 ) -> Fitted:
@@ -71,14 +74,15 @@ def fit(
 
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
     ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's
-    weights; ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors;
-    ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of ``init``, else chosen by
-    ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
+    weights; ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors, side
+    by side by an ``engine``; ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of
+    ``init``, else chosen by ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
     """
     run, report = Path(out), report or Reporter()
     asked = make_config(config, settings.pop("set", ()), **settings)
-    with claimed(run):
-        return _fit(cases, run, asked, init, folds, resume, report)
+    with claimed(run) as claim:
+        side = None if engine is None else Side(engine, run, claim.lock, asked.threads or 1)
+        return _fit(cases, run, asked, init, folds, resume, side, report)
 
 
 def _fit(
@@ -88,6 +92,7 @@ def _fit(
     init: str | os.PathLike[str] | None,
     folds: int,
     resume: bool,
+    side: Side | None,
     report: Reporter,
 ) -> Fitted:
     clock, request = time.monotonic(), resumed(run, asked, resume)
@@ -113,7 +118,9 @@ def _fit(
             report.say(line)
         residuals = None
         if folds:
-            residuals, used = cross_validate(fit_division, division, run, used, folds, init=source, report=report)
+            residuals, used = cross_validate(
+                fit_division, division, run, used, folds, init=source, side=side, report=report
+            )
         return fit_division(division, run, used, init=source, out_of_fold=residuals, report=report)
 
 

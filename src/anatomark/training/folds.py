@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anatomark.cases.case import Case
 from anatomark.cases.division import Division, divided
+from anatomark.engine.jobs import Job, Side, done
 from anatomark.errors import InputError
 from anatomark.io.atomic import write_json
 from anatomark.io.sheets import write_csv
@@ -18,6 +21,8 @@ from anatomark.model.config import RunConfig, read_config
 from anatomark.model.residuals import Residuals, residuals_in
 from anatomark.model.run_folder import Run, load_run
 from anatomark.progress import Reporter
+
+LOG = "fit.log"  # of a training that is done side by side with others
 
 
 def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
@@ -30,6 +35,27 @@ def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
     return [sorted(order[k::folds].tolist()) for k in range(folds)]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """A training on ``division`` in ``folder`` by ``train``, then the predictions of ``cases``, which it did not see,
+    those in ``cropped`` (numbers) in crops too. It pickles."""
+
+    train: Callable[..., Any]
+    division: Division
+    folder: Path
+    config: RunConfig
+    init: Run | None
+    cases: Sequence[Case]
+    cropped: range
+
+    def __call__(self, report: Reporter) -> Residuals:
+        if not (self.folder / "weights.safetensors").exists():
+            config = _settled(self.folder, self.config)
+            self.train(self.division, self.folder, config, init=self.init, report=report)
+        composed = load_run(self.folder).build()
+        return residuals_in(composed, self.cases, cropped=self.cropped, seed=self.config.seed, before=True)
+
+
 def cross_validate(
     train: Callable[..., Any],
     division: Division,
@@ -38,42 +64,47 @@ def cross_validate(
     folds: int,
     *,
     init: Run | None = None,
+    side: Side | None = None,
     report: Reporter | None = None,
 ) -> tuple[Residuals, RunConfig]:
     """Train one model per fold in ``run/folds/<k>`` and predict its fold; pooled errors go to ``run/folds``.
 
     ``train`` is ``train.fit_division``. All training cases take part, those held out for validation too. A time budget
     is shared by the folds and the final model: the first fold's number of steps serves all, and the config with these
-    steps is returned too. Finished folds are kept, so a killed run goes on. Raises InputError.
+    steps is returned too. Finished folds are kept, so a killed run goes on. With ``side`` folds are trained side by
+    side, but for the first where it decides on the steps. Raises InputError.
     """
     report = report or Reporter()
     fixed = division.how == "val split"
     cases = [*division.train, *(() if fixed else division.val)]
     parts = split_folds(len(cases), folds, config.seed)
-    results: list[tuple[int, Residuals]] = []
+    results: dict[int, Residuals] = {}
     cache = Path(config.cache) if config.cache else run / "folds" / "cache"
     if config.minutes is not None:
         config = config.model_copy(update={"minutes": config.minutes / (folds + 1)})
-    for k, part in enumerate(parts):
-        report.say(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}")
+
+    def job(k: int) -> Job[Residuals]:
+        part = parts[k]
         rest = [c for i, c in enumerate(cases) if i not in part]
         held = division.val if fixed else ()
         inner = divided(rest, held, division.names, val_fraction=config.val_fraction, seed=config.seed)
         folder = run / "folds" / str(k + 1)
-        if not (folder / "weights.safetensors").exists():
-            own = config.model_copy(update={"cache": str(cache)}, deep=True)
-            train(inner, folder, _settled(folder, own), init=init, report=report)
-        if config.minutes is not None:
-            steps = read_config(folder / "config.yaml")
-            update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
-            config = config.model_copy(update=update, deep=True)
-        composed, own_cases = load_run(folder).build(), [cases[i] for i in part]
-        cropped = range(-(-CASES // folds))
-        results.append((k + 1, residuals_in(composed, own_cases, cropped=cropped, seed=config.seed, before=True)))
+        own = config.model_copy(update={"cache": str(cache)}, deep=True)
+        fold = Fold(train, inner, folder, own, init, [cases[i] for i in part], range(-(-CASES // folds)))
+        return Job(f"fold {k + 1} of {folds}: {', '.join(cases[i].id for i in part)}", fold, folder / LOG)
+
+    if config.minutes is not None:
+        results |= done([job(0)], side, report)
+        steps = read_config(run / "folds" / "1" / "config.yaml")
+        update = {"minutes": None, "stage_steps": steps.stage_steps, "validate_every": steps.validate_every}
+        config = config.model_copy(update=update, deep=True)
+    first = len(results)
+    results |= ((first + k, made) for k, made in done([job(k) for k in range(first, folds)], side, report))
     if config.cache is None:
         shutil.rmtree(cache, ignore_errors=True)
-    pooled = Residuals.pooled([r for _, r in results])
-    _write(run / "folds", pooled, results, division.names)
+    ordered = [(k + 1, results[k]) for k in range(folds)]
+    pooled = Residuals.pooled([r for _, r in ordered])
+    _write(run / "folds", pooled, ordered, division.names)
     report.say(f"out-of-fold: {pooled.summary()}; per landmark in {run / 'folds' / 'out_of_fold.csv'}")
     report.say(described_presence(frozen_threshold(pooled.trials)))
     return pooled, config

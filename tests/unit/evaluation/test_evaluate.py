@@ -173,3 +173,18 @@ def test_nothing_in_common_is_refused(manifest: Path, tmp_path: Path) -> None:
     write_json_landmarks(replace(Landmarks(NAMES, points("c")), names=("u", "v")), folder / "c.json")
     with pytest.raises(InputError, match="no label in common: predicted are 'u', 'v', the truth has 'tip', 'base'"):
         evaluate(folder, manifest, tmp_path / "y")
+
+
+def test_predictions_that_are_not_held_give_the_same(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(Shifted(manifest, refused="d"), manifest, tmp_path / "model")
+    found = tmp_path / "model" / "predictions"
+    made = {}
+    for held in (1000, 1):
+        monkeypatch.setattr("anatomark.evaluation.predictions.HELD", held)
+        result = evaluate(found, manifest, tmp_path / str(held))
+        assert isinstance(result.predictions.of, dict) is (held == 1000)
+        files = [*(tmp_path / str(held)).iterdir()]
+        made[held] = {f.name: f.read_bytes() for f in files if not f.name.startswith(".")}
+    assert made[1] == made[1000] and len(made[1]) == 5

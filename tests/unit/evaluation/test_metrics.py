@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.core.shape import Pose, random_rotation
 from anatomark.errors import InputError
+from anatomark.evaluation import metrics
 from anatomark.evaluation.metrics import (
     Outcome,
     area_under_roc,
@@ -197,3 +198,20 @@ def test_area_under_the_curve() -> None:
         warnings.simplefilter("error")
         assert np.isnan(area_under_roc(np.arange(4.0), np.zeros(4, bool)))
         assert np.isnan(area_under_roc(np.arange(4.0), np.ones(4, bool)))
+
+
+def test_a_bootstrap_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cases in (0, 1, 2, 7):
+        whole = metrics.draws(cases, 50, seed=3)
+        for numbers in (1, 20, 10_000):
+            monkeypatch.setattr(metrics, "DRAWN_AT_ONCE", numbers)
+            parts = [*metrics.draws_in_parts(cases, 50, seed=3)]
+            assert np.array_equal(np.concatenate(parts), whole)
+            assert max(part.size for part in parts) <= max(numbers, cases)
+
+
+def test_ties_count_half_in_the_area_under_the_curve() -> None:
+    rng = np.random.default_rng(0)
+    suspicion, bad = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
+    pairs = [(x > y) + 0.5 * (x == y) for x in suspicion[bad] for y in suspicion[~bad]]
+    assert metrics.area_under_roc(suspicion, bad) == pytest.approx(np.mean(pairs))

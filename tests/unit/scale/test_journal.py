@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,12 @@ def test_lines_that_are_none_of_ours_are_left_out(tmp_path: Path) -> None:
         b'{"case": "a", "state": "done", "at": "x"}\n{"case": "a", "state": "done", "later": 1}\n' + b"[" * 9999 + b"\n"
     )
     assert [*read_journal(path)] == [Row("a", DONE)]
+
+
+def test_status_loads_no_torch() -> None:
+    code = "import sys, anatomark.scale.status; sys.exit('torch' in sys.modules)"
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    assert subprocess.run([sys.executable, "-c", code], env=where).returncode == 0
 
 
 @pytest.mark.parametrize("of", [1, 3, 7, 12])

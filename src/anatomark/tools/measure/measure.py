@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anatomark.cases.find import find_cases, find_landmarks, sources_of
+from anatomark.cases.case import Case
+from anatomark.cases.find import check_names, find_cases, landmarks_in_parts, sources_of
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.atomic import Where
@@ -17,7 +18,7 @@ from anatomark.io.claim import claimed
 from anatomark.io.sheets import write_csv
 from anatomark.tools.definitions import read_definition
 from anatomark.tools.measure.agreement import Agreement, compare
-from anatomark.tools.measure.measured import Measured, measure_landmarks
+from anatomark.tools.measure.measured import COLUMNS, Measured, measure_parts
 from anatomark.tools.measure.schema import Measurements
 from anatomark.tools.outputs import check_files, remove
 
@@ -90,32 +91,46 @@ def measure(
         else:
             wanted, where = definition, "definition"
         source = Path(landmarks) if landmarks else None
-        cases = find_landmarks(given, landmarks=source, split=split)
+        cases: list[Case] = []  # without their landmarks
+        measured = _measured(_parts(given, source, split, cases), wanted, where)
         read = sources_of(cases, [*given, *([] if source is None else [source])])
         check_files(files.values(), read, "measure", claim, overwrite)
-        if not any(len(case.landmarks) for case in cases):
-            raise InputError(f"{given[0]}: holds no landmarks")
-        by_case = {case.id: case.landmarks for case in cases}
-        measured = _measured(by_case, wanted, where)
         agreement: list[Agreement] = []
         if truth:
             own = {case.id: case.landmarks for case in find_cases(given, split=split)}
-            agreement = compare(measured, _measured({name: own[name] for name in by_case}, wanted, where))
-        tables: dict[str, list[dict[str, Any]]] = {
-            "table": measured.rows(),
+            agreement = compare(measured, _measured([{name: own[name] for name in measured.cases}], wanted, where))
+        tables: dict[str, Iterable[dict[str, Any]]] = {
+            "table": measured.rows() if measured.cases and measured.names else (),
             "agreement_table": [a.figures() for a in agreement],
             "confusion_table": [{"measurement": a.measurement} | row for a in agreement for row in _counted(a)],
         }
         remove(files[what] for what, rows in tables.items() if not rows)
         written = {what: files[what] for what, rows in tables.items() if rows}
         for what, file in written.items():
-            write_csv(file, tables[what])
+            write_csv(file, tables[what], COLUMNS if what == "table" else None)
     return MeasureResult(measured, agreement, written)
 
 
-def _measured(cases: dict[str, Landmarks], definition: Measurements, where: Where) -> Measured:
+def _parts(
+    given: Sequence[Path], source: Path | None, split: str | None, cases: list[Case]
+) -> Iterator[dict[str, Landmarks]]:
+    """The landmarks by case, in parts; the ``cases`` are noted. Raises InputError where there is nothing to measure, or
+    two share a name."""
+    anything = False
+    for part in landmarks_in_parts(given, landmarks=source, split=split):
+        cases += [replace(case, given=None) for case in part]
+        check_names(cases)
+        anything = anything or any(len(case.landmarks) for case in part)
+        yield {case.id: case.landmarks for case in part}
+    if not cases:
+        raise InputError("no landmarks were given")
+    if not anything:
+        raise InputError(f"{given[0]}: holds no landmarks")
+
+
+def _measured(parts: Iterable[dict[str, Landmarks]], definition: Measurements, where: Where) -> Measured:
     try:
-        return measure_landmarks(cases, definition)
+        return measure_parts(parts, definition)
     except InputError as error:  # the mathematics does not know the file
         raise InputError(f"{where}: {error}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ Z90_BOTH = 1.6448536269514722  # 90 % of a normal variable lie within +- this ma
 Z90_BELOW = 1.2815515655446004  # and 90 % below this many
 STEP_MM = 1e-4
 DRAWS, BATCH = 512, 32  # of landmarks within their uncertainty, and how many are looked at together
+CASES = 500  # whose derivatives are held at once
 STRAY = 0.05  # as many values beyond either end of a 90 % interval
 OPEN = "its points lie in one place or on one line, which leaves it open"
 SIGN_OPEN = "its sign is open within the uncertainty"
@@ -57,18 +58,17 @@ class Measured:
         kinds = [self.definition.measurements[n] for n in self.names]
         return [[m.class_of(v) for m, v in zip(kinds, row, strict=True)] for row in self.values]
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self) -> Iterator[dict[str, str]]:
         """The tidy table, a row for each case and measurement, with the keys ``COLUMNS``; blank where not known."""
         low, high = self.interval90
-        classes, out = self.classes(), []
+        classes = self.classes()
         for i, case in enumerate(self.cases):
             for k, name in enumerate(self.names):
                 value, sd, of = self.values[i, k], self.sd[i, k], classes[i][k]
                 p = class_probability(self.definition.measurements[name], value, sd).get(of, np.nan)
                 cells = (case, name, _text(value), self.definition.unit(name), _text(sd), _text(low[i, k]),
                          _text(high[i, k]), of, _text(p), self.reasons[i][k])  # fmt: skip
-                out.append(dict(zip(COLUMNS, cells, strict=True)))
-        return out
+                yield dict(zip(COLUMNS, cells, strict=True))
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """By measurement: unit, n, mean and sd over the cases, median propagated sd, number of cases by class."""
@@ -97,18 +97,42 @@ def measure_landmarks(cases: Mapping[str, Landmarks] | Landmarks, definition: Me
     order, landmarks being taken as independent of each other. Raises InputError where a label is in no case (naming the
     nearest), the cases mix 2D and 3D, or a plane is asked of 2D landmarks.
     """
-    if isinstance(cases, Landmarks):
-        cases = {"": cases}
-    given = list(cases.values())
+    return measure_parts([{"": cases} if isinstance(cases, Landmarks) else cases], definition)
+
+
+def measure_parts(parts: Iterable[Mapping[str, Landmarks]], definition: Measurements) -> Measured:
+    """:func:`measure_landmarks` of cases that come in parts, of which one is held at a time."""
     labels = tuple(dict.fromkeys(k for n in definition.shown for k in definition.labels(n)))
-    known = common_names(given)
+    known: dict[str, None] = {}
+    dimensions: set[int] = set()
+    made: list[Measured] = []
+    for cases in parts:
+        known |= dict.fromkeys(common_names(cases.values()))
+        dimensions |= {one.ndim for one in cases.values()}
+        if len(dimensions) > 1:
+            raise InputError("some cases have 2D and some 3D landmarks; measure one kind at a time")
+        if definition.solid and dimensions == {2}:
+            raise InputError("the definition uses a plane, but the landmarks are 2D; use a line")
+        made += [_part(some, definition, labels) for some in _at_once(cases)]
     if unknown := next((k for k in labels if k not in known), None):
-        raise InputError(f"landmark {unknown!r} is in none of the cases{nearest(unknown, known)}")
-    dimensions = {one.ndim for one in given}
-    if len(dimensions) > 1:
-        raise InputError("some cases have 2D and some 3D landmarks; measure one kind at a time")
-    if definition.solid and dimensions == {2}:
-        raise InputError("the definition uses a plane, but the landmarks are 2D; use a line")
+        raise InputError(f"landmark {unknown!r} is in none of the cases{nearest(unknown, tuple(known))}")
+    return Measured(
+        definition,
+        tuple(case for one in made for case in one.cases),
+        np.concatenate([one.values for one in made]),
+        np.concatenate([one.sd for one in made]),
+        tuple(row for one in made for row in one.reasons),
+    )
+
+
+def _at_once(cases: Mapping[str, Landmarks]) -> Iterator[Mapping[str, Landmarks]]:
+    """As many cases as are looked at together."""
+    names = list(cases)
+    return ({n: cases[n] for n in names[k : k + CASES]} for k in range(0, len(names), CASES))
+
+
+def _part(cases: Mapping[str, Landmarks], definition: Measurements, labels: tuple[str, ...]) -> Measured:
+    given = list(cases.values())
     chosen = [one.select(labels) for one in given]
     points = np.stack([one.points for one in chosen])
     values = evaluate(definition, labels, points)

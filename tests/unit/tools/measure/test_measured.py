@@ -105,7 +105,7 @@ def test_what_is_not_there_has_a_reason_and_no_value() -> None:
     }
     found = measure_landmarks(cases, LENGTH)
     assert [r for (r,) in found.reasons] == ["", "b is absent", "b is not annotated", "b is not in the file"]
-    rows = found.rows()
+    rows = [*found.rows()]
     assert [row["value"] for row in rows] == ["12", "", "", ""]
     assert [row["class"] for row in rows] == ["long", "", "", ""]
     ratio = _define(r={"ratio": [["a", "b"], ["a", "c"]]})
