@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anatomark.engine.base import MOST_KILLS, MOST_STARTS, Answer, Item, Lost, answer_to, never_started
@@ -40,6 +41,8 @@ class Cluster:
     gpu: bool = False
 
     def __post_init__(self) -> None:
+        if self.address is not None and _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported; `ray start` asks for it
         _ray()
 
     def __call__(
@@ -206,6 +209,13 @@ def _ray() -> Any:
             "`engine` ray: Ray is not installed; install it, pip install 'anatomark[ray]', or use `workers`"
         ) from None
     return ray
+
+
+def _has_token() -> bool:
+    """Whether there is a token for a cluster: ``ray start`` writes one into the home folder, newer versions use it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _quiet(ray: Any) -> None:
