@@ -100,6 +100,8 @@ def find_run(model: str | os.PathLike[str]) -> Path:
 def load_run(model: str | os.PathLike[str]) -> Run:
     """Read a run folder or a zoo model. Raises InputError where a file is missing, damaged, changed since then
     (``run_files.py``), or of another kind, and where two of them contradict each other."""
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"give a model as its run folder or its name, not as {type(model).__name__}")
     folder = find_run(model)
     if not (folder / WEIGHTS).exists():
         strange = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES and p.name != CHECKPOINT)

@@ -126,7 +126,7 @@ def _alignment(task: Task, name: str) -> tuple[bool, str]:
     if methods.find(name).aligned and task.ndim == 3:
         return True, "it reads images in the template's pose"
     if task.ndim == 2:
-        return False, "projections that nod are no transforms of each other"
+        return False, "in 2D a turn of the body cannot be undone by moving the image"
     return False, "the method seeks the pose itself"
 
 

@@ -332,3 +332,8 @@ def test_cases_of_another_size_than_the_others_are_named() -> None:
     assert odd_sizes("abcd", grids) == ["case 'd' is 100 mm x 100 mm, others 11 mm long: is its spacing right?"]
     with pytest.raises(InputError, match=r"case 'd' is 10 m x 10 m"):
         odd_sizes("abcd", [*grids[:3], Grid.from_axes((10, 10), np.eye(2)[:, ::-1] * 1000, (0, 0))])
+
+
+def test_a_model_that_is_neither_folder_nor_name_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="give a model as its run folder or its name, not as list"):
+        load_run([Path("run")])  # type: ignore[arg-type]
