@@ -38,7 +38,7 @@ from anatomark.methods.heatmap.net import (
 from anatomark.methods.heatmap.tree import Tree, TreeFacts
 from anatomark.methods.kit.anatomy import Anatomy, AnatomyFacts
 from anatomark.methods.kit.augment import random_intensity
-from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
+from anatomark.methods.kit.frame import FINER, BlockMethod, FrameConfig, prepare_frame
 from anatomark.methods.kit.posed import turned
 from anatomark.methods.kit.targets import average, logged, masked
 
@@ -80,7 +80,6 @@ BATCH = {2: 4, 3: 2}
 CANDIDATES = 12  # peaks of a map
 UPRIGHT_DEG = 10.0  # least range of poses of a fitted block
 UPRIGHT_MOST_DEG = 45.0  # above it a block is not fitted
-FINER = 0.75  # of the images' finest spacing: a finer block shows nothing more
 ROOM, NARROWEST = 1.15, 0.35  # of a fitted block's half, beside what the landmarks reach; of its longest side
 
 

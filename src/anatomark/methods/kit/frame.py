@@ -24,6 +24,7 @@ from anatomark.methods.kit.augment import PointMap, PooledWarps
 from anatomark.methods.kit.posed import Views, placed, read_block
 from anatomark.methods.kit.working import Parts
 
+FINER = 0.75  # of the images' finest spacing: what is read finer shows nothing more
 SHIFT = 0.2  # radii: least random shift of the block in training where the search begins at the foreground
 LEFT_DEG, LEFT = 12.0, 0.06  # of turns and (radii) of shifts, at most, after an alignment
 NEAR_DEG, NEAR = 12.0, 0.05  # of turns and (radii) of shifts, at most, of views near the pose

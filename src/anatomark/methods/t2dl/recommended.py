@@ -10,6 +10,7 @@ pose, about the model's radius; the block is read anew in the pose that the poin
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +27,7 @@ from anatomark.core.warp import Warp
 from anatomark.methods.base import Batch, Batches, Channels, PerLandmark, Pixels, Rounds, Stage, Study, Task
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.methods.kit.augment import PointMap, random_intensity
-from anatomark.methods.kit.frame import BlockMethod, FrameConfig, prepare_frame
+from anatomark.methods.kit.frame import FINER, BlockMethod, FrameConfig, prepare_frame
 from anatomark.methods.kit.layers import chunks
 from anatomark.methods.kit.posed import turned
 from anatomark.methods.kit.targets import agreement, average, logged, masked
@@ -38,7 +39,8 @@ MANY = 100  # landmarks from which on a network, or a search, for each of them c
 UNIT = 0.1  # radii: the length in which displacements are learned
 TURN_DEG = 6.0  # of the views after the first
 AT_ONCE = 96  # of many landmarks, that a step learns
-PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels and radii along the mean picture's side
+PICTURE_PX, PICTURE_COVER = {2: 160, 3: 80}, 2.7  # voxels, at most, and radii along the mean picture's side
+PICTURE_LEAST = 24  # voxels along it
 PICTURED = 24  # cases, at most, that the mean picture is made of
 LEFT_WARP = 0.2  # of training's largest warp, where the picture has drawn the case onto itself
 
@@ -123,8 +125,10 @@ class T2DL(BlockMethod):
         settle = frame["ndim"] == 3 if config.settle is None else config.settle
         if not settle or config.decode != "full":
             return T2DLFacts(**frame, picture=None)
-        px = PICTURE_PX[frame["ndim"]]
-        spacing = PICTURE_COVER * anatomy.radius / px
+        side = PICTURE_COVER * anatomy.radius
+        enough = 2 * math.ceil(side / (2 * FINER * anatomy.spacing))
+        px = min(PICTURE_PX[frame["ndim"]], max(PICTURE_LEAST, enough))
+        spacing = side / px
         annotated = [(c, c.landmarks.select(study.names)) for c in study.cases]
         annotated = [(c, landmarks) for c, landmarks in annotated if landmarks.defined.any()]
         some = annotated[:: -(-len(annotated) // PICTURED)]

@@ -119,6 +119,15 @@ def test_by_default_there_is_one_in_3d() -> None:
     assert untrained(3, settle=None, decode="stage1").picture is None
 
 
+def test_the_mean_picture_is_no_finer_than_the_images() -> None:
+    """Small images are drawn in a fraction of the time."""
+    finest = phantom.phantom(0, 3)[0].grid.spacing.min()
+    picture = untrained(3, settle=None).picture
+    assert picture is not None
+    assert picture.values.shape[2] < recommended.PICTURE_PX[3]
+    assert 0.7 * finest < picture.spacing < 0.76 * finest
+
+
 def test_of_many_landmarks_a_step_learns_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """All share each cell's field, and the joint layers rest."""
     monkeypatch.setattr(recommended, "AT_ONCE", 3)
