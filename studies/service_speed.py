@@ -9,6 +9,7 @@ differences; the first of each is not counted.
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,10 +35,11 @@ def main(given: Sequence[str] | None = None) -> None:
     command = [sys.executable, "-m", "anatomark", "serve", args.model, "--workers", "1", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as service:
         assert service.stdout is not None
+        atexit.register(service.kill)
         line = next(line for line in service.stdout if " is at http://" in line)
         url = line.split(" is at ")[1].split("/")[2]
         with httpx.Client(base_url=f"http://{url}", timeout=600, trust_env=False) as client:
-            name = client.get("/v1/models").json()["models"][0]["name"]
+            name = client.get("/v1/models").json()[0]["name"]
 
             def ask() -> None:
                 files = {"image": (args.image.name, args.image.read_bytes())}

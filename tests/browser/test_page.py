@@ -289,6 +289,7 @@ def test_retraining_shows_its_course_and_then_the_new_predictions(browser, volum
     person.page.route("**/v1/jobs/7", lambda route: route.fulfill(json=job))
     person.open(CASE)
     person.page.click("#train")
+    assert "--train-with" in person.page.inner_text("#training-text")
     person.page.click("#training-form button")
     eventually(lambda: "4.00 → 2.50 mm" in person.page.inner_text("#training-figures"), "the errors")
     assert person.page.inner_text("#train") == "Retraining 40 %"

@@ -211,6 +211,7 @@ def test_it_describes_itself_without_help_from_elsewhere(client: httpx.Client) -
 def test_cases_are_reviewed(client: httpx.Client, folder: Path) -> None:
     said = client.get("/v1/review").json()
     assert (said["dimension"], said["model"], said["can_train"]) == (3, "tiny3d", True)
+    assert said["train_with"] == ["cases.csv"]
     assert [mark["name"] for mark in said["landmarks"]] == ["a", "b", "c"]
     queue = client.get("/v1/cases", params={"order": "name", "state": "open"}).json()
     assert [row["id"] for row in queue["cases"]] == ["case0", "case1", "case2"] and queue["figures"]["open"] == 3

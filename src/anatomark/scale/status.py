@@ -121,8 +121,8 @@ def status(out: str | os.PathLike[str], *, accept_failed: bool = False) -> Statu
     runs = [part.run for part in parts.values() if part.run is not None]
     if not runs:
         raise InputError(
-            f"{out}: holds no journal of a cohort; `predict` keeps one with the options `shard`, `workers` or "
-            "`retry_failed`"
+            f"{out}: there is nothing to follow: only the command predict with `shard`, `workers`, `engine` or "
+            f"`retry_failed` keeps a record of how far it is"
         )
     return _counted(out, max(runs, key=lambda run: run.at), parts, rows, accept_failed)
 

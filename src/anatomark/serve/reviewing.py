@@ -72,7 +72,8 @@ def review(request: Request) -> dict[str, Any]:
         landmarks = [{"name": n, "definition": now.definitions.get(n, "")} for n in now.names]
         return {
             "dimension": now.ndim, "model": desk.model_name or None, "landmarks": landmarks,
-            "can_train": jobs_of(request).can_train, "out": str(setting.out), "person": setting.person,
+            "can_train": jobs_of(request).can_train,
+            "train_with": [path.name for path in setting.train_with], "out": str(setting.out), "person": setting.person,
         }  # fmt: skip
 
 

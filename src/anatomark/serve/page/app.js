@@ -309,7 +309,7 @@ async function start() {
   view.start();
   listen($("overlay"), view, overlay, actions);
   keys(actions);
-  if (review.can_train) startTraining(review.model, retrained);
+  if (review.can_train) startTraining(review.model, review.train_with, retrained);
   await queue.load();
   if (!asked() && !queue.all.some((item) => item.state === "open")) queue.choose("");
   const id = queue.item(asked())?.id ?? queue.all.find((item) => item.state === "open" && !item.reason)?.id ?? queue.all[0]?.id;

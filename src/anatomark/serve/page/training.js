@@ -7,10 +7,11 @@ let current = null;
 let timer = null;
 let ready = () => {};
 
-export async function start(model, finished) {
+/** others: the manifests that training reads besides the finished cases. */
+export async function start(model, others, finished) {
   ready = finished;
   $("train").hidden = false;
-  $("training-text").textContent = `Starts from ${model || "the model of this review"} and learns from the finished cases. The points that you set stay as they are.`;
+  $("training-text").textContent = `Starts from ${model || "the model of this review"} and learns from the finished cases ${others?.length ? `and from ${others.join(", ")}` : "alone: to learn from earlier cases too, open the review with --train-with cases.csv"}. The points that you set stay as they are.`;
   $("train").addEventListener("click", () => $("training").showModal());
   $("training-close").addEventListener("click", () => $("training").close());
   $("training-stop").addEventListener("click", () => api.stop(current).catch(fail));
