@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_version_before_is_refused_in_one_line(
     with pytest.raises(InputError) as error:
         fit(study, tmp_path / "run", resume=True, report=QUIET)
     line = str(error.value)
-    assert line.startswith(f"{path}: is a checkpoint of version 1, this program reads version 2; ") and "\n" not in line
+    assert line.startswith(f"{path}: is a checkpoint of version 1, this program reads version 3; ") and "\n" not in line
     assert path.exists()
 
 

@@ -52,7 +52,7 @@ def check_list(folder: Path) -> None:
 
 
 def _sum(path: Path) -> str:
-    if path.is_symlink() or path.stat().st_size:
+    if not path.is_file() or path.stat().st_size:  # an empty file may be right, a pipe would be waited for
         check_regular(path)
     try:
         with open(path, "rb") as file:

@@ -77,7 +77,7 @@ def doubt(verdict: Judged | None, state: State) -> str:
 def stalled(rows: Sequence[Mapping[str, Any]]) -> str:
     """Where the last stage's loss went on falling while validation stood still, one line; else empty."""
     last = [r for r in rows if r["stage"] == rows[-1]["stage"]] if rows else []
-    seen = [(int(r["step"]), float(r["val_mm"]), float(r["loss"])) for r in last if r["val_mm"] != ""]
+    seen = [(int(r["step"]), float(r["val_mm"]), float(r["loss"])) for r in last if r["val_mm"] and r["loss"]]
     if len(seen) < STILL_FROM:
         return ""
     steps, errors, losses = (np.array(x) for x in zip(*seen, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from contextlib import nullcontext
@@ -293,6 +294,13 @@ def test_what_is_no_regular_file_is_not_read(unlisted: Path) -> None:
             load_run(unlisted)
         (unlisted / name).unlink()
         (unlisted / "aside").rename(unlisted / name)
+
+
+def test_a_pipe_in_place_of_a_listed_file_is_not_waited_for(run: Path) -> None:
+    (run / "card.md").unlink()
+    os.mkfifo(run / "card.md")
+    with pytest.raises(InputError, match=r"card\.md: is no regular file"):
+        load_run(run)
 
 
 # ---------------------------------------------------------------------- sizes
