@@ -250,7 +250,7 @@ def test_a_row_whose_files_are_gone_is_not_trusted(home: Home, tmp_path: Path) -
 def test_a_folder_without_a_journal_is_skipped_or_refused(home: Home, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(home.one, out)
-    with pytest.raises(InputError, match="holds no journal"):
+    with pytest.raises(InputError, match="there is nothing to follow"):
         status(out)
     (out / "case3.json").unlink()
     made = home.cohort(out, shard=Shard(1, 1))

@@ -41,9 +41,18 @@ class Cluster:
     gpu: bool = False
 
     def __post_init__(self) -> None:
-        if self.address is not None and _has_token():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported; `ray start` asks for it
-        _ray()
+        before = dict(os.environ)
+        os.environ.update(self._words())  # read when ray is imported, and again later
+        try:
+            _ray()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def _words(self) -> dict[str, str]:
+        """What Ray is to find in the environment: a token is used where there is one, for `ray start` asks for it."""
+        asks = self.address is not None and "RAY_AUTH_MODE" not in os.environ and _has_token()
+        return {**SILENT, "RAY_AUTH_MODE": "token"} if asks else SILENT
 
     def __call__(
         self, start: Callable[[], Callable[[Item], Answer]], items: Iterable[Item], threads: int = 1
@@ -74,7 +83,7 @@ class Cluster:
             }  # fmt: skip
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in sys.path if p))  # what we find
             os.environ.update(EQUAL)
-        os.environ.update(SILENT)
+        os.environ.update(self._words())
         how["runtime_env"] = {"env_vars": dict.fromkeys(THREADS, str(threads))}
         try:
             self._connect(ray, how)
