@@ -208,7 +208,8 @@ def test_ray_gives_the_files_of_one_process(home: Home, tmp_path: Path, capfd: p
     said = capfd.readouterr()
     assert said.out.splitlines() == [f"40 of 42 predicted: {out}"] or "flagged" in said.out
     known = ("failed: ", "error: 2 of 42 images failed: ", "predict  ")  # nothing of Ray's own
-    assert [line for line in said.err.splitlines() if not line.startswith(known)] == []
+    late = "Failed to push error to driver"  # of Ray's core, now and then, when a worker dies as it ends
+    assert [line for line in said.err.splitlines() if not line.startswith(known) and late not in line] == []
     assert f"{deadly}: twice ended the process that predicts it (its Ray actor died)" in said.err
     files = {name: content for name, content in _files(out).items() if not name.startswith("once")}
     assert files == _files(home.one) and (out / "once.json").exists()
