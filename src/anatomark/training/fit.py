@@ -196,10 +196,12 @@ def _judge_initial(state: State) -> None:
 
 
 def _keep_the_better(state: State, init: Run) -> None:
-    """Go back to the weights that training began with, where they err less on the held-out cases."""
+    """Go back to the weights that training began with, where all were given and err less on the held-out cases."""
     before, after = state.initial_mm, state.reached_mm
     if before is None or before <= 0 or not after > before:
         return
+    if set(state.method.start_from(init.weights, init.plan)) != set(state.method.state_dict()):
+        return  # part of it was new, a refiner or a landmark: there is nothing whole to go back to
     initialise(state.method, init)
     state.evidence = Evidence()  # that of the weights given up
     state.report.say(

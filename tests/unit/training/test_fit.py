@@ -21,7 +21,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.landmarks import write_landmarks
 from anatomark.methods.base import Evidence, Stage
-from anatomark.model.compose import Composition
+from anatomark.model.compose import Composed, Composition
 from anatomark.model.confidence.radius import calibrated
 from anatomark.model.config import RunConfig, make_config, read_config
 from anatomark.model.residuals import Residuals
@@ -241,6 +241,19 @@ def test_a_training_that_made_the_other_model_worse_is_given_up(study: Path, tmp
     with open(tmp_path / "b" / "log.csv", newline="") as file:
         first, *_, last = csv.DictReader(file)
     assert first["step"] == "0" and float(first["val_mm"]) < float(last["val_mm"])
+
+
+def test_a_model_of_which_a_part_was_new_is_kept(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given weights beside those of the part that was trained since belong together no more."""
+    fit(study, tmp_path / "a", config(steps=60), report=QUIET)
+    own = Composed.start_from
+    monkeypatch.setattr(Composed, "start_from", lambda *a: {k: v for k, v in own(*a).items() if "fine" not in k})
+    text = io.StringIO()
+    worse = config("learning_rate_factor=300", steps=4)
+    fit(study, tmp_path / "b", worse, init=tmp_path / "a", report=Reporter(Console(file=text, width=300)))
+    assert "TRAINING DID NOT HELP" not in text.getvalue()
+    a, b = (load_run(tmp_path / x).weights for x in "ab")
+    assert not torch.equal(a["method.rough.0.weight"], b["method.rough.0.weight"])
 
 
 def load_run_untrained(run: Path) -> torch.Tensor:
