@@ -38,13 +38,16 @@ def calibrated(errors: Array, predictions: Sequence[Landmarks], names: Sequence[
     ``scale90``: what to multiply sigma by, the root mean variance of the method's covariance, so that it covers 90 % of
     the errors; ``radius90_mm``: the same without sigma. A landmark's own are what it usually misses by, times a
     quantile that all landmarks share (:func:`shared_quantiles`), because few cases say little of one landmark's tail.
-    A value that too few errors support is null. Fewer than five cases give the pooled values alone, widened.
+    A value that too few errors support is null. Fewer than five cases give the pooled radius alone, widened: whether
+    sigma follows the errors, and from one model to the next, is not to be seen in so few.
     """
     sigma = np.stack([sigma_of(p.select(names).covariance, len(names)) for p in predictions])
     ratio = errors / np.where(sigma > 0, sigma, np.nan)
     radius, scale = shared_quantiles(errors), shared_quantiles(ratio)
+    few = np.isfinite(errors).any(1).sum() < FEWEST_CASES
+    of_sigma = None if few else _quantile(ratio)
     return {
-        "pooled": {**_summary(errors), "radius90_mm": _quantile(errors), "scale90": _quantile(ratio)},
+        "pooled": {**_summary(errors), "radius90_mm": _quantile(errors), "scale90": of_sigma},
         "landmarks": {
             n: {**_summary(errors[:, k]), "radius90_mm": _number(radius[k]), "scale90": _number(scale[k])}
             for k, n in enumerate(names)

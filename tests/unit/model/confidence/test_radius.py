@@ -155,11 +155,13 @@ def test_few_cases_widen_the_radius_that_they_share_and_give_no_landmark_its_own
     names = tuple("abcdef")
     errors = np.random.default_rng(7).gamma(2.0, 1.0, (5, 6))
     landmarks = [Landmarks(names, np.zeros((6, 2)), covariance=np.stack([np.eye(2)] * 6))] * 5
-    assert calibrated(errors, landmarks, names)["pooled"]["radius90_mm"] is not None
+    enough = calibrated(errors, landmarks, names)["pooled"]
+    assert enough["radius90_mm"] is not None and enough["scale90"] is not None
     few = calibrated(errors[:4], landmarks[:4], names)
     exact = float(np.sort(errors[:4].ravel())[int(np.ceil(25 * 0.9)) - 1])
     assert few["pooled"]["radius90_mm"] == pytest.approx(1.5 * exact, abs=1e-3)
     assert few["landmarks"]["a"]["radius90_mm"] is None
+    assert few["pooled"]["scale90"] is None  # what sigma is worth is not to be seen in so few
     assert calibrated(errors[:1], landmarks[:1], names)["pooled"]["radius90_mm"] is None  # six errors say too little
 
 
