@@ -8,9 +8,9 @@ second word is the preset) a model is trained for so many minutes and looks at t
 already is not repeated; the file is written anew after each. Of a row: ``error`` (mean over cases, mm), beside
 ``mean_position`` and ``mean_shape`` (of the training cases, placed perfectly by a similarity); ``square`` (2D: mean
 squared error of a coordinate relative to the image's size); ``auroc`` (how well suspicion finds the tenth of cases with
-the largest error), ``flagged_worst`` and ``flagged_others`` (shares of that tenth and of the rest that are flagged);
-``inside90`` (share of points within their 90 % radius); ``seconds`` (median of a prediction). ``--without``: test cases
-whose truth is known to be wrong; a second set of figures leaves them out.
+the largest error; not of a single case), ``flagged_worst`` and ``flagged_others`` (shares of that tenth and of the
+rest that are flagged); ``inside90`` (share of points within their 90 % radius); ``seconds`` (median of a prediction).
+``--without``: test cases whose truth is known to be wrong; a second set of figures leaves them out.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ def figures(cases: Sequence[Case], found: dict[str, Prediction], train: Sequence
     worst = errors >= np.quantile(errors, 0.9)
     flagged = np.array([bool(found[c.id].flags) for c in cases])
     suspicion = [found[c.id].suspicion for c in cases]
-    if all(s is not None for s in suspicion):
+    if all(s is not None for s in suspicion) and not worst.all():
         out["auroc"] = area_under_roc(np.array(suspicion, dtype=float), worst)
-    out |= {"flagged_worst": flagged[worst].mean(), "flagged_others": flagged[~worst].mean()}
+    out |= {"flagged_worst": flagged[worst].mean()}
+    if not worst.all():
+        out["flagged_others"] = flagged[~worst].mean()
     if inside:
         out["inside90"] = np.concatenate(inside).mean()
     out["seconds"] = np.median([found[c.id].seconds for c in cases])

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import anatomark
-from anatomark.machine import free_cores, memory_gb, usable_cores
+from anatomark.errors import counted, listed
+from anatomark.machine import idle_cores, memory_gb, usable_cores
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox", "microsoft-edge")
 MAC_BROWSERS = ("Safari", "Google Chrome", "Firefox", "Microsoft Edge", "Chromium")
@@ -127,19 +128,16 @@ def extra(name: str, needs: Sequence[tuple[str, str, str]]) -> Check:
     problems = [text for package, least, of in needs if of == name and (text := lacking(package, least))]
     use = USES.get(name, "optional")
     if problems:
-        return Check(f"[{name}]", f"{use}: {', '.join(problems)}", f"pip install 'anatomark[{name}]'")
+        return Check(f"[{name}]", f"{use}: {listed(problems, 2)}", f"pip install 'anatomark[{name}]'")
     return Check(f"[{name}]", f"{use}: installed")
 
 
 def processor() -> list[Check]:
     """Cores and the GPU, as torch sees them."""
-    cores, free = usable_cores(), free_cores()
+    cores, free = usable_cores(), idle_cores()
     total = os.cpu_count() or cores
-    found = (
-        f"{cores} of {total} cores may be used, about {free} free"
-        if cores < total
-        else f"{cores} cores, about {free} free"
-    )
+    idle = f"about {free} free" if free else "all busy: everything takes longer"
+    found = f"{cores} of {total} cores may be used, {idle}" if cores < total else f"{counted(cores, 'core')}, {idle}"
     try:
         import torch
     except Exception as error:  # a broken library is an ImportError or an OSError, as the system likes

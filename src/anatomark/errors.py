@@ -73,6 +73,11 @@ def check_range(name: str, value: float, low: float, high: float = math.inf, *, 
     raise InputError(f"`{name}` {shown[:40]}: give a number {limits}" + (f" to {last}" if math.isfinite(high) else ""))
 
 
+def counted(count: int, thing: str) -> str:
+    """``1 case``, ``2 cases``: so many of a thing whose plural takes an s."""
+    return f"{count} {thing}" + "s" * (count != 1)
+
+
 def listed(names: Sequence[str], most: int = 8, quote: bool = False) -> str:
     """``a, b and 3 more``: the first ``most`` of the names; with ``quote`` each in quotation marks."""
     shown = [repr(name) if quote else name for name in names[:most]]

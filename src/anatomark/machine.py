@@ -19,16 +19,21 @@ def usable_cores() -> int:
     return max(1, cores if share is None else min(cores, round(share)))
 
 
-def free_cores(over_s: float = 0.3) -> int:
-    """Of :func:`usable_cores` those that have nothing to do, watched for ``over_s`` seconds, at least one; all of them
-    where the system does not say (macOS, Windows)."""
+def free_cores() -> int:
+    """The :func:`idle_cores`, but at least one: a program always gets its share."""
+    return max(1, idle_cores())
+
+
+def idle_cores(over_s: float = 0.3) -> int:
+    """Of :func:`usable_cores` those that have nothing to do, watched for ``over_s`` seconds; all of them where the
+    system does not say (macOS, Windows)."""
     before = _idle_time()
     time.sleep(over_s if before else 0.0)
     after = _idle_time()
     if before is None or after is None or after[1] <= before[1]:
         return usable_cores()
     idle = (after[0] - before[0]) / (after[1] - before[1]) * (os.cpu_count() or 1)
-    return max(1, min(usable_cores(), round(idle)))
+    return min(usable_cores(), round(idle))
 
 
 def _idle_time() -> tuple[float, float] | None:

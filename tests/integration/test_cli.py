@@ -59,9 +59,10 @@ def test_the_whole_loop(run: Commands, tmp_path: Path) -> None:
     assert run("evaluate", model, study, "--out", measured, "--json") == 0
     by_model = run.json()
     assert (measured / "report.html").exists()
-    assert run("evaluate", found, study, "--out", tmp_path / "again") == 0
+    assert run("evaluate", found, study, "--out", tmp_path / "again", "--thresholds", "1, 7.5") == 0
     assert "report.html" in run.out
     assert f"{by_model['mre_mm']:.3f}" in run.out and "mean position" in run.out
+    assert "SDR 1, 7.5 mm" in run.out
     assert json.loads((measured / "summary.json").read_text()) == by_model
     assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 0
     assert read_landmarks(tmp_path / "x.fcsv").names == ("a", "b", "c")

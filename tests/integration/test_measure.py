@@ -98,6 +98,21 @@ def test_a_manifest_predictions_and_a_file(
     assert sorted(p.name for p in table.parent.iterdir()) == ["t.csv"]
 
 
+def test_what_common_labels_are_taken_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = np.array([[0.0, 0, 0], [0, 25, 0]])
+    for name, texts in (("silent", ("", "")), ("other", ("nasion", "pc")), ("right", ("AC", "PC p=0.90 r90=1.0mm"))):
+        write_landmarks(Landmarks(("1", "2"), points, descriptions=texts), tmp_path / f"{name}.mrk.json")
+    expected = {
+        "silent": "note: takes landmark 1 for AC, 2 for PC; no description in the files says so",
+        "other": "note: takes landmark 1 for AC; files call 1 'nasion'",
+        "right": "",
+    }
+    for name, note in expected.items():
+        assert _run("measure", "acpc-length", tmp_path / f"{name}.mrk.json", "--out", tmp_path / f"{name}.csv") == 0
+        said = capsys.readouterr().out.splitlines()
+        assert [line for line in said if line.startswith("note")] == ([note] if note else [])
+
+
 def test_truth_writes_the_agreement(study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "t.csv"
     asked = (

@@ -93,7 +93,7 @@ def test_a_manifest(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_single_image_and_what_is_never_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ("planes", study / "planes.yaml", study / "one.nii.gz", "--landmarks", study / "one.mrk.json")
     assert _run(*call, "--out", study / "out") == 0
-    assert "2 slices of 1 cases" in capsys.readouterr().out
+    assert "2 slices of 1 case:" in capsys.readouterr().out
     before = {f.name: f.stat().st_mtime_ns for f in (study / "out").iterdir()}
     assert _run(*call, "--out", study / "out") == 2
     assert "add --overwrite" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 from anatomark.benchmark.provenance import commit, machine
 from anatomark.benchmark.results import Result, case_rows, cell_row, fewer_landmarks
 from anatomark.benchmark.suite import Suite
+from anatomark.errors import counted
 from anatomark.evaluation.metrics import draws, interval, ratios
 from anatomark.evaluation.paired import Paired, compare_methods
 from anatomark.io.atomic import write_bytes, write_json, write_text
@@ -157,7 +158,7 @@ def markdown(
         if not group:
             continue
         first, entry = group[0], suite.data[data]
-        where = f"{first['cases']} case{'s' * (first['cases'] != 1)}, {first['landmarks']} landmarks"
+        where = f"{counted(first['cases'], 'case')}, {counted(first['landmarks'], 'landmark')}"
         lines += [f"## {data}", "", f"{where}, truth: {first['truth']}.", ""]
         shown = [f"{t:g}" for t in entry.thresholds]
         head = ["method", "MRE mm (95 % CI)", "median", *(f"SDR {t}" for t in shown), "missed", "s/image", "train min",
@@ -227,6 +228,6 @@ def _picture(out: Path, data: str, grouped: Mapping[str, Sequence[Result]], rows
                 row["train_memory_gb"], row["predict_memory_gb"], course)
         )  # fmt: skip
     path = out / f"{data}.png"
-    title = f"{data}: {rows[0]['cases']} case{'s' * (rows[0]['cases'] != 1)}, truth {rows[0]['truth']}"
+    title = f"{data}: {counted(rows[0]['cases'], 'case')}, truth {rows[0]['truth']}"
     write_bytes(path, benchmark_picture(title, dots, next(iter(grouped.values()))[0].cell.split))
     return path

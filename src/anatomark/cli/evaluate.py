@@ -18,6 +18,9 @@ from anatomark.cli.options import (
     print_json,
     reporter,
 )
+from anatomark.errors import InputError, counted
+
+NEAR = 0.5  # of the smallest distance of the SDR: with nearly all errors below, it says little
 
 
 def evaluate(
@@ -29,6 +32,9 @@ def evaluate(
     planes: Annotated[
         str | None, typer.Option(metavar="DEFINITION", help="Angle and offset errors of these scan planes too.")
     ] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(metavar="MM,MM,...", help="Distances of the SDR; default 2,2.5,3,4.")
+    ] = None,
     tta: Views = 1,
     device: Device = None,
     threads: Threads = None,
@@ -39,12 +45,14 @@ def evaluate(
 
     Of a model, or of a folder of predictions: tables as CSV and JSON, and the report.
     """
+    from anatomark.evaluation.evaluate import THRESHOLDS_MM
     from anatomark.evaluation.evaluate import evaluate as measure
     from anatomark.tools.planes.errors import plane_lines
 
+    distances = THRESHOLDS_MM if thresholds is None else _distances(thresholds)
     result = measure(
-        model, cases, out, split=split, truth=truth, planes=planes, overwrite=overwrite, report=reporter(as_json),
-        device=device, threads=threads, tta=tta,
+        model, cases, out, split=split, truth=truth, thresholds=distances, planes=planes, overwrite=overwrite,
+        report=reporter(as_json), device=device, threads=threads, tta=tta,
     )  # fmt: skip
     if as_json:
         print_json(result.summary())
@@ -56,7 +64,8 @@ def evaluate(
 
 def summary_lines(s: dict[str, Any]) -> list[str]:
     """The main figures of an evaluation's summary as text, comparisons (baselines, observers) below."""
-    where = f"{s['model']} on {s['split']} of {s['manifest']}: {s['cases']} cases, {s['landmarks']} landmarks"
+    many = f"{counted(s['cases'], 'case')}, {counted(s['landmarks'], 'landmark')}"
+    where = f"{s['model']} on {s['split']} of {s['manifest']}: {many}"
     rows = {s["model"]: s, **s["comparisons"]}
     width = max(len(name) for name in rows)
     head = f"{'':<{width}} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
@@ -72,7 +81,17 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         lines.append(f"{s['seconds_per_case']:.2f} s per case{of_it_alignment(s.get('align_seconds_per_case'))}")
     if flagged := s.get("review", {}).get("flagged"):
         lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
+    if (mm := s["p95_mm"]) is not None and mm < NEAR * float(next(iter(s["sdr"]))):
+        lines.append("the SDR's distances are wide for these errors; `thresholds` sets others")
     return lines + list(s["notes"])
+
+
+def _distances(text: str) -> list[float]:
+    """Raises InputError."""
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise InputError(f"`thresholds` {text[:40]!r}: give distances in mm, such as 0.1,0.2,0.5") from None
 
 
 def _figures(name: str, s: dict[str, Any]) -> str:

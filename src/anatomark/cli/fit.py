@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from anatomark.cli.options import (
     stopped,
 )
 from anatomark.errors import InputError
+from anatomark.progress import clock
 
 if TYPE_CHECKING:
     from anatomark.training.fit import Fitted
@@ -38,7 +40,9 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.alpha=0.5 or seed=1."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for about this long; a look at the held-out cases follows.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Train for this many steps in all.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model's weights.")] = None,
     folds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Cross-validate with this many folds first.")] = 0,
@@ -70,6 +74,7 @@ def fit(
     given: dict[str, Any] = {"method": method, "preset": preset, "minutes": minutes, "steps": steps}
     settings = make_config(config, set_ or [], **given, device=device, threads=threads, workers=workers)
     options: dict[str, Any] = {"resume": resume, "init": init, "engine": side, "report": reporter(as_json)}
+    began = time.monotonic()
     try:
         if members is not None:
             _show_members(fit_members(cases, out, settings, members=members, **options), as_json)
@@ -79,7 +84,7 @@ def fit(
         kept = any(next(out.rglob(name), None) for name in ("last.ckpt", "weights.safetensors"))
         how = "the same command with --resume goes on from the last checkpoint" if kept else "nothing was saved yet"
         stopped(how)
-    _show_fit(fitted, as_json)
+    _show_fit(fitted, as_json, time.monotonic() - began)
 
 
 def _show_members(made: Members, as_json: bool) -> None:
@@ -101,7 +106,7 @@ def _facts(fitted: Fitted) -> dict[str, Any]:
     return facts
 
 
-def _show_fit(fitted: Fitted, as_json: bool) -> None:
+def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
     facts = _facts(fitted)
     if as_json:
         print_json(facts)
@@ -109,5 +114,6 @@ def _show_fit(fitted: Fitted, as_json: bool) -> None:
     if "validation_mm" in facts:
         kind = "validation" if fitted.independent else "validation on augmented copies (not independent)"
         typer.echo(f"{kind}: mean error {facts['validation_mm']:.3f} mm")
+    typer.echo(f"took {clock(took)}, the look at the held-out cases included")
     typer.echo(f"model: {fitted.run}  (card: {fitted.run / 'card.md'}, log: {fitted.run / 'log.csv'})")
     typer.echo(f"next: anatomark predict {fitted.run} IMAGE... --out DIR")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from anatomark.review.record import PLACED, CaseReview, prediction_of
+from anatomark.errors import counted
+from anatomark.review.record import PLACED, CaseReview, State, prediction_of
 
 Model = tuple[str, str]  # hash and name
 Apart = tuple[float, bool]  # mm, and whether that is beyond the model's radius
@@ -56,10 +57,15 @@ def summary(reviews: Iterable[CaseReview]) -> dict[str, Any]:
     ``landmarks``: rows of ``name``, ``model``, ``model_name``, ``decided``, ``moved``, ``mean_mm``, ``max_mm`` and
     ``outside_radius`` (beyond the model's 90 %); ``models``: the same over all landmarks; ``same_points``: the same
     over the points that all models placed, so that before and after a retraining can be held against each other.
+    ``called_absent``: points that the last model had placed and a person called absent; ``found``: that a person placed
+    where it had none.
     """
     seen: dict[Model, dict[str, dict[str, Apart]]] = {}  # by model, landmark and case
     names: dict[str, None] = {}
+    absent = found = 0
     for review in reviews:
+        absent += sum(p.decided and p.state is State.ABSENT and p.predicted is not None for p in review.points)
+        found += sum(p.state in PLACED and p.predicted is None for p in review.points)
         names |= dict.fromkeys(p.name for p in review.points)
         placed = {p.name: p.position for p in review.points if p.state in PLACED and p.position is not None}
         for model in (*review.earlier, prediction_of(review)):
@@ -79,14 +85,19 @@ def summary(reviews: Iterable[CaseReview]) -> dict[str, Any]:
             for model, rows in models.items()
             if name in rows
         ],
+        "called_absent": absent,
+        "found": found,
     }
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
     """The summary as text: cases, each model on all and on the same points, the landmarks that people move farthest."""
-    out = [f"{facts['done']} cases done, {facts['open']} open, {facts['skipped']} skipped"]
+    out = [f"{counted(facts['done'], 'case')} done, {facts['open']} open, {facts['skipped']} skipped"]
+    if facts["called_absent"] or facts["found"]:
+        absent, found = (counted(facts[key], "point") for key in ("called_absent", "found"))
+        out.append(f"{absent} of the model called absent, {found} placed where it had none")
     if not facts["models"]:
-        return [*out, "no point was moved or confirmed yet"]
+        return [*out, "no point of a model was moved or confirmed yet"]
     out.append("mm from a model's point to the person's:  points   moved    mean     max   outside r90")
     out += [_line(row, row["model_name"] or row["model"] or "predictions") for row in facts["models"]]
     if len(facts["models"]) > 1 and facts["same_points"][0]["decided"]:

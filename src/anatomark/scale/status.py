@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anatomark.errors import InputError, listed
+from anatomark.errors import InputError, counted, listed
 from anatomark.io.parts import is_held, part_file
 from anatomark.progress import clock
 from anatomark.scale.journal import DONE, FAILED, End, Row, Run, journals, read_journal
@@ -82,7 +82,7 @@ class Status:
     def lines(self) -> list[str]:
         """Text."""
         counts = f"{self.done} done, {len(self.failed)} failed, {self.left} left"
-        lines = [f"{self.cases} cases by {self.model_name}: {counts}; {self.flagged} are flagged for review"]
+        lines = [f"{counted(self.cases, 'case')} by {self.model_name}: {counts}; {self.flagged} are flagged for review"]
         if len(self.shards) > 1 or not self.of_state("ended"):
             states = ((state, self.of_state(state)) for state in ("running", "stopped", "missing"))
             ended = f"{len(self.of_state('ended'))} of {len(self.shards)} ended"

@@ -18,6 +18,7 @@ from anatomark import methods
 from anatomark.cases.division import HELD_OUT_FROM, Division
 from anatomark.cases.look.fingerprint import two_observers
 from anatomark.core.shape import mean_shape, rotation_angle
+from anatomark.errors import counted
 from anatomark.methods.base import Task
 from anatomark.model.config import AUTO, RunConfig, checked, completed, merged
 from anatomark.progress import Reporter
@@ -111,7 +112,7 @@ def choose(
     refined = after if refine is None else refine
     name, why = methods.suitable(replace(task, time=spent, refined=refined, align=align))
     if task.landmarks <= MANY:
-        why = f"{task.landmarks} landmarks in {task.ndim}D, {_cases(task.cases)}, {spent}: {why}"
+        why = f"{task.landmarks} landmarks in {task.ndim}D, {counted(task.cases, 'training case')}, {spent}: {why}"
     rows: list[Row] = [("method.name", name, why), *usual]
     rows += [("align.enabled", *_alignment(task, name)), ("refine.enabled", after, whether)]
     if refined:
@@ -149,7 +150,7 @@ def _refiner(task: Task) -> Iterator[Row]:
         yield "refine.levels", 2, f"sub-images as fine as they get reach only {reach:.0%} of the anatomy's radius"
     for fewer, width in WIDTHS:
         if task.cases < fewer:
-            yield "refine.width", width, f"{_cases(task.cases)} teach narrow networks only"
+            yield "refine.width", width, f"{counted(task.cases, 'training case')} teach narrow networks only"
             break
     if task.ndim == 3 and 152 // task.landmarks < REFINED_AT_ONCE and task.landmarks <= MANY:
         yield "refine.batch", REFINED_AT_ONCE, "as in what was measured in 3D"
@@ -158,10 +159,10 @@ def _refiner(task: Task) -> Iterator[Row]:
 def usual_minutes(count: int, ndim: int) -> tuple[float, str]:
     """Minutes of training for so many cases, and why."""
     if count < HELD_OUT_FROM:
-        return 20.0, f"{_cases(count)}: more time would fit these and no others"
+        return 20.0, f"{counted(count, 'training case')}: more time would fit these and no others"
     if count >= 100:
-        return 90.0, f"{_cases(count)} take longer to learn from; raise it where the log still falls at the end"
-    return 60.0, f"{_cases(count)} in {ndim}D; raise it where the log still falls at the end"
+        return 90.0, f"{count} training cases take longer to learn from; raise it where the log still falls at the end"
+    return 60.0, f"{counted(count, 'training case')} in {ndim}D; raise it where the log still falls at the end"
 
 
 def settled(
@@ -238,10 +239,6 @@ def _given(config: BaseModel, key: str) -> bool:
     if part not in config.model_fields_set or value is None:
         return False
     return _given(value, rest) if rest else True
-
-
-def _cases(count: int) -> str:
-    return f"{count} training case{'s' * (count != 1)}"
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from anatomark.cases.division import Division
+from anatomark.errors import counted
 from anatomark.io.atomic import write_json, write_text
+from anatomark.methods.base import Stage
 from anatomark.model.confidence.radius import described_radii
 from anatomark.model.confidence.review import write_reference
 from anatomark.model.config import write_config
@@ -43,7 +45,7 @@ def finish(
             None if r is None else settled_residuals(r, facts, every) for r in (residuals, out_of_fold, independent)
         )
     unproven = doubt(verdict, state)
-    lines += [stalled(state.rows)] if stalled(state.rows) else []
+    lines += [line for line in (stalled(state.rows), "" if unproven else short(state.stages)) if line]
     for line in [*lines, *([unproven.upper()] if unproven else [])]:
         state.report.say(line)
     how = "out-of-fold" if out_of_fold is not None else division.how
@@ -70,8 +72,14 @@ def doubt(verdict: Judged | None, state: State) -> str:
         return f"on held-out cases this model is no better than the {better}"
     shortest = min(state.stages, key=lambda s: s.steps)
     if verdict is None and shortest.steps < FEWEST_STEPS:
-        return f"hardly trained: stage {shortest.name} had {shortest.steps} steps, and no case was held out"
+        return f"hardly trained: stage {shortest.name} had {counted(shortest.steps, 'step')}, and no case was held out"
     return ""
+
+
+def short(stages: Sequence[Stage]) -> str:
+    """Which stages were too short to teach much, one line; empty where none was."""
+    few = [f"{s.name} {counted(s.steps, 'step')}" for s in stages if s.steps < FEWEST_STEPS]
+    return f"hardly trained: {', '.join(few)}; give it more time before you rely on it" if few else ""
 
 
 def stalled(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from anatomark.core.grid import Array
+from anatomark.errors import counted
 from anatomark.methods.base import Batch, Evidence
 from anatomark.progress import Bar, Reporter
 from anatomark.training.examples import Examples, batches, worker_count
@@ -192,13 +193,14 @@ def fix_steps(state: State) -> None:
     state.stages[state.at] = replace(state.stage, steps=steps)
     state.config.stage_steps[state.stage.name] = steps
     state.config.validate_every[state.stage.name] = max(1, -(-steps // validations))
-    state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {steps} steps")
-    if steps < FEWEST_STEPS:
-        part = state.stage.share / max(1e-9, sum(s.share for s in state.stages))
-        needed = int(np.ceil(max(state.config.minutes, 1.2 * ENOUGH_STEPS * per_step / max(part, 1e-9) / 60)))
+    state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {counted(steps, 'step')}")
+    part = state.stage.share / max(1e-9, sum(s.share for s in state.stages))
+    needed = int(np.ceil(max(state.config.minutes, 1.2 * ENOUGH_STEPS * per_step / max(part, 1e-9) / 60)))
+    if steps < FEWEST_STEPS and needed > state.advised:  # once, unless a later stage needs more
+        state.advised = needed
         state.report.say(
-            f"{state.stage.name}: {steps} steps teach a network nothing; {ENOUGH_STEPS} would take {needed} "
-            f"minutes in all: give `minutes` {needed} or more"
+            f"{state.stage.name}: {counted(steps, 'step')} can teach hardly anything; for {ENOUGH_STEPS} the whole "
+            f"training would take {needed} minutes: give `minutes` {needed} or more"
         )
 
 

@@ -299,7 +299,7 @@ def _overview(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     images, poses, cases = facts["images"], facts["poses"], facts["cases"]
     axes = "x, y, z" if facts["dimension"] == 3 else "x, y"
     yield "cases", ", ".join(f"{n} {split}" for split, n in cases.items() if n)
-    yield "images", f"{facts['dimension']}D {facts['modality']}, {_counts(facts['image_formats'])}"
+    yield "training images", f"{facts['dimension']}D {facts['modality']}, {_counts(facts['image_formats'])}"
     yield "orientation", _counts(images["orientations"])
     for key, what in (("spacing_mm", "spacing, mm"), ("extent_mm", "extent, mm"), ("size", "size, voxels")):
         low, middle, high = (_numbers(images[key][k]) for k in ("min", "median", "max"))

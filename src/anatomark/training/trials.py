@@ -18,6 +18,7 @@ import numpy as np
 
 from anatomark.cases.division import Division, spread
 from anatomark.core.shape import mean_shape
+from anatomark.errors import counted
 from anatomark.methods.base import Task
 from anatomark.model.config import RunConfig, checked, completed, merged
 from anatomark.progress import Reporter
@@ -175,7 +176,7 @@ def _tried(
     beside = judged(division.train, [*division.train, *division.val], residuals)
     steps = sum(state.config.stage_steps.values())
     free = "" if beside is None else f"; mean position {beside.position:.3f}, placed mean shape {beside.placed:.3f}"
-    report.say(f"{candidate.label}: {steps} steps, held-out error {error:.3f} mm{free}")
+    report.say(f"{candidate.label}: {counted(steps, 'step')}, held-out error {error:.3f} mm{free}")
     placed = np.inf if beside is None else beside.placed
     return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf, placed)
 

@@ -273,9 +273,18 @@ def test_after_retraining_what_a_person_decided_stays(tmp_path: Path) -> None:
     assert (one["mean_mm"], one["outside_radius"]) == (4.0, 1) and two["max_mm"] == pytest.approx(11**0.5)
     assert [(r["name"], r["model"]) for r in facts["landmarks"]] == [("a", "m1"), ("a", "m2"), ("b", "m2")]
     assert any(line.split()[:3] == ["Mm1", "1", "1"] for line in lines(facts))
+    assert (facts["called_absent"], facts["found"]) == (0, 0) and not any("absent" in line for line in lines(facts))
     predict(tmp_path / "found", cases, "m1", 3)  # back again
     with opened(tmp_path, cases) as review:
         assert [e.model for e in review.case("s0").earlier] == ["m2"]
+
+
+def test_points_called_absent_or_placed_where_the_model_had_none_are_counted(tmp_path: Path) -> None:
+    with opened(tmp_path, study(tmp_path)) as review:
+        review.change("s0", [put("a", "absent"), put("c", "moved", 1, 1, 1), put("d", "moved", 1, 1, 1)], "Ann")
+        facts = review.summary()
+    assert (facts["called_absent"], facts["found"]) == (1, 2)
+    assert "1 point of the model called absent, 2 points placed where it had none" in lines(facts)
 
 
 def test_a_case_that_was_predicted_anew_is_taken_up(tmp_path: Path) -> None:
@@ -515,7 +524,7 @@ def test_odd_names_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[
         (case,) = read_manifest(folder / "out" / "cases.csv").cases
         assert case.id == name and case.landmarks.defined.sum() == 2
         _show_summary(folder / "out", False)
-        assert capsys.readouterr().out.startswith("1 cases done")
+        assert capsys.readouterr().out.startswith("1 case done")
 
 
 @pytest.mark.parametrize("header", [False, True])

@@ -10,10 +10,11 @@ from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, random_rotation
+from anatomark.methods.base import Stage
 from anatomark.model.residuals import Residuals
 from anatomark.model.settle import SettleFacts, settled
 from anatomark.training.baselines import GAIN, Judged, judged, settled_residuals
-from anatomark.training.finish import stalled
+from anatomark.training.finish import short, stalled
 
 NAMES = tuple("abcdefgh")
 
@@ -119,6 +120,11 @@ def test_what_is_not_located_stays_so_and_an_outlier_does_not_place_the_shape() 
     others = [0, 1, 4, 5, 6, 7]
     np.testing.assert_allclose(found[others], mean[others] + 5.0, atol=0.3)
     np.testing.assert_allclose(found[3], mean[3] + 5.0, atol=0.5)
+
+
+def test_stages_too_short_to_teach_much_are_named() -> None:
+    assert short([Stage("a", 50, 1), Stage("b", 49, 1), Stage("c", 1, 1)]).startswith("hardly trained: b 49 steps, c 1 step;")
+    assert not short([Stage("a", 50, 1)])
 
 
 def row(step: int, loss: float, mm: float) -> dict[str, str]:

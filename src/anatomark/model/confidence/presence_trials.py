@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from anatomark.core.grid import Array, Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.errors import InputError
+from anatomark.errors import InputError, counted
 from anatomark.io.images import check_image
 from anatomark.model.confidence.presence import presence_scores
 
@@ -126,12 +126,14 @@ def described_presence(entry: Mapping[str, Any] | None) -> str:
     """What was learned of absence, in words."""
     if entry is None:
         return "absence: no independent case to learn it from; only points outside the image are absent"
-    precision = "-" if entry["precision"] is None else f"{entry['precision']:.1%}"
-    failed = f", {entry['failed']} crops failed" if entry["failed"] else ""
+    found = round(entry["recall"] * entry["absent"])
+    wrong = round(found / entry["precision"]) - found if entry["precision"] else 0
+    failed = f" ({counted(entry['failed'], 'crop')} failed)" if entry["failed"] else ""
+    crops, absent = counted(entry["crops"], "crop") + failed, counted(entry["absent"], "absent landmark")
+    whole = f"{entry['false_absences']:.1%} of {counted(entry['whole'], 'landmark')}"
     return (
-        f"absence: below a score of {entry['threshold']:.3f}; recall {entry['recall']:.1%}, precision {precision} on "
-        f"{entry['crops']} crops that it was chosen on{failed}; {entry['false_absences']:.1%} of {entry['whole']} "
-        "landmarks in whole images falsely absent"
+        f"absence: below a score of {entry['threshold']:.3f}, chosen on {crops}, where it names {found} of {absent} "
+        f"and {counted(wrong, 'other')}; in whole images {whole} falsely"
     )
 
 

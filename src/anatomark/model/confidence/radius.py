@@ -10,6 +10,7 @@ import numpy as np
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks
+from anatomark.errors import counted
 
 LEVEL = 0.9  # share of errors that a radius is to cover
 FEWEST_CASES = 5  # the errors of one case go together: fewer say little of the next one
@@ -110,9 +111,9 @@ def described_radii(calibration: dict[str, Any]) -> str:
     if not cases:
         return "radii: none, because no case was held out; give more training cases, a val split or `folds`"
     if (calibration.get("pooled") or {}).get("radius90_mm") is None:
-        return f"radii: none, because {cases} held-out case{'s' * (cases != 1)} hold too few landmarks; use `folds`"
+        return f"radii: none, too few landmarks in {counted(cases, 'held-out case')}; use `folds`"
     if cases < FEWEST_CASES:
-        return f"radii: rough, learned from {cases} held-out case{'s' * (cases != 1)} and widened for that; use `folds`"
+        return f"radii: rough, learned from {counted(cases, 'held-out case')} and widened for that; use `folds`"
     return f"radii: learned from {cases} held-out cases"
 
 

@@ -4,7 +4,7 @@ import { List } from "./list.js";
 
 const $ = (id) => document.getElementById(id);
 const SIGNS = { ...FORMS, absent: "M-4-4L4 4M4-4L-4 4", missing: "M-5 0A5 5 0 0 1-3-4M3-4A5 5 0 0 1 5 0M3 4A5 5 0 0 1-3 4" };
-export const TEXTS = { predicted: "predicted", moved: "moved", confirmed: "confirmed", absent: "absent", missing: "missing" };
+export const TEXTS = { predicted: "predicted", moved: "moved", confirmed: "confirmed", absent: "absent", missing: "not annotated" };
 const glyph = `<svg class="glyph" viewBox="-8 -8 16 16" aria-hidden="true"><path></path></svg>`;
 const ROW = `${glyph}<div class="text"><div class="line"><span class="name"></span><span class="definition"></span></div><div class="more"><span class="tag"></span><span class="value"></span></div></div><div class="score"><i></i></div><span class="number"></span>`;
 

@@ -12,11 +12,11 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.find import check_names, find_cases, landmarks_in_parts, sources_of
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError
+from anatomark.errors import InputError, counted
 from anatomark.io.atomic import Where
 from anatomark.io.claim import claimed
 from anatomark.io.sheets import write_csv
-from anatomark.tools.definitions import read_definition
+from anatomark.tools.definitions import read_definition, taken_for, unconfirmed
 from anatomark.tools.measure.agreement import Agreement, compare
 from anatomark.tools.measure.measured import COLUMNS, Measured, measure_parts
 from anatomark.tools.measure.schema import Measurements
@@ -31,6 +31,7 @@ class MeasureResult:
     measured: Measured
     agreement: Sequence[Agreement]
     files: Mapping[str, Path]
+    taken: str = ""  # what labels are taken for, where the files do not say
 
     def summary(self) -> dict[str, Any]:
         compared = {a.measurement: a.figures() | {"confusion": _counted(a)} for a in self.agreement}
@@ -41,7 +42,8 @@ class MeasureResult:
     def lines(self) -> list[str]:
         """Mean and spread of each measurement, and what is blank and why, in words."""
         width = max(12, *(len(n) for n in self.measured.names))
-        out = [f"{'':<{width}}     n      mean        sd  unit"]
+        out = [self.taken] if self.taken else []
+        out += [f"{'':<{width}}     n      mean        sd  unit"]
         for name, one in self.measured.summary().items():
             shares = ", ".join(f"{c} {n}" for c, n in one["classes"].items())
             figures = f"{one['n']:>5} {_figure(one['mean'])} {_figure(one['sd'])}  {one['unit']}"
@@ -56,7 +58,7 @@ class MeasureResult:
             figures = " ".join(_figure(v) for v in (a.mean_absolute, a.bias, a.sd))
             rates = f"{_share(a.coverage90):>7} {_share(a.success):>11}"
             out.append(f"{a.measurement:<{width}} {a.n:>5} {figures} {rates}")
-        return [*out, f"{len(self.measured.cases)} cases: {', '.join(map(str, self.files.values()))}"]
+        return [*out, f"{counted(len(self.measured.cases), 'case')}: {', '.join(map(str, self.files.values()))}"]
 
 
 def measure(
@@ -92,7 +94,15 @@ def measure(
             wanted, where = definition, "definition"
         source = Path(landmarks) if landmarks else None
         cases: list[Case] = []  # without their landmarks
-        measured = _measured(_parts(given, source, split, cases), wanted, where)
+        other: dict[str, str] = {}
+
+        def parts() -> Iterator[dict[str, Landmarks]]:
+            for part in _parts(given, source, split, cases):
+                for landmarks in part.values():
+                    other.update(unconfirmed(wanted.stands_for, landmarks))
+                yield part
+
+        measured = _measured(parts(), wanted, where)
         read = sources_of(cases, [*given, *([] if source is None else [source])])
         check_files(files.values(), read, "measure", claim, overwrite)
         agreement: list[Agreement] = []
@@ -108,7 +118,7 @@ def measure(
         written = {what: files[what] for what, rows in tables.items() if rows}
         for what, file in written.items():
             write_csv(file, tables[what], COLUMNS if what == "table" else None)
-    return MeasureResult(measured, agreement, written)
+    return MeasureResult(measured, agreement, written, taken_for(wanted.stands_for, other))
 
 
 def _parts(

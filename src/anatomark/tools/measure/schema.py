@@ -178,6 +178,7 @@ class Measurements(_Model):
     """A definition: measurements by name; the file may hold planes as well, which are not looked at."""
 
     description: str = ""
+    stands_for: dict[str, str] = {}  # what a label means, where files may use it for something else
     planes: Any = None
     measurements: dict[str, Measurement] = Field(min_length=1)
 

@@ -13,12 +13,12 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.find import find_cases, sources_of
 from anatomark.core.landmarks import common_names
-from anatomark.errors import InputError
+from anatomark.errors import InputError, counted
 from anatomark.io.atomic import Where, write_bytes
 from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
 from anatomark.progress import Reporter
-from anatomark.tools.definitions import read_definition
+from anatomark.tools.definitions import read_definition, taken_for, unconfirmed
 from anatomark.tools.outputs import CaseResults, Row, check_files, each_case, remove
 from anatomark.tools.planes.geometry import NotDefined, Plane, find_planes
 from anatomark.tools.planes.schema import PlaneSet
@@ -32,6 +32,7 @@ class PlanesResult(CaseResults):
     lies, or ``defined`` false and the ``reason``."""
 
     definition: str
+    taken: str = ""  # what labels are taken for, where the files do not say
     record, done, undone = "planes.json", "cut", "failed"
 
     @property
@@ -52,7 +53,10 @@ class PlanesResult(CaseResults):
         return [f"{row['case']}: {names or 'none'}", *reasons]
 
     def total(self) -> str:
-        return f"{self.slices} slices of {len(self.rows)} cases: {self.out}"
+        return f"{counted(self.slices, 'slice')} of {counted(len(self.rows), 'case')}: {self.out}"
+
+    def lines(self) -> list[str]:
+        return [*([self.taken] if self.taken else []), *super().lines()]
 
 
 def planes(
@@ -98,7 +102,8 @@ def planes(
         read = [*(p for p in (*given, Path(definition)) if p.is_file()), *([] if source is None else [source])]
         check_files(taken, sources_of(cases, read), "cut", claim, overwrite)
         rows = each_case("planes", cases, lambda case: _cut(case, by_case[case.id], out), files, report)
-        result = PlanesResult(out, rows, str(definition))
+        other = {k: v for case in cases for k, v in unconfirmed(wanted.stands_for, case.landmarks).items()}
+        result = PlanesResult(out, rows, str(definition), taken_for(wanted.stands_for, other))
         result.write_record(result.slices > 0)
     return result
 

@@ -116,6 +116,7 @@ class PlaneSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     description: str = ""
+    stands_for: dict[str, str] = {}  # what a label means, where files may use it for something else
     planes: dict[str, PlaneDefinition] = Field(min_length=1)
     measurements: Any = None
 

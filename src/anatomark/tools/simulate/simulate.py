@@ -16,7 +16,7 @@ from anatomark.cases.store import fingerprint_of
 from anatomark.core.grid import Array
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks, Status
-from anatomark.errors import InputError, check_range, nearest
+from anatomark.errors import InputError, check_range, counted, nearest
 from anatomark.io.atomic import Where, read_json, write_json
 from anatomark.io.claim import claimed
 from anatomark.io.images import write_image
@@ -72,8 +72,9 @@ class SimulateResult:
 
     def lines(self) -> list[str]:
         before = f" ({self.before} of them finished before)" if self.before else ""
+        new, each = counted(self.count, "new case"), counted(self.landmarks, "landmark")
         return [
-            f"{self.count} new cases{before} with {self.landmarks} landmarks each: {self.manifest}",
+            f"{new}{before} with {each} each: {self.manifest}",
             f"next: anatomark fit {self.manifest} `out` RUN",
         ]
 
