@@ -183,6 +183,7 @@ def fix_steps(state: State) -> None:
     began, worked = time.monotonic(), time.process_time()
     per_validation = _time_validation(state)
     per_step = _time_step(state, min(20.0, 0.05 * budget))
+    state.step_s = max(state.step_s, per_step)
     took = time.monotonic() - began
     share = (time.process_time() - worked) / max(took, 1e-9)
     if state.device.type == "cpu" and share < BUSY:

@@ -46,6 +46,7 @@ class State:
     initial_mm: float | None = None  # of the weights that another run gave
     before: Mapping[str, Evidence] = field(default_factory=dict)  # out-of-fold evidence by stage: counts first
     rows: list[dict[str, Any]] = field(default_factory=list)
+    step_s: float = 0.0  # seconds that a step was measured to take, of the slowest stage so far
     advised: int = 0  # minutes that a training of so few steps was told to take
     spent: float = 0.0  # seconds of the sittings before this one
     started: float = field(default_factory=time.monotonic)

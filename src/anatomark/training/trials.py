@@ -50,13 +50,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial gave: held-out error, mm, in how many steps, and that of the mean shape placed by its points."""
+    """What a trial gave: held-out error, mm, in how many steps of ``step_s`` seconds, and that of the mean shape placed
+    by its points."""
 
     candidate: Candidate
     minutes: float
     steps: int
     error_mm: float
     placed_mm: float = np.inf
+    step_s: float = 0.0
+
+    def has_steps(self, minutes: float) -> bool:
+        """Whether ``minutes`` are enough for the steps that a slow candidate needs."""
+        return 0 < self.candidate.slow * self.step_s <= 60 * minutes and np.isfinite(self.error_mm)
 
     def foreseen_mm(self, shorter: Tried | None, minutes: float) -> float:
         """The error after ``minutes``, as a trial half as long lets it be foreseen: each doubling of the time divides
@@ -150,7 +156,7 @@ def _best(results: Sequence[Tried], shorter: Mapping[str, Tried], minutes: float
     """The candidate to be trained for ``minutes``: the first, unless another is foreseen to err clearly less. Beside
     one that is slow, and has the steps that it needs, only those count that know more than the mean shape."""
     own, *others = results
-    if own.candidate.slow and own.candidate.slow <= own.steps / own.minutes * minutes and np.isfinite(own.error_mm):
+    if own.has_steps(minutes):
         others = [t for t in others if t.error_mm < RESOLVED * t.placed_mm]
     foreseen = {t.candidate.label: t.foreseen_mm(shorter.get(t.candidate.label), minutes) for t in results}
     best = min(others, key=lambda t: foreseen[t.candidate.label], default=own).candidate
@@ -178,7 +184,7 @@ def _tried(
     free = "" if beside is None else f"; mean position {beside.position:.3f}, placed mean shape {beside.placed:.3f}"
     report.say(f"{candidate.label}: {counted(steps, 'step')}, held-out error {error:.3f} mm{free}")
     placed = np.inf if beside is None else beside.placed
-    return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf, placed)
+    return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf, placed, state.step_s)
 
 
 def _part(division: Division) -> Division:

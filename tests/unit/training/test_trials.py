@@ -119,8 +119,8 @@ def test_the_favourite_stays_unless_another_errs_clearly_less(
 
 
 def once(label: str, minutes: float, error: float, slow: int = 0, placed: float = np.inf) -> Tried:
-    """A trial of 100 steps a minute."""
-    return Tried(Candidate(label, {}, slow), minutes, round(100 * minutes), error, placed)
+    """A trial of 100 steps a minute, where half of the time goes into getting ready."""
+    return Tried(Candidate(label, {}, slow), minutes, round(50 * minutes), error, placed, 0.6)
 
 
 def test_what_still_falls_is_foreseen_to_fall_further_by_less_each_time() -> None:
