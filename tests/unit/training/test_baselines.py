@@ -123,9 +123,8 @@ def test_what_is_not_located_stays_so_and_an_outlier_does_not_place_the_shape() 
 
 
 def test_stages_too_short_to_teach_much_are_named() -> None:
-    assert short([Stage("a", 50, 1), Stage("b", 49, 1), Stage("c", 1, 1)]).startswith(
-        "hardly trained: b 49 steps, c 1 step;"
-    )
+    few = [Stage(name, steps, batch=1) for name, steps in (("a", 50), ("b", 49), ("c", 1))]
+    assert short(few).startswith("hardly trained: b 49 steps, c 1 step;")
     assert not short(few[:1])
 
 
