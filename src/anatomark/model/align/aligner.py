@@ -33,6 +33,8 @@ from anatomark.model.align.mutual_information import Level, Template, distinct, 
 
 HALF_WIDTH = 1.5  # radii of the mean shape that the template reaches to each side
 LEAST_PART = 0.35  # of an image's smallest extent that it reaches at least, where landmarks lie close together
+UPRIGHT_FROM = 10  # cases that show how far images are turned; of fewer the search allows for more
+NEAR_DEG, FEWER = 45.0, 3  # within so few degrees a third of the starts is enough
 RESOLUTIONS = ((1 / 21, 1500), (1 / 32, 4000), (1 / 64, 12000))  # voxels in widths of the template, and its points
 
 
@@ -41,7 +43,8 @@ class AlignConfig(MethodConfig):
 
     enabled: bool | None = None  # None: as the method's author chose
     kind: Literal["rigid", "similarity", "affine"] = "similarity"  # what the image may be moved by
-    rotations_deg: float | None = Field(default=None, gt=0, le=180)  # from upright; None: training poses, at least 75
+    # from upright; None: training poses, with a margin, at least 75 (30 from ten cases on)
+    rotations_deg: float | None = Field(default=None, gt=0, le=180)
     template_px: int = Field(default=64, ge=16, le=128)  # voxels along the template's sides
     template_cases: Rounds = Field(default=12, ge=1)  # training images averaged at most
     step_deg: float = Field(default=18.0, ge=5, le=60)  # each rotation of the search stands for a ball of this radius
@@ -89,6 +92,8 @@ class Aligner:
         self.config = config
         self.radius = facts.radius_mm
         self.rotations_deg = config.rotations_deg or facts.rotations_deg
+        fewer = FEWER if self.rotations_deg <= NEAR_DEG else 1
+        self.starts, self.finalists = -(-config.starts // fewer), -(-config.finalists // fewer)
         self.anchor = np.asarray(facts.anchor_mm)
         self.mean_shape = np.asarray(facts.mean_shape, dtype=np.float64)
         self.intensity = facts.intensity
@@ -135,7 +140,7 @@ class Aligner:
             affine=grid.affine.tolist(),
             mean_shape=[[float(x) if np.isfinite(x) else None for x in point] for point in mean],
             radius_mm=half / HALF_WIDTH,
-            rotations_deg=config.rotations_deg or (180.0 if spread > 60 else max(75.0, 1.5 * spread)),
+            rotations_deg=config.rotations_deg or _reach(spread, len(chosen)),
             anchor_mm=np.mean(anchors, 0).tolist(),
             intensity=dict(study.intensity),
         )
@@ -170,9 +175,9 @@ class Aligner:
         c, kind = self.config, "rigid" if self.config.kind == "rigid" else "similarity"
         # level, candidates, what may change, first step and least distance of candidates (radians, radii), rounds
         plan = [
-            (coarse, 4 * c.starts, kind, 0.1, 0.3, 8),
-            (coarse, c.starts, kind, 0.05, 0.2, 20),
-            (middle, c.finalists, kind, 0.03, 0.1, 20),
+            (coarse, 4 * self.starts, kind, 0.1, 0.3, 8),
+            (coarse, self.starts, kind, 0.05, 0.2, 20),
+            (middle, self.finalists, kind, 0.03, 0.1, 20),
             (fine, 1, kind, 0.01, 0.05, 20),
         ]
         if c.kind == "affine":
@@ -201,6 +206,13 @@ class Aligner:
         out = np.zeros((len(turns), len(shifts), d, d + 1))
         out[..., :d], out[..., d] = turns[:, None], places
         return torch.from_numpy(out.reshape(-1, d, d + 1))
+
+
+def _reach(spread_deg: float, cases: int) -> float:
+    """How far from upright images are sought, where those of training are turned by up to ``spread_deg``."""
+    if spread_deg > 60:
+        return 180.0
+    return max(30.0, 3 * spread_deg) if cases >= UPRIGHT_FROM and spread_deg <= 25 else max(75.0, 1.5 * spread_deg)
 
 
 def _posed_cases(study: Study) -> tuple[list[int], Array, list[Pose]]:

@@ -88,6 +88,18 @@ def test_wide_poses_in_training_mean_any_pose() -> None:
     assert upright.rotations_deg == 75
 
 
+def test_many_cases_that_lie_alike_narrow_the_search() -> None:
+    cases = [turned(*phantom.phantom(seed, 3), seed % 3) for seed in range(10)]
+    facts = Aligner.prepare(AlignConfig(), phantom.study(cases))
+    assert facts.rotations_deg == 30
+    assert Aligner.prepare(AlignConfig(), phantom.study(cases[:9])).rotations_deg == 75
+    own = Aligner(AlignConfig(), facts)
+    assert own.starts == 8 and own.finalists == 2
+    image, marks = turned(*phantom.phantom(20, 3), 28)
+    turn, shift, _ = misfit(own.align(image), own.mean_shape, marks)
+    assert turn < 5 and shift < 2
+
+
 def test_one_case_finds_itself_exactly() -> None:
     case = phantom.phantom(3, 3)
     own = aligner(3, [case])
