@@ -39,7 +39,7 @@ from learning_curve import subset
 
 
 def trained(manifest: Path, method: str, minutes: float, run: Path, threads: int) -> float:
-    """The minutes that a training took; one that is there already took none."""
+    """The minutes that a training took; NaN for one that is there already."""
     if (run / "weights.safetensors").exists():
         return float("nan")
     began = time.monotonic()
@@ -134,7 +134,7 @@ def main(given: Sequence[str] | None = None) -> None:
                 "method": method,
                 "minutes": args.minutes,
             }
-            row |= {"took": round(took, 2), "chosen": f"{config.method.name} {config.method.preset}"}
+            row |= {"took": common.rounded_figure(took), "chosen": f"{config.method.name} {config.method.preset}"}
             row |= {"align": config.align.enabled, "refine": config.refine.enabled, "tried": config.reasons}
             row |= {"settled": read_json(run / "plan.json")["facts"].get("settle", {}).get("weight", 1.0)}
             row |= figures(test, found, train)
