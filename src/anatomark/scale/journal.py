@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anatomark.errors import InputError
-from anatomark.io.claim import PARTS
+from anatomark.io.claim import PARTS, open_regular
 from anatomark.io.parts import part_file
-from anatomark.scale.shard import Shard
+from anatomark.scale.shard import MOST, Shard
 
 if TYPE_CHECKING:  # ``status`` needs no model
     from anatomark.model.predict import Predicted
@@ -89,7 +90,7 @@ class Journal:
     def __init__(self, out: Path, shard: Shard):
         self.path = part_file(out, shard.number, shard.of, "jsonl")
         try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o666)
+            self.handle = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             size = os.fstat(self.handle).st_size
             torn = size and os.pread(self.handle, 1, size - 1) != b"\n"
         except OSError as error:
@@ -140,7 +141,7 @@ def read_journal(path: Path) -> Iterator[Row | Run | End]:
     """The entries of a journal in order; lines that were not written whole, or are none of ours, are left out. Raises
     InputError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
             for line in file:
                 try:
                     entry = json.loads(line)
@@ -156,13 +157,14 @@ def _entry(entry: dict[str, Any]) -> Row | Run | End | None:
     if "end" in entry:
         return End()
     if "run" in entry:
-        return _made(Run, entry["run"])
+        run = _made(Run, entry["run"])
+        return run if run and 1 <= run.shard <= run.of <= MOST and 0 <= run.cases <= run.total else None
     row = _made(Row, entry)
     return row if row is not None and row.state in (DONE, FAILED) else None
 
 
 def _made(kind: type[T], facts: Any) -> T | None:
-    """An entry whose every fact is of its type; a whole number is a float, too."""
+    """An entry whose every fact is of its type, and finite; a whole number is a float, too."""
     if not isinstance(facts, dict):
         return None
     known = {f.name: str(f.type) for f in fields(kind)}
@@ -171,6 +173,7 @@ def _made(kind: type[T], facts: Any) -> T | None:
     if not all(isinstance(value, kinds[known[name]]) for name, value in given.items()):
         return None
     try:
-        return kind(**given)
-    except TypeError:  # a fact is missing
+        sound = all(math.isfinite(value) for name, value in given.items() if known[name] == "float")
+        return kind(**given) if sound else None
+    except (TypeError, OverflowError):  # a fact is missing; a whole number that is no float
         return None
