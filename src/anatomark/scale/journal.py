@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anatomark.errors import InputError
+from anatomark.io.atomic import write_text
 from anatomark.io.claim import PARTS, open_regular
 from anatomark.io.parts import part_file
 from anatomark.scale.shard import MOST, Shard
@@ -135,6 +137,38 @@ class Journal:
 def journals(out: Path) -> list[Path]:
     """The journals in a folder of predictions."""
     return sorted((out / PARTS).glob("shard-*-of-*.jsonl"))
+
+
+def merge(rows: dict[str, Row], own: Mapping[str, Row]) -> None:
+    """Add a journal's last row of each case to those of other journals: the later counts."""
+    for case, row in own.items():
+        if case not in rows or rows[case].at <= row.at:
+            rows[case] = row
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """By which a run tells its list of cases, sorted, from others."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def write_list(out: Path, names: Sequence[str]) -> None:
+    """Keep a list of cases, sorted, beside the journals; what an earlier run with the same list kept stays."""
+    if read_list(out, listed := digest_of(names)) is None:
+        write_text(_list_file(out, listed), json.dumps(names))
+
+
+def read_list(out: Path, listed: str) -> set[str] | None:
+    """The names that hash to ``listed``; None where they are not there (earlier versions kept none)."""
+    try:
+        with open(open_regular(_list_file(out, listed), os.O_RDONLY), "rb") as file:
+            names = json.load(file)
+        return set(names) if digest_of(names) == listed else None
+    except (OSError, InputError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _list_file(out: Path, listed: str) -> Path:
+    return out / PARTS / f"cases-{listed}.json"
 
 
 def read_journal(path: Path) -> Iterator[Row | Run | End]:

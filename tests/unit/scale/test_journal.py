@@ -15,7 +15,7 @@ import pytest
 from anatomark.cases.case import Case
 from anatomark.errors import InputError
 from anatomark.io.parts import part_file
-from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, Run, read_journal
+from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, Run, digest_of, read_journal, write_list
 from anatomark.scale.shard import Shard
 from anatomark.scale.status import status
 
@@ -84,6 +84,38 @@ def test_a_journal_that_is_no_file_of_ours_is_refused_at_once(tmp_path: Path, ma
         with pytest.raises(InputError, match=r"is (no regular file|a symbolic link); move it away"):
             work()
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_what_stands_later_in_a_journal_counts_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    run = Run(1, 1, 1, 1, "x", "m", "model", "here", 1, 1, 5.0)
+    journal = _journal(tmp_path)
+    journal.add(Row("a", FAILED, "no", model="m", at=9e9))
+    journal.begin(run)
+    journal.add(Row("a", DONE, model="m", at=6.0))
+    journal.end()
+    journal.close()
+    (tmp_path / "a.json").write_text("{}")
+    assert status(tmp_path).complete
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_cases_that_are_no_more_in_the_list_do_not_count(tmp_path: Path, damaged: bool) -> None:
+    journal = _journal(tmp_path)
+    for name in ("gone", "also gone", "a"):
+        journal.add(Row(name, DONE, model="m", at=4.0))
+        (tmp_path / f"{name}.json").write_text("{}")
+    journal.add(Row("broken and gone", FAILED, "no", model="m", at=4.0))
+    names = ["a", "b\n\udcff"]
+    write_list(tmp_path, names)
+    if damaged:
+        (file,) = journal.path.parent.glob("cases-*")
+        file.write_text("[1")
+        write_list(tmp_path, names)
+    journal.begin(Run(1, 1, 2, 2, digest_of(names), "m", "model", "here", 1, 1, 5.0))
+    journal.end()
+    journal.close()
+    found = status(tmp_path)
+    assert (found.done, found.left, found.failed, found.complete) == (1, 1, [], False)
 
 
 def test_status_loads_no_torch() -> None:
