@@ -197,6 +197,15 @@ def test_what_no_command_can_take_is_one_line(run: Commands, line: str, said: st
     assert said in run.err and len(run.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("status", ""), ("evaluate", "m", "c.csv", "--out", ""), ("predict", "m", "", "--out=o"), ("demo", "--out=")],
+)
+def test_an_empty_argument_is_not_the_folder_at_hand(run: Commands, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments) == 2
+    assert "an argument is empty" in run.err and ("--out: " in run.err) == ("--out" in run.err)
+
+
 def test_our_own_faults_are_one_line_with_a_hint(
     run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,3 +331,19 @@ def test_an_empty_shard_comes_to_its_end(home: Home, tmp_path: Path) -> None:
     )  # fmt: skip
     assert made.cases == 0 and status(tmp_path).of_state("ended") == [2]
     assert np.isclose(status(tmp_path).left, 1)
+
+
+def test_status_counts_the_last_list_of_images_alone(home: Home, tmp_path: Path) -> None:
+    """Results of images that are there no more do not stand in for those that are missing."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for k in range(4):
+        shutil.copy(home.images / f"case{k}.png", images)
+    for gone in ((), (0, 1)):
+        for k in gone:
+            (images / f"case{k}.png").unlink()
+        predict_cohort(home.run, [images], out, spacing=2, engine=here)
+        assert status(out).complete
+    (out / "case3.json").unlink()
+    found = status(out)
+    assert (found.cases, found.done, found.left, found.complete) == (2, 1, 1, False)

@@ -31,9 +31,10 @@ class DataEntry(BaseModel):
 
     @field_validator("thresholds")
     @classmethod
-    def _positive(cls, thresholds: list[float]) -> list[float]:
-        if not all(0 < t < float("inf") for t in thresholds):
-            raise ValueError("thresholds are positive distances in mm")
+    def _sound(cls, thresholds: list[float]) -> list[float]:
+        from anatomark.evaluation.metrics import check_thresholds
+
+        check_thresholds(thresholds)
         return thresholds
 
 

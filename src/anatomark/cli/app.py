@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    _refuse_empty(given)
     try:
         code = app(args=given, prog_name="anatomark", standalone_mode=False)
     except ClickException as error:  # bad usage, such as an unknown option
@@ -105,6 +107,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if code == INTERRUPTED:  # Ctrl-C, and the command has nothing to say about it
         stopped("the same command can be given again")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(given: list[str]) -> None:
+    """Ends with exit code 2 where an argument is empty: as a path it would be the folder at hand."""
+    for before, argument in zip(["", *given], given, strict=False):
+        if not argument or re.fullmatch("--[a-z-]+=", argument):
+            where = argument.rstrip("=") or (before if before.startswith("-") else "")
+            after = f"{where}: " if where else ""
+            typer.echo(f"error: {after}an argument is empty; is a variable of the shell not set?", err=True)
+            sys.exit(2)
 
 
 def _usage(error: Any, text: str) -> str:

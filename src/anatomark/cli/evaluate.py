@@ -17,6 +17,7 @@ from anatomark.cli.options import (
     of_it_alignment,
     print_json,
     reporter,
+    spell_options,
 )
 from anatomark.errors import InputError, counted
 
@@ -58,7 +59,7 @@ def evaluate(
         print_json(result.summary())
         return
     for line in summary_lines(result.summary()) + plane_lines(result.tables.get("scan planes", ())):
-        typer.echo(line)
+        typer.echo(spell_options(line))
     typer.echo(f"report: {out / 'report.html'}")
 
 
@@ -81,7 +82,7 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         lines.append(f"{s['seconds_per_case']:.2f} s per case{of_it_alignment(s.get('align_seconds_per_case'))}")
     if flagged := s.get("review", {}).get("flagged"):
         lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
-    if (mm := s["p95_mm"]) is not None and mm < NEAR * float(next(iter(s["sdr"]))):
+    if (mm := s["p95_mm"]) is not None and mm < NEAR * min(map(float, s["sdr"])):
         lines.append("the SDR's distances are wide for these errors; `thresholds` sets others")
     return lines + list(s["notes"])
 

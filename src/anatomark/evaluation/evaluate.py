@@ -16,7 +16,14 @@ from anatomark.cases.manifest import Manifest
 from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, listed, nearest
-from anatomark.evaluation.metrics import THRESHOLDS_MM, Errors, between_observers, compare, mean_shape_baselines
+from anatomark.evaluation.metrics import (
+    THRESHOLDS_MM,
+    Errors,
+    between_observers,
+    check_thresholds,
+    compare,
+    mean_shape_baselines,
+)
 from anatomark.evaluation.predictions import (
     FORMATS,
     Predictions,
@@ -74,8 +81,10 @@ def evaluate(
     loading = {k: v for k, v in loading.items() if v is not None and (k, v) != ("tta", 1)}
     if folder is not None and loading:
         raise InputError(f"{model}: is a folder of predictions; `device`, `threads` and `tta` are for a model")
-    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
-        raise InputError(f"thresholds {list(thresholds)}: give one or more positive distances in mm, such as 2 2.5 3 4")
+    try:
+        check_thresholds(thresholds)
+    except ValueError as error:
+        raise InputError(f"`thresholds` {list(thresholds)}: {error}") from None
     with claimed(out) as claim:
         _check(out, claim, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model

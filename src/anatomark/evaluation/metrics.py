@@ -161,6 +161,15 @@ def compare(truth: Mapping[str, Landmarks], predicted: Mapping[str, Landmarks | 
     return Errors(tuple(truth), tuple(names), offset, outcome, score, radius)
 
 
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Raises ValueError unless these are distances in mm, whose figures have names of their own (``sdr_2.5``)."""
+    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
+        raise ValueError("give one or more positive distances in mm, such as 2 2.5 3 4")
+    names = [f"{t:g}" for t in thresholds]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise ValueError(f"two of them are written {twice}; give distances that differ in their first six digits")
+
+
 def statistics(
     errors: Errors,
     names: Sequence[str] | None = None,

@@ -215,9 +215,8 @@ def take(path: Path, folder: Path, lock: Path, *, shared: bool = False) -> Claim
         missing = itertools.takewhile(lambda f: not os.path.exists(f), (lock.parent, *lock.parent.parents))
         for parent in reversed([*missing]):
             parent.mkdir(exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
-            handle = os.open(lock, flags, 0o666)
+            handle = open_regular(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except FileNotFoundError:  # another run has just removed the folder that it had made
             if time.monotonic() > until:
                 raise
@@ -245,6 +244,20 @@ def take(path: Path, folder: Path, lock: Path, *, shared: bool = False) -> Claim
         time.sleep(0.05)
 
 
+def open_regular(path: Path, flags: int) -> int:
+    """Open one of our own files, without waiting for a pipe's other end. Raises OSError, and InputError where it is a
+    link or no regular file."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link; move it away")
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    handle = os.open(path, flags, 0o666)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise InputError(f"{path}: is no regular file; move it away")
+
+
 def locked(handle: int, *, shared: bool = False) -> bool | None:
     """Lock an open file, if it is free; whether it was. None where the file system knows no locks. A lock
     that is held and cannot be changed is lost."""
@@ -262,8 +275,8 @@ def locked(handle: int, *, shared: bool = False) -> bool | None:
 def _entries(lock: Path) -> list[object]:
     """The lines of a lock file; one that was not written whole is left out."""
     entries: list[object] = []
-    with suppress(OSError):
-        for line in lock.read_bytes().splitlines():
+    with suppress(OSError, InputError), open(open_regular(lock, os.O_RDONLY), "rb") as file:
+        for line in file.read().splitlines():
             with suppress(ValueError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) or (isinstance(entry, list) and len(entry) == 2):

@@ -20,6 +20,7 @@ from anatomark.io.claim import (
     held,
     let_go,
     locked,
+    open_regular,
     refused,
     remove_empty,
     remove_temporary,
@@ -75,8 +76,8 @@ def claimed_part(out: Where, part: int, of: int) -> Iterator[Claim]:
 def is_held(lock: Path) -> bool:
     """Whether a run has the lock file now, as far as the file system tells."""
     try:
-        handle = os.open(lock, os.O_RDONLY)
-    except OSError:
+        handle = open_regular(lock, os.O_RDONLY)
+    except (OSError, InputError):
         return False
     try:
         return locked(handle, shared=True) is False

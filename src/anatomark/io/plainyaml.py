@@ -27,8 +27,8 @@ _Loader.yaml_implicit_resolvers = {
 
 def parse_yaml(text: str, complaint: str) -> Any:
     """Plain YAML: text, numbers, true, false, null, lists and mappings of them; dates are text. Raises InputError of
-    one line, ``complaint`` and why, for anything else, for more than ``MOST_VALUES`` values (aliases written out), and
-    for deeper nesting than ``MOST_NESTED``."""
+    one line, ``complaint`` and why, for anything else, for a key that stands twice, for more than ``MOST_VALUES``
+    values (aliases written out), and for deeper nesting than ``MOST_NESTED``."""
     try:
         _check_size(text)
         value = yaml.load(text, Loader=_Loader)
@@ -45,12 +45,36 @@ def parse_yaml(text: str, complaint: str) -> Any:
     raise InputError(f"{complaint}{line}: {' '.join(reason.split())[:200]}")
 
 
+class _Keys:
+    """The keys of a mapping, of which YAML's loader would take the last of two in silence."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.is_key = False
+
+    def add(self, event: yaml.NodeEvent) -> None:
+        """Its next key or value. Raises ValueError for a key that was there."""
+        self.is_key = not self.is_key
+        if not (self.is_key and isinstance(event, yaml.ScalarEvent)):
+            return
+        if event.value in self.seen:
+            raise ValueError(f"holds the key {event.value[:60]!r} twice, again in line {event.start_mark.line + 1}")
+        self.seen.add(event.value)
+
+
 def _check_size(text: str) -> None:
     """Raises ValueError, before anything is made of the text."""
     sizes: dict[str, int] = {}  # of what an anchor names, aliases written out
     open_: list[tuple[str | None, int]] = []
+    inside: list[_Keys | None] = []  # of each open collection; None: a list
     total = 0
     for event in yaml.parse(text, Loader=_Loader):
+        if inside and inside[-1] is not None and isinstance(event, yaml.NodeEvent):
+            inside[-1].add(event)
+        if isinstance(event, yaml.CollectionStartEvent):
+            inside.append(_Keys() if isinstance(event, yaml.MappingStartEvent) else None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            inside.pop()
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append((event.anchor, total))
             total += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import time
@@ -41,10 +40,13 @@ from anatomark.scale.journal import (
     Row,
     Run,
     adopted_row,
+    digest_of,
     failed_row,
     journals,
+    merge,
     read_journal,
     row_of,
+    write_list,
 )
 from anatomark.scale.shard import Shard
 
@@ -137,6 +139,7 @@ def predict_cohort(
                 journal.add(row)
             for row in (*plan.before, *plan.learned):
                 cohort.add(row, before=True)
+            write_list(out, sorted(case.id for case in everything))
             journal.begin(run)
             with report.bar("predict", len(mine), len(mine) - len(plan.tasks)) as bar:
                 done = len(mine) - len(plan.tasks)
@@ -210,17 +213,15 @@ def _known(out: Path, cases: set[str]) -> dict[str, Row]:
     """The last row of each of the ``cases`` in all journals: a case may have been another shard's."""
     known: dict[str, Row] = {}
     for path in journals(out):
-        for entry in read_journal(path):
-            if isinstance(entry, Row) and entry.case in cases:
-                before = known.get(entry.case)
-                if before is None or before.at <= entry.at:
-                    known[entry.case] = entry
+        # the lines of one journal stand in order, whatever the clock said
+        rows = (entry for entry in read_journal(path) if isinstance(entry, Row))
+        merge(known, {row.case: row for row in rows if row.case in cases})
     return known
 
 
 def _run(shard: Shard, everything: Sequence[Case], mine: int, model: AnyModel, workers: int) -> Run:
-    names = "\n".join(sorted(case.id for case in everything)).encode("utf-8", "surrogatepass")
+    listed = digest_of(sorted(case.id for case in everything))
     return Run(
-        shard.number, shard.of, mine, len(everything), hashlib.sha256(names).hexdigest()[:16], model.hash, model.name,
+        shard.number, shard.of, mine, len(everything), listed, model.hash, model.name,
         socket.gethostname(), os.getpid(), workers, time.time(),
     )  # fmt: skip

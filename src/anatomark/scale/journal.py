@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anatomark.errors import InputError
-from anatomark.io.claim import PARTS
+from anatomark.io.atomic import write_text
+from anatomark.io.claim import PARTS, open_regular
 from anatomark.io.parts import part_file
-from anatomark.scale.shard import Shard
+from anatomark.scale.shard import MOST, Shard
 
 if TYPE_CHECKING:  # ``status`` needs no model
     from anatomark.model.predict import Predicted
@@ -89,7 +92,7 @@ class Journal:
     def __init__(self, out: Path, shard: Shard):
         self.path = part_file(out, shard.number, shard.of, "jsonl")
         try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o666)
+            self.handle = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             size = os.fstat(self.handle).st_size
             torn = size and os.pread(self.handle, 1, size - 1) != b"\n"
         except OSError as error:
@@ -136,11 +139,43 @@ def journals(out: Path) -> list[Path]:
     return sorted((out / PARTS).glob("shard-*-of-*.jsonl"))
 
 
+def merge(rows: dict[str, Row], own: Mapping[str, Row]) -> None:
+    """Add a journal's last row of each case to those of other journals: the later counts."""
+    for case, row in own.items():
+        if case not in rows or rows[case].at <= row.at:
+            rows[case] = row
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """By which a run tells its list of cases, sorted, from others."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def write_list(out: Path, names: Sequence[str]) -> None:
+    """Keep a list of cases, sorted, beside the journals; what an earlier run with the same list kept stays."""
+    if read_list(out, listed := digest_of(names)) is None:
+        write_text(_list_file(out, listed), json.dumps(names))
+
+
+def read_list(out: Path, listed: str) -> set[str] | None:
+    """The names that hash to ``listed``; None where they are not there (earlier versions kept none)."""
+    try:
+        with open(open_regular(_list_file(out, listed), os.O_RDONLY), "rb") as file:
+            names = json.load(file)
+        return set(names) if digest_of(names) == listed else None
+    except (OSError, InputError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _list_file(out: Path, listed: str) -> Path:
+    return out / PARTS / f"cases-{listed}.json"
+
+
 def read_journal(path: Path) -> Iterator[Row | Run | End]:
     """The entries of a journal in order; lines that were not written whole, or are none of ours, are left out. Raises
     InputError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
             for line in file:
                 try:
                     entry = json.loads(line)
@@ -156,13 +191,14 @@ def _entry(entry: dict[str, Any]) -> Row | Run | End | None:
     if "end" in entry:
         return End()
     if "run" in entry:
-        return _made(Run, entry["run"])
+        run = _made(Run, entry["run"])
+        return run if run and 1 <= run.shard <= run.of <= MOST and 0 <= run.cases <= run.total else None
     row = _made(Row, entry)
     return row if row is not None and row.state in (DONE, FAILED) else None
 
 
 def _made(kind: type[T], facts: Any) -> T | None:
-    """An entry whose every fact is of its type; a whole number is a float, too."""
+    """An entry whose every fact is of its type, and finite; a whole number is a float, too."""
     if not isinstance(facts, dict):
         return None
     known = {f.name: str(f.type) for f in fields(kind)}
@@ -171,6 +207,7 @@ def _made(kind: type[T], facts: Any) -> T | None:
     if not all(isinstance(value, kinds[known[name]]) for name, value in given.items()):
         return None
     try:
-        return kind(**given)
-    except TypeError:  # a fact is missing
+        sound = all(math.isfinite(value) for name, value in given.items() if known[name] == "float")
+        return kind(**given) if sound else None
+    except (TypeError, OverflowError):  # a fact is missing; a whole number that is no float
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from anatomark.errors import InputError, counted, listed
 from anatomark.io.parts import is_held, part_file
 from anatomark.progress import clock
-from anatomark.scale.journal import DONE, FAILED, End, Row, Run, journals, read_journal
+from anatomark.scale.journal import DONE, FAILED, End, Row, Run, journals, merge, read_journal, read_list
 
 MOST_SHOWN = 50  # failed cases in the text
 
@@ -108,6 +108,7 @@ def status(out: str | os.PathLike[str], *, accept_failed: bool = False) -> Statu
     rows: dict[str, Row] = {}
     for path in journals(out):
         part = parts[path] = Part()
+        own: dict[str, Row] = {}  # its lines stand in order, whatever the clock said
         for entry in read_journal(path):
             if isinstance(entry, Run):
                 part.run, part.ended, part.rows, part.at = entry, False, 0, entry.at
@@ -115,9 +116,8 @@ def status(out: str | os.PathLike[str], *, accept_failed: bool = False) -> Statu
                 part.ended = True
             else:
                 part.rows, part.at = part.rows + 1, entry.at
-                before = rows.get(entry.case)
-                if before is None or before.at <= entry.at:
-                    rows[entry.case] = entry
+                own[entry.case] = entry
+        merge(rows, own)
     runs = [part.run for part in parts.values() if part.run is not None]
     if not runs:
         raise InputError(
@@ -131,7 +131,10 @@ def _counted(out: Path, last: Run, parts: dict[Path, Part], rows: dict[str, Row]
     with os.scandir(out) as entries:
         names = {entry.name for entry in entries if entry.name.endswith(".json")}
     found = Status(last.total, last.model_name, accept_failed=accept_failed)
+    listed_cases = read_list(out, last.listed)
     for row in rows.values():
+        if listed_cases is not None and row.case not in listed_cases:
+            continue  # of an earlier list of cases
         if row.model == last.model and row.state == DONE and f"{row.case}.json" in names:
             found.done += 1
             found.flagged += row.flagged

@@ -91,6 +91,7 @@ def test_settings_of_suite_data_and_method_the_nearest_wins(folder: Path) -> Non
           "methods": {**SUITE["methods"], "c": {"method": "tiny", "data": ["study"]}, "e": {"ensemble": ["a", "c"]}}},
          "methods.e.ensemble: 'c' of it not trained on 'two'"),
         ({"data": {"study": {"manifest": "study/cases.csv", "thresholds": [float("inf")]}}}, "finite number"),
+        ({"data": {"study": {"manifest": "study/cases.csv", "thresholds": [2, 2.0000001]}}}, "two of them are written"),
         ({"set": {"method.width": date(2020, 1, 2)}}, "width: Input should be a valid integer"),
         ({"steps": 3}, "minutes and steps are both given"),
         ({"seeds": [1, 1]}, "seeds: each once"),

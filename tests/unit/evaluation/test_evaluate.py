@@ -163,6 +163,8 @@ def test_refusals_before_any_work(manifest: Path, tmp_path: Path) -> None:
         evaluate(_Never(), manifest, tmp_path / "x", split="val")
     with pytest.raises(InputError, match="positive distances"):
         evaluate(_Never(), manifest, tmp_path / "x", thresholds=(0,))
+    with pytest.raises(InputError, match="two of them are written 2;"):
+        evaluate(_Never(), manifest, tmp_path / "x", thresholds=(2, 2.0000001))
 
 
 def test_nothing_in_common_is_refused(manifest: Path, tmp_path: Path) -> None:

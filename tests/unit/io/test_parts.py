@@ -110,3 +110,13 @@ def test_parts_that_begin_at_once_wait_for_each_other(tmp_path: Path, monkeypatc
 
     assert [os.waitpid(pid, 0)[1] for pid in [begun(k) for k in range(1, 9)]] == [0] * 8
     assert (tmp_path / LOCK).exists() and not [*tmp_path.glob(".tmp-*")]
+
+
+def test_a_lock_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    lock = part_file(tmp_path, 1, 2, "lock")
+    lock.parent.mkdir()
+    os.mkfifo(lock)
+    with pytest.raises(InputError, match="is no regular file"), claimed_part(tmp_path, 1, 2):
+        pass
+    with claimed_part(tmp_path, 2, 2):  # it is beside this one, and read
+        assert not is_held(lock)

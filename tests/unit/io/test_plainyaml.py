@@ -9,7 +9,7 @@ from anatomark.errors import InputError
 from anatomark.io.plainyaml import parse_yaml
 from anatomark.model.config import make_config, read_config, read_yaml
 
-KEYS = st.text(max_size=5) | st.integers(-9, 9)
+KEYS = st.text(max_size=5).filter(lambda key: not key.strip("-").isdecimal()) | st.integers(-9, 9)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
@@ -31,6 +31,8 @@ HOSTILE = {
     "a set": ("!!set {a, b}", "holds a set"),
     "code": ("!!python/object/apply:os.getcwd []", "constructor"),
     "a list as a key": ("{[1, 2]: 3}", "unhashable"),
+    "a key twice": ("minutes: 5\nseed: 1\nminutes: 6", "key 'minutes' twice, again in line 3"),
+    "a key twice, within": ("method: {alpha: 1, 'alpha': 2}", "key 'alpha' twice"),
     "half a character": ('a: "\\ud800"', "Unicode"),
     "many documents": ("---\n" * 2, "document"),
 }

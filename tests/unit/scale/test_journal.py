@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,9 @@ import pytest
 from anatomark.cases.case import Case
 from anatomark.errors import InputError
 from anatomark.io.parts import part_file
-from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, read_journal
+from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, Run, digest_of, read_journal, write_list
 from anatomark.scale.shard import Shard
+from anatomark.scale.status import status
 
 
 def _journal(out: Path) -> Journal:
@@ -51,9 +55,67 @@ def test_lines_that_are_none_of_ours_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(
         b'\xff\xfe\n[1]\n7\n{}\n{"case": 3, "state": "done"}\n{"case": "a", "state": "odd"}\n{"run": 1}\n{"run": {}}\n'
-        b'{"case": "a", "state": "done", "at": "x"}\n{"case": "a", "state": "done", "later": 1}\n' + b"[" * 9999 + b"\n"
+        b'{"case": "a", "state": "done", "at": "x"}\n{"case": "a", "state": "done", "at": NaN}\n'
+        b'{"case": "a", "state": "done", "at": 1%s}\n{"case": "a", "state": "done", "later": 1}\n'
+        % (b"0" * 400)
+        + b"[" * 9999
+        + b"\n"
     )
     assert [*read_journal(path)] == [Row("a", DONE)]
+
+
+@pytest.mark.parametrize("facts", [{"of": 0}, {"shard": 2}, {"of": 10**9}, {"total": 1}, {"cases": -1}])
+def test_a_run_that_cannot_be_is_left_out(tmp_path: Path, facts: dict[str, int]) -> None:
+    run = asdict(Run(1, 1, 2, 2, "x", "m", "model", "here", 1, 1, 5.0))
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps({"run": run | facts}) + "\n")
+    assert not [*read_journal(path)]
+    path.write_text(json.dumps({"run": run}) + "\n")
+    assert [*read_journal(path)] == [Run(**run)]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parents[2] / "mine")])
+def test_a_journal_that_is_no_file_of_ours_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    (tmp_path / "mine").write_text("mine")
+    path = part_file(tmp_path / "out", 1, 1, "jsonl")
+    path.parent.mkdir(parents=True)
+    make(path)
+    for work in (lambda: status(tmp_path / "out"), lambda: _journal(tmp_path / "out")):
+        with pytest.raises(InputError, match=r"is (no regular file|a symbolic link); move it away"):
+            work()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_what_stands_later_in_a_journal_counts_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    run = Run(1, 1, 1, 1, "x", "m", "model", "here", 1, 1, 5.0)
+    journal = _journal(tmp_path)
+    journal.add(Row("a", FAILED, "no", model="m", at=9e9))
+    journal.begin(run)
+    journal.add(Row("a", DONE, model="m", at=6.0))
+    journal.end()
+    journal.close()
+    (tmp_path / "a.json").write_text("{}")
+    assert status(tmp_path).complete
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_cases_that_are_no_more_in_the_list_do_not_count(tmp_path: Path, damaged: bool) -> None:
+    journal = _journal(tmp_path)
+    for name in ("gone", "also gone", "a"):
+        journal.add(Row(name, DONE, model="m", at=4.0))
+        (tmp_path / f"{name}.json").write_text("{}")
+    journal.add(Row("broken and gone", FAILED, "no", model="m", at=4.0))
+    names = ["a", "b\n\udcff"]
+    write_list(tmp_path, names)
+    if damaged:
+        (file,) = journal.path.parent.glob("cases-*")
+        file.write_text("[1")
+        write_list(tmp_path, names)
+    journal.begin(Run(1, 1, 2, 2, digest_of(names), "m", "model", "here", 1, 1, 5.0))
+    journal.end()
+    journal.close()
+    found = status(tmp_path)
+    assert (found.done, found.left, found.failed, found.complete) == (1, 1, [], False)
 
 
 def test_status_loads_no_torch() -> None:

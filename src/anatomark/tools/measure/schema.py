@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from anatomark.errors import nearest
-from anatomark.tools.points import Point, parse_point
+from anatomark.tools.points import Meanings, Point, parse_point
 
 UNITS = {"length": {"mm": 1.0, "cm": 0.1}, "angle": {"deg": 1.0, "rad": np.pi / 180}, "ratio": {"1": 1.0, "%": 100.0}}
 DIMENSION = {"angle": "angle", "angle_between": "angle", "angle_to_plane": "angle", "ratio": "ratio"}  # else a length
@@ -178,7 +178,7 @@ class Measurements(_Model):
     """A definition: measurements by name; the file may hold planes as well, which are not looked at."""
 
     description: str = ""
-    stands_for: dict[str, str] = {}  # what a label means, where files may use it for something else
+    stands_for: Meanings = {}  # what a label means, where files may use it for something else
     planes: Any = None
     measurements: dict[str, Measurement] = Field(min_length=1)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from anatomark.errors import InputError, nearest
-from anatomark.tools.points import Point
+from anatomark.tools.points import Meanings, Point
 
 AXES = {
     "left": (1, 0, 0), "right": (-1, 0, 0), "posterior": (0, 1, 0), "anterior": (0, -1, 0), "superior": (0, 0, 1),
@@ -116,7 +116,7 @@ class PlaneSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     description: str = ""
-    stands_for: dict[str, str] = {}  # what a label means, where files may use it for something else
+    stands_for: Meanings = {}  # what a label means, where files may use it for something else
     planes: dict[str, PlaneDefinition] = Field(min_length=1)
     measurements: Any = None
 

@@ -16,6 +16,7 @@ from anatomark.model.config import checked
 from anatomark.tools.definitions import read_definition, ready
 from anatomark.tools.measure.geometry import evaluate
 from anatomark.tools.measure.schema import Measurements
+from anatomark.tools.planes.schema import PlaneSet
 
 EVERY: dict[str, dict[str, Any]] = {
     "distance": {"distance": ["a", "b"]},
@@ -216,3 +217,30 @@ def test_cephalometric_signs() -> None:
     ahead = found(supramentale_B=(93, 110))
     assert ahead["APDI"] - start["APDI"] == pytest.approx(np.degrees(np.arctan2(3, 30)))
     assert found(upper_incisal_incision=(90, 97))["MW"] == pytest.approx(-np.hypot(2, 2))
+
+
+BODY = {"measurements": {"x": {"distance": ["a", "b"]}}, "planes": {"x": {"through": ["a", "b", "c"], "size_mm": 8}}}
+
+
+@pytest.mark.parametrize("model", [Measurements, PlaneSet])
+def test_what_labels_stand_for_is_read_alike(model: Any) -> None:
+    """Labels may be numbers; blanks at their ends and their Unicode form are no part of them, as in files."""
+    read = checked(model, {"stands_for": {1: "AC", " Nase\u0308 ": 2}, **BODY}, "test.yaml")
+    assert read.stands_for == {"1": "AC", "Nas\u00eb": "2"}
+    for wrong in (
+        [["a", "x"]],
+        "a",
+        None,
+        {"a": ""},
+        {" ": "x"},
+        {"a": ["x"]},
+        {"a": {"b": "c"}},
+        {"a": None},
+        {True: "x"},
+    ):
+        with pytest.raises(InputError, match=r"test\.yaml: stands_for: expected label: meaning, found "):
+            checked(model, {"stands_for": wrong, **BODY}, "test.yaml")
+
+
+def test_a_label_of_a_definition_is_that_of_the_files() -> None:
+    assert _define({"x": {"distance": [" a", "Nase\u0308 "]}}).labels("x") == ("a", "Nas\u00eb")
