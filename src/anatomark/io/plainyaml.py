@@ -58,7 +58,8 @@ class _Keys:
         if not (self.is_key and isinstance(event, yaml.ScalarEvent)):
             return
         if event.value in self.seen:
-            raise ValueError(f"holds the key {event.value[:60]!r} twice, again in line {event.start_mark.line + 1}")
+            line = "" if event.start_mark is None else f", again in line {event.start_mark.line + 1}"
+            raise ValueError(f"holds the key {event.value[:60]!r} twice{line}")
         self.seen.add(event.value)
 
 
