@@ -64,7 +64,7 @@ def summary(reviews: Iterable[CaseReview]) -> dict[str, Any]:
     names: dict[str, None] = {}
     absent = found = 0
     for review in reviews:
-        absent += sum(p.decided and p.state is State.ABSENT and p.predicted is not None for p in review.points)
+        absent += sum(p.state is State.ABSENT and p.predicted is not None for p in review.points)
         found += sum(p.state in PLACED and p.predicted is None for p in review.points)
         names |= dict.fromkeys(p.name for p in review.points)
         placed = {p.name: p.position for p in review.points if p.state in PLACED and p.position is not None}

@@ -15,7 +15,7 @@ import pytest
 from anatomark.cases.case import Case
 from anatomark.errors import InputError
 from anatomark.io.parts import part_file
-from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, Run, digest_of, read_journal, write_list
+from anatomark.scale.journal import DONE, FAILED, End, Journal, Row, Run, digest_of, merge, read_journal, write_list
 from anatomark.scale.shard import Shard
 from anatomark.scale.status import status
 
@@ -96,6 +96,14 @@ def test_what_stands_later_in_a_journal_counts_where_the_clock_was_set_back(tmp_
     journal.close()
     (tmp_path / "a.json").write_text("{}")
     assert status(tmp_path).complete
+
+
+@pytest.mark.parametrize(("first", "second"), [(1.0, 2.0), (2.0, 1.0)])
+def test_between_journals_the_later_time_counts(first: float, second: float) -> None:
+    rows: dict[str, Row] = {}
+    merge(rows, {"a": Row("a", FAILED, "no", at=first)})
+    merge(rows, {"a": Row("a", DONE, at=second)})
+    assert rows["a"].state == (DONE if second > first else FAILED)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -138,7 +138,7 @@ def test_what_still_falls_is_foreseen_to_fall_further_by_less_each_time() -> Non
 @pytest.mark.parametrize(
     ("minutes", "placed", "error", "chosen"),
     [
-        (10, 32.0, 33.0, "slow"),  # the other is no better than a mean shape
+        (5, 32.0, 33.0, "slow"),  # the other is no better than a mean shape
         (10, 32.0, 20.0, "fast"),  # it is
         (3, 32.0, 33.0, "fast"),  # no time for the slow one
         (10, np.inf, np.inf, "slow"),
