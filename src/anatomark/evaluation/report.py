@@ -59,6 +59,7 @@ def render(
         version=version,
         thresholds=[f"{t:g}" for t in result.thresholds],
         tiles=_tiles(result),
+        three=result.errors.offset.shape[-1] == 3,
         curve=png(error_curve(result)),
         by_case=png(case_plot(result)) if by_case else b"",
         boxes=png(box_plot(result)),

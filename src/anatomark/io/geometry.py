@@ -15,7 +15,7 @@ from anatomark.errors import InputError
 from anatomark.io.files import LARGEST
 from anatomark.io.frames import Spacing, spacing_for
 
-ASK = "give mm per pixel with `spacing`, or in the manifest's column spacing"
+ASK = "give mm per pixel in the manifest's column spacing, or with `spacing` where the command takes it"
 AGREEMENT = 0.01  # relative difference of two spacings that are still the same
 
 

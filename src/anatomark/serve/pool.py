@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,7 @@ from anatomark.errors import InputError
 from anatomark.io.child import end_child, start_child
 
 READY = b"ready\n"
+GONE_S = 0.2  # a process that ends so soon had ended before it was asked
 START_S = 600.0  # until the libraries are loaded, or a model
 CODE = "import sys; sys.path[:] = {!r}; from anatomark.serve.worker import serve; serve({!r})"
 
@@ -43,6 +45,16 @@ class Process:
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to one request. Raises Failed where the process ended, or was ended after ``seconds``."""
+        began = time.monotonic()
+        try:
+            return self._ask(request, seconds)
+        except Failed:
+            if time.monotonic() - began > GONE_S:
+                raise
+            self.end()
+            return self._ask(request, seconds)  # it had ended before, unseen
+
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None:
             self.start()
         assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None

@@ -127,7 +127,7 @@ def _alignment(task: Task, name: str) -> tuple[bool, str]:
     if methods.find(name).aligned and task.ndim == 3:
         return True, "it reads images in the template's pose"
     if task.ndim == 2:
-        return False, "in 2D a turn of the body cannot be undone by moving the image"
+        return False, "in 2D a body turned out of the plane cannot be turned back"
     return False, "the method seeks the pose itself"
 
 
@@ -150,7 +150,7 @@ def _refiner(task: Task) -> Iterator[Row]:
         yield "refine.levels", 2, f"sub-images as fine as they get reach only {reach:.0%} of the anatomy's radius"
     for fewer, width in WIDTHS:
         if task.cases < fewer:
-            yield "refine.width", width, f"{counted(task.cases, 'training case')} teach narrow networks only"
+            yield "refine.width", width, f"with {counted(task.cases, 'training case')} only a narrow network"
             break
     if task.ndim == 3 and 152 // task.landmarks < REFINED_AT_ONCE and task.landmarks <= MANY:
         yield "refine.batch", REFINED_AT_ONCE, "as in what was measured in 3D"

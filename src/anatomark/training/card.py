@@ -11,6 +11,7 @@ import torch
 
 import anatomark
 from anatomark.cases.division import Division
+from anatomark.errors import counted
 from anatomark.model.compose import Composed
 from anatomark.model.config import RunConfig
 from anatomark.model.residuals import Residuals
@@ -82,7 +83,11 @@ def _errors(
         copies = division.how == "augmented copies"
         source = "augmented copies of the training cases, optimistic" if copies else division.how
         chosen = "the weights were chosen by these errors, so they are slightly optimistic"
-        lines += [f"Validation on {len(residuals.cases)} cases ({source}); {chosen}.", "", *_table(residuals, names)]
+        lines += [
+            f"Validation on {counted(len(residuals.cases), 'case')} ({source}); {chosen}.",
+            "",
+            *_table(residuals, names),
+        ]
     return lines
 
 

@@ -45,7 +45,7 @@ def finish(
             None if r is None else settled_residuals(r, facts, every) for r in (residuals, out_of_fold, independent)
         )
     unproven = doubt(verdict, state)
-    lines += [line for line in (stalled(state.rows), "" if unproven else short(state.stages)) if line]
+    lines += [line for line in (stalled(state.rows), short(state.stages, state.advised)) if line]
     for line in [*lines, *([unproven.upper()] if unproven else [])]:
         state.report.say(line)
     how = "out-of-fold" if out_of_fold is not None else division.how
@@ -76,10 +76,12 @@ def doubt(verdict: Judged | None, state: State) -> str:
     return ""
 
 
-def short(stages: Sequence[Stage]) -> str:
-    """Which stages were too short to teach much, one line; empty where none was."""
+def short(stages: Sequence[Stage], minutes: int = 0) -> str:
+    """Which stages were too short to teach much, and the ``minutes`` that would be enough where they are known, one
+    line; empty where none was."""
     few = [f"{s.name} {counted(s.steps, 'step')}" for s in stages if s.steps < FEWEST_STEPS]
-    return f"hardly trained: {', '.join(few)}; give it more time before you rely on it" if few else ""
+    enough = f"`minutes` {minutes} or more" if minutes else "more time"
+    return f"hardly trained: {', '.join(few)}; give it {enough} before you rely on it" if few else ""
 
 
 def stalled(rows: Sequence[Mapping[str, Any]]) -> str:

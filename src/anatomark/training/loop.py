@@ -197,8 +197,8 @@ def fix_steps(state: State) -> None:
     state.report.say(f"{state.stage.name}: {per_step * 1000:.0f} ms a step, so {counted(steps, 'step')}")
     part = state.stage.share / max(1e-9, sum(s.share for s in state.stages))
     needed = int(np.ceil(max(state.config.minutes, 1.2 * ENOUGH_STEPS * per_step / max(part, 1e-9) / 60)))
-    if steps < FEWEST_STEPS and needed > state.advised:  # once, unless a later stage needs more
-        state.advised = needed
+    first, state.advised = not state.advised, max(state.advised, needed if steps < FEWEST_STEPS else 0)
+    if first and state.advised:  # what later stages need is said at the end
         state.report.say(
             f"{state.stage.name}: {counted(steps, 'step')} can teach hardly anything; for {ENOUGH_STEPS} the whole "
             f"training would take {needed} minutes: give `minutes` {needed} or more"

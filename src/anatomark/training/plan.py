@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.manifests import Manifests, paths_of, read_manifests
-from anatomark.errors import InputError, check_range, listed
+from anatomark.errors import InputError, check_range, counted, listed
 from anatomark.io.atomic import read_json, write_json
 from anatomark.io.claim import Claim, claimed
 from anatomark.model.config import (
@@ -179,9 +179,9 @@ def _wanted(facts: Mapping[str, Any]) -> tuple[list[str] | None, str]:
 
 def _why_validation(cases: Mapping[str, int]) -> str:
     if cases["val"]:
-        return f"not used: the manifest has {cases['val']} validation cases"
+        return f"not used: the manifest has {counted(cases['val'], 'validation case')}"
     if cases["train"] < HELD_OUT_FROM:
-        return "too few cases to spare one: validated on augmented copies, so no independent validation"
+        return "not used, too few cases to spare one: validated on augmented copies, so no independent validation"
     held = max(1, round(0.2 * cases["train"]))
     return f"{held} of {cases['train']} training cases are held out; `folds` K would use all of them"
 

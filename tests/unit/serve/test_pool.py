@@ -125,3 +125,16 @@ def test_all_end_with_the_service_even_with_requests_that_wait() -> None:
 
     answers = asyncio.run(closed())
     assert all(isinstance(answer, Failed | asyncio.CancelledError) for answer in answers)
+
+
+def test_a_worker_that_had_ended_unseen_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = pool.Process(None)
+    first = one.ask({"what": "predict"}, 5)["text"]
+    assert one.process is not None
+    monkeypatch.setattr(one.process, "poll", lambda: None)  # as if nobody had noticed
+    os.kill(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+    try:
+        assert one.ask({"what": "predict"}, 5)["text"] != first
+    finally:
+        one.end()

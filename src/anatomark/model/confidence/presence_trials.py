@@ -132,8 +132,8 @@ def described_presence(entry: Mapping[str, Any] | None) -> str:
     crops, absent = counted(entry["crops"], "crop") + failed, counted(entry["absent"], "absent landmark")
     whole = f"{entry['false_absences']:.1%} of {counted(entry['whole'], 'landmark')}"
     return (
-        f"absence: below a score of {entry['threshold']:.3f}, chosen on {crops}, where it names {found} of {absent} "
-        f"and {counted(wrong, 'other')}; in whole images {whole} falsely"
+        f"absence: a score below {entry['threshold']:.3f}; chosen on {crops}, where it names {found} of "
+        f"{absent} and {counted(wrong, 'present one')}; in whole images {whole} by mistake"
     )
 
 

@@ -20,7 +20,7 @@ from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError, listed
+from anatomark.errors import InputError, counted, listed
 from anatomark.io.atomic import read_bytes, write_bytes
 from anatomark.methods.kit.anatomy import AnatomyFacts
 from anatomark.model.align.aligner import AlignFacts
@@ -209,7 +209,7 @@ def described_review(review: Review | None) -> str:
     if review is None:
         return "review flag: too few training cases or landmarks to say what is usual"
     usual = review.usual
-    cases = f"{usual.cases} training cases and {usual.independent} independent ones"
+    cases = f"{counted(usual.cases, 'training case')} and {counted(usual.independent, 'independent one')}"
     line = f"review flag: above {usual.limit:.1f} robust standard deviations of what is usual, learned from {cases}"
     if usual.risk is None:
         return line

@@ -175,11 +175,11 @@ def test_the_console_says_how_good_the_threshold_is() -> None:
     entry = {"threshold": 0.25, "recall": 0.9, "precision": 0.75, "absent": 10, "crops": 8, "failed": 0, "whole": 40,
              "false_absences": 0.025}  # fmt: skip
     assert described_presence(entry) == (
-        "absence: below a score of 0.250, chosen on 8 crops, where it names 9 of 10 absent landmarks and 3 others; in "
-        "whole images 2.5% of 40 landmarks falsely"
+        "absence: a score below 0.250; chosen on 8 crops, where it names 9 of 10 absent landmarks and 3 present ones; "
+        "in whole images 2.5% of 40 landmarks by mistake"
     )
     one = {**entry, "crops": 1, "precision": None, "recall": 0.0, "absent": 1, "failed": 1}
-    assert "chosen on 1 crop (1 crop failed), where it names 0 of 1 absent landmark and 0 others;" in (
+    assert "chosen on 1 crop (1 crop failed), where it names 0 of 1 absent landmark and 0 present ones;" in (
         described_presence(one)
     )
     assert described_presence(None).startswith("absence: no independent case")

@@ -131,7 +131,7 @@ def test_a_fit_freezes_the_threshold_and_predict_applies_it(
     assert entry["crops"] + entry["failed"] == 4 and entry["crops"] >= 3
     assert 0.02 < entry["threshold"] < 0.98
     assert entry["recall"] > 0.7 and entry["precision"] > 0.7 and entry["false_absences"] == 0
-    assert "Absence: below a score" in (tmp_path / "run" / "card.md").read_text()
+    assert "Absence: a score below" in (tmp_path / "run" / "card.md").read_text()
     image, _ = tiny.blobs(7, ndim)
     narrow = Image(image.array[..., :11], Grid((*image.grid.shape[:-1], 11), image.grid.affine))
     found = load(tmp_path / "run").predict(narrow)  # 0 to 20 mm along x: b at 30 and c at 22 are cut off
