@@ -107,6 +107,8 @@ def _facts(fitted: Fitted) -> dict[str, Any]:
 
 
 def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
+    from anatomark.io.atomic import read_json
+
     facts = _facts(fitted)
     if as_json:
         print_json(facts)
@@ -116,8 +118,6 @@ def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
         typer.echo(f"{kind}: mean error {facts['validation_mm']:.3f} mm")
     typer.echo(f"took {clock(took)}, the look at the held-out cases included")
     typer.echo(f"model: {fitted.run}  (card: {fitted.run / 'card.md'}, log: {fitted.run / 'log.csv'})")
-    from anatomark.io.atomic import read_json
-
     if read_json(fitted.run / "calibration.json").get("unproven"):
         typer.echo("next: more time (--minutes) or more cases, into another --out; this model flags all that it finds")
     else:
