@@ -20,7 +20,7 @@ from anatomark.core.resample import resample
 from anatomark.methods.base import Batch, Evidence, Stage, Study
 from anatomark.methods.kit.working import working_grid
 from anatomark.methods.pin.paper import PaperPIN, PaperPINConfig, to_voxels
-from anatomark.training.memory import keep_freed_memory
+from anatomark.model.memory import keep_freed_memory
 from data import data_folder
 from manifests import SETS
 

@@ -43,6 +43,13 @@ def _loaded(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+LEARNING = ("training/", "methods/pin/spaces.py", "tools/simulate/")  # where seconds of imports do not matter
+
+
+def test_predicting_imports_no_optimiser() -> None:
+    assert [n for n, text in MODULES.items() if "torch.optim" in text and not n.startswith(LEARNING)] == []
+
+
 def _texts() -> Iterator[Path]:
     for top in ("src", "tests", "docs", "studies", "zoo-research", "website", ".ci", ".github"):
         yield from (p for p in sorted((ROOT / top).rglob("*")) if p.suffix in TEXTS or p.parent.name == ".ci")

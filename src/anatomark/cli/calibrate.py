@@ -20,8 +20,8 @@ def calibrate(
 
     And its threshold of absence; from cases that it was not trained on (val). The weights stay.
     """
+    from anatomark.model.memory import keep_freed_memory
     from anatomark.training.calibrate import calibrate as learn
-    from anatomark.training.memory import keep_freed_memory
 
     keep_freed_memory()
     if threads is not None:

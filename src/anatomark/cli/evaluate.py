@@ -48,9 +48,11 @@ def evaluate(
     """
     from anatomark.evaluation.evaluate import THRESHOLDS_MM
     from anatomark.evaluation.evaluate import evaluate as measure
+    from anatomark.model.memory import keep_freed_memory
     from anatomark.tools.planes.errors import plane_lines
 
     distances = THRESHOLDS_MM if thresholds is None else _distances(thresholds)
+    keep_freed_memory()
     result = measure(
         model, cases, out, split=split, truth=truth, thresholds=distances, planes=planes, overwrite=overwrite,
         report=reporter(as_json), device=device, threads=threads, tta=tta,

@@ -65,6 +65,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Find the landmarks in new images."""
+    from anatomark.model.memory import keep_freed_memory
     from anatomark.model.predict import load, told_of
     from anatomark.model.predict import predict as run
     from anatomark.model.worker import Spread
@@ -86,6 +87,7 @@ def predict(
         )  # fmt: skip
         _show_cohort(cohort, out, as_json)
         return
+    keep_freed_memory()
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)

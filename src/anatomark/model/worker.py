@@ -15,6 +15,7 @@ from anatomark.io.claim import Claim
 from anatomark.io.parts import Helper
 from anatomark.io.reader_process import bytes_of
 from anatomark.model.device import find_device
+from anatomark.model.memory import keep_freed_memory
 from anatomark.model.predict import AnyModel, Predicted, Task, load, path_of, write_outcome
 from anatomark.model.run_cases import Outcome, run_cases
 from anatomark.progress import Reporter
@@ -46,6 +47,7 @@ class Worker:
     reason."""
 
     def __init__(self, work: Work):
+        keep_freed_memory()
         self.work = work
         self.model: AnyModel = load(work.model, work.device, work.threads, work.tta)
         self.helper = Helper(work.out, work.lock)

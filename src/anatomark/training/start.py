@@ -21,10 +21,10 @@ from anatomark.methods.kit.precision import set_precision
 from anatomark.model.compose import Composed, Composition, Plan
 from anatomark.model.config import AUTO, M, RunConfig, checked, completed, merged
 from anatomark.model.device import find_device
+from anatomark.model.memory import keep_freed_memory
 from anatomark.model.run_folder import CHECKPOINT, Run, read_plan
 from anatomark.progress import Reporter
 from anatomark.training.examples import worker_count
-from anatomark.training.memory import keep_freed_memory
 from anatomark.training.state import State, write_setup
 from anatomark.training.validate import IMAGE, Validation, augmented_copy
 

@@ -20,6 +20,7 @@ from anatomark.core.resample import as_tensor
 from anatomark.core.shape import rotation_angle, rotation_from_vector
 
 _SAMPLES_AT_ONCE = 400_000  # candidates x points measured together: it bounds the memory needed
+MEMORY = 0.8, 0.95  # of the gradient's mean and mean square (Adam, Kingma and Ba 2015)
 _PSI = 1.533751168755204288118041  # of super-Fibonacci spirals: the positive root of psi**4 = psi + 4
 
 
@@ -170,7 +171,7 @@ def improve(
     b, d = affines.shape[:2]
     basis = generators(d, kind)
     theta = torch.zeros(b, len(basis) + d, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([theta], lr=step, betas=(0.8, 0.95))
+    mean, square = torch.zeros(2, *theta.shape, dtype=theta.dtype)
     best, kept = torch.full((b,), -torch.inf), affines
     for i in range(rounds + 1):
         linear = torch.matrix_exp(torch.einsum("bg,gij->bij", theta[:, : len(basis)], basis))
@@ -181,9 +182,13 @@ def improve(
         kept = torch.where(better[:, None, None], moved.detach(), kept)
         if i == rounds:
             break
-        optimizer.param_groups[0]["lr"] = step * 0.1 ** (i / max(1, rounds - 1))
-        (theta.grad,) = torch.autograd.grad(-value.sum(), theta)
-        optimizer.step()
+        (slope,) = torch.autograd.grad(value.sum(), theta)
+        mean = torch.lerp(slope, mean, MEMORY[0])
+        square = torch.lerp(slope.square(), square, MEMORY[1])
+        first, second = (1 - m ** (i + 1) for m in MEMORY)  # both began at 0
+        rate = step * 0.1 ** (i / max(1, rounds - 1))
+        # torch's own optimisers take two seconds to import, longer than an alignment
+        theta = (theta + rate * mean / first / ((square / second).sqrt() + 1e-8)).detach().requires_grad_()
     return kept, best
 
 

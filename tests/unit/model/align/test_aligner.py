@@ -19,7 +19,7 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.core.shape import Pose, procrustes, rotation_angle, rotation_from_vector
 from anatomark.errors import InputError
 from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
-from anatomark.model.align.mutual_information import generators, rotation_cover
+from anatomark.model.align.mutual_information import MEMORY, generators, improve, rotation_cover
 
 SMALL: dict[str, Any] = {"step_deg": 25, "starts": 4, "finalists": 2}
 
@@ -208,3 +208,25 @@ def test_generators_span_what_their_kind_says() -> None:
         for kind, size in zip(("rigid", "similarity", "affine"), sizes, strict=True):
             basis = generators(ndim, kind).flatten(1).numpy()
             assert len(basis) == size == np.linalg.matrix_rank(basis)
+
+
+def test_the_ascent_is_that_of_adam() -> None:
+    centre = torch.tensor([[1.0, -2], [0.5, 3]], dtype=torch.float64)
+
+    class Hill:
+        """Highest where the shifts are ``centre``."""
+
+        def measure(self, affines: torch.Tensor) -> torch.Tensor:
+            self.seen = affines.detach()
+            return -(affines[:, :, 2] - centre).square().sum(1) - affines[:, :, :2].square().sum((1, 2))
+
+    hill, rounds, step = Hill(), 7, 0.1
+    start = torch.eye(2, 3, dtype=torch.float64).repeat(2, 1, 1)
+    improve(hill, start, "rigid", 2.0, step, rounds)  # type: ignore[arg-type]
+    theta = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([theta], lr=step, betas=MEMORY)
+    for i in range(rounds):
+        adam.param_groups[0]["lr"] = step * 0.1 ** (i / (rounds - 1))
+        (theta.grad,) = torch.autograd.grad((2 * theta[:, 1:] - centre).square().sum(), theta)
+        adam.step()
+    assert torch.allclose(hill.seen[:, :, 2], 2 * theta[:, 1:].detach(), rtol=1e-12, atol=0)

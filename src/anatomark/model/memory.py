@@ -11,8 +11,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of gli
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next tensor instead of returning it to the system at once.
 
-    A training step frees and takes back the same large buffers; taking them anew costs page faults, measured at 30 % of
-    a step. Does nothing on other systems.
+    A training step, or a prediction, frees and takes back the same large buffers; taking them anew costs page faults,
+    measured at 30 % of a step, and 10 % of a prediction in 3D. Does nothing on other systems.
     """
     if not sys.platform.startswith("linux"):
         return
