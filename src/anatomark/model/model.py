@@ -26,7 +26,8 @@ Spacing = tuple[float, ...] | float | None
 
 class Model:
     """Finds landmarks in images. ``names``: the landmarks in order; ``ndim`` 2 or 3; ``hash`` identifies everything
-    that its predictions depend on; ``cost``: how many predictions of one model a prediction takes."""
+    that its predictions depend on; ``cost``: how many predictions of one model a prediction takes; ``learned`` and
+    ``chosen``: digests of the images that it learned from, and by which its weights were chosen (``sizes.py``)."""
 
     cost = 1
 
@@ -37,6 +38,9 @@ class Model:
         self.intensity = run.plan.method.intensity
         self.composed = run.build().to(find_device(device))
         self.calibration = run.calibration
+        images = run.plan.images
+        self.learned = frozenset() if images is None else frozenset(images.learned)
+        self.chosen = frozenset() if images is None else frozenset(images.chosen)
 
     @property
     def licence(self) -> str:
