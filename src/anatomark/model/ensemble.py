@@ -200,6 +200,7 @@ class Ensemble:
             align_seconds=summed_align_seconds(predictions),
             members=tuple(called),
             left_out={n: [called[i] for i in rows] for n, rows in left_out.items()},
+            unproven=next((p.unproven for p in predictions if p.unproven), ""),
         )
 
 

@@ -61,8 +61,9 @@ class Model:
             landmarks = replace(landmarks, radius90=radii(landmarks, self.calibration))
         if not any(landmarks.descriptions):
             landmarks = replace(landmarks, descriptions=tuple(self.run.plan.method.descriptions))
-        prediction = Prediction(landmarks, align_seconds=None if alignment is None else alignment.seconds)
-        unproven = self.calibration.get("unproven")
+        unproven = str(self.calibration.get("unproven") or "")
+        seconds = None if alignment is None else alignment.seconds
+        prediction = Prediction(landmarks, unproven=unproven, align_seconds=seconds)
         doubts = (unproven,) if unproven else ()  # every answer of such a model must be looked at
         if self.run.review is None:
             return replace(prediction, flags=(*doubts, *plain_flags(landmarks, image)))
