@@ -114,9 +114,9 @@ def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
         print_json(facts)
         return
     if "validation_mm" in facts:
-        kind = "validation" if fitted.independent else "validation on augmented copies (not independent)"
-        typer.echo(f"{kind}: mean error {facts['validation_mm']:.3f} mm")
-    typer.echo(f"took {clock(took)}, the look at the held-out cases included")
+        where = "" if fitted.independent else " on augmented copies (not independent)"
+        typer.echo(f"validation error{where}: {facts['validation_mm']:.3f} mm")
+    typer.echo(f"took {clock(took)}, with the last validation")
     typer.echo(f"model: {fitted.run}  (card: {fitted.run / 'card.md'}, log: {fitted.run / 'log.csv'})")
     if read_json(fitted.run / "calibration.json").get("unproven"):
         typer.echo("next: more time (--minutes) or more cases, into another --out; this model flags all that it finds")

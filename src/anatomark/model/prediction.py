@@ -31,7 +31,8 @@ class Prediction:
     training images. ``seconds`` without reading the image, ``align_seconds`` of them for the alignment, None where
     nothing is aligned. Of an average: ``members``, ``views``, and by landmark which of them were ``left_out``.
     ``source``: which image and which model, as the files say it. ``notes``: what is to be known of how the image was
-    read. ``unproven``: why nothing that the model says should be believed unseen; empty where nothing speaks against it.
+    read. ``unproven``: why nothing that the model says should be believed unseen; empty where nothing speaks against
+    it.
     """
 
     landmarks: Landmarks

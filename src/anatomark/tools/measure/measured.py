@@ -144,10 +144,10 @@ def _part(cases: Mapping[str, Landmarks], definition: Measurements, labels: tupl
         for row, own in zip(reasons, values, strict=True)
     ]
     covariance = np.stack([_covariance(one) for one in chosen])
-    for i, one in enumerate(given):
+    for case, one in enumerate(given):
         if unproven(one):
-            covariance[i] = np.nan
-            reasons[i] = [reason or UNPROVEN for reason in reasons[i]]
+            covariance[case] = np.nan
+            reasons[case] = [reason or UNPROVEN for reason in reasons[case]]
     sd, either = propagated(definition, labels, points, covariance)
     certain = np.asarray(np.isfinite(covariance).all((2, 3)))
     for k, name in enumerate(definition.shown):
