@@ -144,4 +144,5 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def numbers(values: Sequence[float]) -> str:
+    """``0.5 x 0.5 x 2``."""
     return " x ".join(f"{v:.4g}" for v in values)
