@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from anatomark.evaluation.evaluate import evaluate
 from anatomark.evaluation.seen import seen_notes
 from anatomark.io.images import write_image
 from anatomark.model.predict import load
+from anatomark.model.run_folder import load_run
 from anatomark.training.fit import fit
+from anatomark.training.start import cache_facts
 
 tiny.register()
 SPLITS = ["train", "train", "val", "test", "train"]
@@ -80,6 +83,14 @@ def test_a_run_of_an_earlier_version_says_nothing(cases: Path, run: Path, tmp_pa
     (old / "SHA256SUMS").unlink()
     assert load(str(old)).hash == load(str(run)).hash
     assert seen_notes(load(str(old)), read_manifest(cases).cases) == []
+
+
+def test_working_images_kept_on_disk_do_not_hang_on_which_the_others_are(run: Path) -> None:
+    stored = load_run(run)
+    images = stored.plan.images
+    assert images is not None and images.learned and images.chosen
+    other = replace(stored.plan, images=images.model_copy(update={"learned": [], "chosen": []}))
+    assert cache_facts(stored.config, other) == cache_facts(stored.config, stored.plan)
 
 
 @pytest.mark.parametrize("at", [0, 2 * BLOCK, 4 * BLOCK - 1])
