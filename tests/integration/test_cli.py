@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_flags_are_counted_of_cases_finished_before_too(run: Commands, tmp_path:
     assert "case0: finished before; low score: a" in run.out
     assert f"{1 + made} of 3 are flagged for review" in run.out
     assert f"next: anatomark review {tmp_path / 'p'} '{study.parent}' --out CORRECTED" in run.out
+
+
+def test_the_command_that_is_suggested_says_the_same_of_the_images(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "a b", 3, ndim=2)
+    assert run("fit", study, "--out", tmp_path / "my model", "--method", "tiny", "--steps", 2) == 0
+    assert run.out.splitlines()[-1].startswith(("next: more time", f"next: anatomark predict '{tmp_path}/my model'"))
+    images = [study.parent / f"case{k}.png" for k in range(3)]
+    assert run("predict", tmp_path / "my model", *images, "--out", tmp_path / "p", "--spacing", "2;2") == 0
+    given = shlex.split(run.out.splitlines()[-1])
+    assert given == ["next:", "anatomark", "review", str(tmp_path / "p"), *map(str, images), "--spacing", "2;2",
+                     "--out", "CORRECTED"]  # fmt: skip
 
 
 def test_why_a_single_image_failed_is_said_once(run: Commands, tmp_path: Path) -> None:

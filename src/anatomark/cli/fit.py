@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,7 +97,7 @@ def _show_members(made: Members, as_json: bool) -> None:
         error = f"validation {one['validation_mm']:.3f} mm" if "validation_mm" in one else "finished before"
         typer.echo(f"{one['run']}: {error}")
     typer.echo(f"model: {made.run}  (averages its {len(facts)} members)")
-    typer.echo(f"next: anatomark predict {made.run} IMAGE... --out DIR")
+    typer.echo(f"next: anatomark predict {quote(str(made.run))} IMAGE... --out DIR")
 
 
 def _facts(fitted: Fitted) -> dict[str, Any]:
@@ -121,4 +122,4 @@ def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
     if read_json(fitted.run / "calibration.json").get("unproven"):
         typer.echo("next: more time (--minutes) or more cases, into another --out; this model flags all that it finds")
     else:
-        typer.echo(f"next: anatomark predict {fitted.run} IMAGE... --out DIR")
+        typer.echo(f"next: anatomark predict {quote(str(fitted.run))} IMAGE... --out DIR")

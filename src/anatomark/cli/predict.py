@@ -88,23 +88,30 @@ def predict(
             model, images, out, shard=part, engine=spread, retry_failed=retry_failed, device=device,
             threads=threads, tta=tta, **asked,
         )  # fmt: skip
-        _show_cohort(cohort, images, out, as_json)
+        _show_cohort(cohort, _given(images, spacing, form), out, as_json)
         return
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)
     by = Spread(model, out, device, threads or 1, tta)
-    _show(run(trained, images, out, by=by, **asked), images, out, as_json)
+    _show(run(trained, images, out, by=by, **asked), _given(images, spacing, form), out, as_json)
 
 
-def _show_cohort(cohort: Cohort, images: list[Path], out: Path, as_json: bool) -> None:
+def _given(images: list[Path], spacing: str | None, form: str | None) -> str:
+    """The images, and what was said of them, as another command takes them."""
+    words = [*map(str, images)] if len(images) <= IMAGES_SHOWN else ["IMAGE..."]
+    told = [w for option, value in (("spacing", spacing), ("form", form)) if value for w in (f"--{option}", str(value))]
+    return shlex.join([*words, *told])
+
+
+def _show_cohort(cohort: Cohort, given: str, out: Path, as_json: bool) -> None:
     if as_json:
         print_json(cohort.summary())
     else:
         before = f", {cohort.skipped} of them finished before" if cohort.skipped else ""
         made = cohort.cases - len(cohort.failed)
         typer.echo(f"{made} of {cohort.cases} predicted{before}: {out}")
-        _what_next(made, cohort.flagged, images, out, of=cohort.shard.of)
+        _what_next(made, cohort.flagged, given, out, of=cohort.shard.of)
     _refuse_failed(cohort.failed, cohort.cases)
 
 
@@ -117,7 +124,7 @@ def _refuse_failed(failed: list[tuple[str, str]], count: int) -> None:
         raise InputError(f"{len(failed)} of {count} images failed: {names}; the first: {failed[0][1]}")
 
 
-def _what_next(made: int, flagged: int, images: list[Path], out: Path, of: int = 1) -> None:
+def _what_next(made: int, flagged: int, given: str, out: Path, of: int = 1) -> None:
     """Of so many predictions how many are flagged, and the command to look at them, or at the other shards."""
     if not made:
         return
@@ -125,11 +132,10 @@ def _what_next(made: int, flagged: int, images: list[Path], out: Path, of: int =
     if of > 1:
         typer.echo(f"next: anatomark status {shlex.quote(str(out))}")
         return
-    given = shlex.join(map(str, images)) if len(images) <= IMAGES_SHOWN else "IMAGE..."
     typer.echo(f"next: anatomark review {shlex.quote(str(out))} {given} --out CORRECTED")
 
 
-def _show(predicted: list[Predicted], images: list[Path], out: Path, as_json: bool) -> None:
+def _show(predicted: list[Predicted], given: str, out: Path, as_json: bool) -> None:
     failed = [o for o in predicted if o.state == "failed"]
     if as_json:
         rows = [
@@ -150,5 +156,5 @@ def _show(predicted: list[Predicted], images: list[Path], out: Path, as_json: bo
                 typer.echo(f"{o.stem}: finished before" + "".join(f"; {f}" for f in o.flags))
         made = len(predicted) - len(failed)
         typer.echo(f"{made} of {len(predicted)} predicted: {out}")
-        _what_next(made, sum(bool(o.flags) for o in predicted if o.state != "failed"), images, out)
+        _what_next(made, sum(bool(o.flags) for o in predicted if o.state != "failed"), given, out)
     _refuse_failed([(o.stem, o.reason) for o in failed], len(predicted))

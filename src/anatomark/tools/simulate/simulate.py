@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class SimulateResult:
         return [
             f"{new}{before} with {each} each: {self.manifest}",
             *([] if self.apart else [APART]),
-            f"next: anatomark fit {self.manifest} `out` RUN",
+            f"next: anatomark fit {quote(str(self.manifest))} `out` RUN",
         ]
 
 
