@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,20 +50,26 @@ def test_the_whole_loop(run: Commands, tmp_path: Path) -> None:
     study = tiny.write_study(tmp_path / "data", 7, splits=["train"] * 5 + ["val", "test"])
     model, found, measured = tmp_path / "model", tmp_path / "found", tmp_path / "measured"
     assert run("fit", study, "--out", model, "--method", "tiny", "--steps", 60, "--set", "license=CC0") == 0
-    assert "validation: mean error" in run.out
+    assert "validation error: " in run.out
     assert str(model) in run.out
     assert "rough" in run.err
     assert "CC0" in (model / "card.md").read_text()
     assert run("predict", model, tmp_path / "data" / "case6.nii.gz", "--out", found, "--pictures") == 0
-    assert str(found) in run.out
+    assert re.search(rf"1 of 1 predicted: {found}\n[01] of 1 are flagged for review\n", run.out)
+    image = tmp_path / "data" / "case6.nii.gz"
+    assert run.out.splitlines()[-1] == f"next: anatomark review {found} {image} --out CORRECTED"
     assert {p.name for p in found.iterdir()} == {"case6.mrk.json", "case6.json", "case6.png"}
     assert run("evaluate", model, study, "--out", measured, "--json") == 0
     by_model = run.json()
     assert (measured / "report.html").exists()
-    assert run("evaluate", found, study, "--out", tmp_path / "again", "--thresholds", "1, 7.5") == 0
+    assert run("evaluate", found, study, "--out", tmp_path / "again", "--thresholds", "1, 750.5") == 0
     assert "report.html" in run.out
     assert f"{by_model['mre_mm']:.3f}" in run.out and "mean position" in run.out
-    assert "SDR 1, 7.5 mm" in run.out
+    assert "SDR 1, 750.5 mm" in run.out and run.out.count("success detection rate") == 1
+    assert "no landmark was found within" not in run.out
+    assert run("evaluate", found, study, "--out", tmp_path / "fine", "--thresholds", "1e-9,1e-8") == 0
+    assert "no landmark was found within 1e-08 mm; --thresholds sets other distances" in run.out
+    assert "next: see the worst case in the report, case6, first at " in run.out
     assert json.loads((measured / "summary.json").read_text()) == by_model
     assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 0
     assert read_landmarks(tmp_path / "x.fcsv").names == ("a", "b", "c")
@@ -83,6 +90,41 @@ def test_a_program_can_read_the_results(run: Commands, tmp_path: Path) -> None:
     assert isinstance(run.json(), list)
     assert run("convert", tmp_path / "p" / "case0.mrk.json", tmp_path / "x.fcsv", "--json") == 0
     assert run.json() == {"file": str(tmp_path / "x.fcsv"), "landmarks": ["a", "b", "c"], "defined": 3, "notes": []}
+
+
+def test_flags_are_counted_of_cases_finished_before_too(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "a b", 3)
+    assert run("fit", study, "--out", tmp_path / "m", "--method", "tiny", "--steps", 2) == 0
+    assert run("predict", tmp_path / "m", study.parent, "--out", tmp_path / "p") == 0
+    for k, flags in enumerate([["low score: a"], [], []]):
+        file = tmp_path / "p" / f"case{k}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"flagged": bool(flags), "flags": flags}))
+    (tmp_path / "p" / "case2.json").unlink()
+    (tmp_path / "p" / "case2.mrk.json").unlink()
+    assert run("predict", tmp_path / "m", study.parent, "--out", tmp_path / "p") == 0
+    made = json.loads((tmp_path / "p" / "case2.json").read_text())["flagged"]
+    assert "case0: finished before; low score: a" in run.out
+    assert f"{1 + made} of 3 are flagged for review" in run.out
+    assert f"next: anatomark review {tmp_path / 'p'} '{study.parent}' --out CORRECTED" in run.out
+
+
+def test_the_command_that_is_suggested_says_the_same_of_the_images(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "a b", 3, ndim=2)
+    assert run("fit", study, "--out", tmp_path / "my model", "--method", "tiny", "--steps", 2) == 0
+    assert run.out.splitlines()[-1].startswith(("next: more time", f"next: anatomark predict '{tmp_path}/my model'"))
+    images = [study.parent / f"case{k}.png" for k in range(3)]
+    assert run("predict", tmp_path / "my model", *images, "--out", tmp_path / "p", "--spacing", "2;2") == 0
+    given = shlex.split(run.out.splitlines()[-1])
+    assert given == ["next:", "anatomark", "review", str(tmp_path / "p"), *map(str, images), "--spacing", "2;2",
+                     "--out", "CORRECTED"]  # fmt: skip
+
+
+def test_why_a_single_image_failed_is_said_once(run: Commands, tmp_path: Path) -> None:
+    study = tiny.write_study(tmp_path / "data", 2)
+    assert run("fit", study, "--out", tmp_path / "m", "--method", "tiny", "--steps", 2) == 0
+    (tmp_path / "broken.nii.gz").write_text("this is text")
+    assert run("predict", tmp_path / "m", tmp_path / "broken.nii.gz", "--out", tmp_path / "p") == 2
+    assert run.err.count("broken.nii.gz") == 1 and "next:" not in run.out
 
 
 def test_one_failed_image_is_told_and_the_exit_code_says_so(run: Commands, tmp_path: Path) -> None:

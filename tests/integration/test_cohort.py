@@ -141,7 +141,9 @@ def test_shards_one_of_them_killed_equal_one_process(
     assert "1 of 3 ended; stopped: 2; missing: 3" in said
     codes = [_run(*_command(home, out, "--shard", f"{k}/3")) for k in (2, 3)]
     assert codes == [0, 2]
-    error = capsys.readouterr().err.splitlines()[-1]
+    told = capsys.readouterr()
+    assert f"of 13 are flagged for review\nnext: anatomark status {out}\n" in told.out
+    error = told.err.splitlines()[-1]
     assert f"1 of 13 images failed: {DAMAGED}; the first: {home.images / DAMAGED}.png" in error
     assert _files(out) == _files(home.one)
     assert Counter(row.case for row in _rows(out)) == Counter(f"case{k}" for k in range(IMAGES))
@@ -160,7 +162,9 @@ def test_shards_one_of_them_killed_equal_one_process(
     assert "case0: finished before" in capsys.readouterr().out
     monkeypatch.setattr("anatomark.model.predict.read_json", None)
     assert _run(*_command(home, out, "--workers", 2)) == 2  # nothing to do: no worker, no result is opened
-    assert "39 of 40 predicted, 39 of them finished before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "39 of 40 predicted, 39 of them finished before" in said and "of 39 are flagged for review" in said
+    assert said.splitlines()[-1] == f"next: anatomark review {out} {home.images} --spacing 2 --out CORRECTED"
     assert {p: p.stat().st_mtime_ns for p in out.iterdir() if p.is_file()} == before
 
 
@@ -251,8 +255,19 @@ def test_a_row_whose_files_are_gone_is_not_trusted(home: Home, tmp_path: Path) -
 def test_a_folder_without_a_journal_is_skipped_or_refused(home: Home, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(home.one, out)
-    with pytest.raises(InputError, match="there is nothing to follow"):
+    for number, file in enumerate(f for f in sorted(out.glob("*.json")) if not f.name.endswith(".mrk.json")):
+        facts = json.loads(file.read_text())
+        file.write_text(json.dumps(facts | {"flagged": number < 3}))
+    (out / "dataset_description.json").write_text("[1]")
+    seen = f"holds {IMAGES - 1} predictions, 3 flagged for review; there is nothing to follow: only the command predict"
+    with pytest.raises(InputError, match=seen):
         status(out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: there is nothing to follow"):
+        status(tmp_path / "empty")
+    (out / "dataset_description.json").unlink()
+    shutil.rmtree(out)
+    shutil.copytree(home.one, out)
     (out / "case3.json").unlink()
     made = home.cohort(out, shard=Shard(1, 1))
     assert (made.written, made.skipped, len(made.failed)) == (1, IMAGES - 2, 1)

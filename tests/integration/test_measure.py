@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
 from anatomark.io.images import write_image
 from anatomark.io.jsonfile import write_json_landmarks
-from anatomark.io.landmarks import write_landmarks
+from anatomark.io.landmarks import read_landmarks, write_landmarks
 from anatomark.tools.measure.measure import measure
-from anatomark.tools.measure.measured import COLUMNS
+from anatomark.tools.measure.measured import COLUMNS, UNPROVEN
 
 DEFINITION = """
 description: a test
@@ -66,6 +67,29 @@ def study(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "junior.csv").write_text("\n".join(cases).replace("#senior", "#junior") + "\n")
     (tmp_path / "def.yaml").write_text(DEFINITION)
     return {"cases": tmp_path / "cases.csv", "found": tmp_path / "found", "definition": tmp_path / "def.yaml"}
+
+
+@pytest.mark.parametrize("form", ["folder", ".json", ".mrk.json"])
+def test_an_unproven_model_has_no_intervals_and_flagged_cases_are_counted(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    why = "on held-out cases this model is no better than the mean position"
+    for i, facts in enumerate([{"unproven": why, "flags": [why]}, {"flags": ["low score: a"]}, {"flags": []}]):
+        file = study["found"] / f"c{i}.json"
+        found = replace(read_landmarks(file), radius90=np.full(3, 2.0))
+        write_json_landmarks(found, file, facts)
+        write_landmarks(found, study["found"] / f"c{i}.mrk.json")
+    files = [study["found"]] if form == "folder" else [study["found"] / f"c{i}{form}" for i in range(3)]
+    assert _run("measure", study["definition"], *files, "--out", tmp_path / "t.csv") == 0
+    said = capsys.readouterr().out
+    assert said.count(why) == 1 and "2 of 3 cases are flagged for review" in said
+    assert "1 values are blank" in said and "intervals are blank" not in said  # in c2 one landmark is absent
+    length = [r for r in _rows(tmp_path / "t.csv") if r["measurement"] == "length"]
+    assert [bool(r["sd"]) for r in length] == [False, True, True]
+    assert [r["reason"] for r in length] == [UNPROVEN, "", ""] and length[0]["value"] == "12"
+    assert (length[0]["class"], length[0]["class_p"], length[0]["low90"]) == ("short", "", "")
+    measured = measure(study["definition"], files, tmp_path / "again.csv").summary()
+    assert (measured["flagged"], measured["unproven"]) == (2, why)
 
 
 def test_a_manifest_predictions_and_a_file(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
+from anatomark.cases.division import read_division
 from anatomark.cases.manifest import read_manifest
 from anatomark.cli import app as cli
 from anatomark.core.image import Image
@@ -19,6 +20,7 @@ from anatomark.io.images import read_image, write_image
 from anatomark.io.landmarks import read_landmarks, write_landmarks
 from anatomark.tools.simulate import simulate as module
 from anatomark.tools.simulate.simulate import simulate
+from anatomark.training.plan import plan
 
 tiny.register()
 
@@ -175,6 +177,24 @@ def test_real_cases_keep_the_form_that_their_rows_choose(tmp_path: Path) -> None
     study.write_text(study.read_text().replace("qform", "sform"))
     with pytest.raises(InputError, match="another simulate command"):
         simulate(study, tmp_path / "out", 1, originals=True)
+
+
+def test_copies_of_few_people_are_no_many_people(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("simulate", study, "--out", tmp_path / "new", "--count", 6) == 0
+    assert "no case is apart" in (said := capsys.readouterr().out) and "--include-originals" in said
+    note = "6 of 6 training cases were simulated from 2 real ones: how alike cases are, and errors on cases held out"
+    assert _run("plan", tmp_path / "new" / "cases.csv") == 0
+    assert f"note: {note[:60]}" in capsys.readouterr().out
+    assert any(line.startswith(note) for line in read_division(tmp_path / "new" / "cases.csv").notes)
+    assert _run("simulate", study, "--out", tmp_path / "all", "--count", 6, "--include-originals") == 0
+    assert "no case is apart" not in capsys.readouterr().out
+    division = read_division(tmp_path / "all" / "cases.csv")
+    assert not any("simulated" in line for line in division.notes)  # validated on a real case apart
+    assert plan(tmp_path / "all" / "cases.csv").facts["cautions"][0].startswith("6 of 8 training cases were simulated")
+    (tmp_path / "new" / "simulate.json").unlink()  # a name alone proves nothing
+    assert not any("simulated" in line for line in plan(tmp_path / "new" / "cases.csv").facts["cautions"])
 
 
 def test_an_other_splits_cases_keep_their_split(study: Path, tmp_path: Path) -> None:

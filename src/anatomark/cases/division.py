@@ -9,6 +9,7 @@ import numpy as np
 
 from anatomark.cases.case import Case
 from anatomark.cases.look.places import shared_images
+from anatomark.cases.look.simulated import simulated_note
 from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.cases.observers import CORRECTED, combined
 from anatomark.core.landmarks import Landmarks
@@ -76,8 +77,10 @@ def read_division(
     if len(empty) == len(train):
         raise InputError(f"{manifest.name}: no training case has a defined landmark; there is nothing to learn from")
     kept = [c for c in train if c.id not in empty]
-    notes = (*manifest.notes, *(f"case {s.case!r} {s.message}" for s in shared_images([*kept, *val])))
-    return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=notes)
+    notes = [*manifest.notes, *(f"case {s.case!r} {s.message}" for s in shared_images([*kept, *val]))]
+    if not val and (note := simulated_note(kept)):
+        notes.append(note)
+    return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=tuple(notes))
 
 
 def divided(

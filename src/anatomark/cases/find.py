@@ -223,9 +223,10 @@ def _alone(path: Path, told: Case) -> list[Case]:
         ]
     landmarks = told.in_mm(load_landmarks(path), str(path))
     ours = landmark_file(path.parent, (landmark_stem(path),))
-    # Slicer's files know no 2D points; ours beside them, where there is one, does
-    if ours is not None and ours != path and ours.suffix == ".json" and read_landmarks(ours).ndim == 2:
-        landmarks = in_plane(landmarks)
+    if ours is not None and ours != path and ours.suffix == ".json":
+        theirs = read_landmarks(ours)  # knows what other formats do not: 2D points, and what the model said of the case
+        landmarks = in_plane(landmarks) if theirs.ndim == 2 else landmarks
+        landmarks = replace(landmarks, meta={**landmarks.meta, "json": theirs.meta.get("json", {})})
     return [replace(told, id=landmark_stem(path), given=landmarks)]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from anatomark.cases.case import Case
-from anatomark.errors import listed
+from anatomark.errors import listed, nearest
 from anatomark.io.names import folded
 
 Names = Mapping[str, Sequence[str]]  # of each case, by its id
@@ -41,11 +41,16 @@ def unknown_names(cases: Sequence[Case], names: Names) -> list[str]:
         other, lacking = [n for n in own if n not in known], [n for n in known if n not in own]
         if other and lacking:
             lines.append(
-                f"row {case.row}: {case.source}: case {case.id!r} has {listed(other, 3, quote=True)}, which the first "
+                f"row {case.row}: {case.source}: case {case.id!r} has {_near(other, lacking)}, which the first "
                 f"training case {first.id!r} lacks, and lacks {listed(lacking, 3, quote=True)}: is that one landmark "
                 "under two names? Names that the first lacks are not learned"
             )
     return lines
+
+
+def _near(names: Sequence[str], lacking: Sequence[str]) -> str:
+    """The names, each with the one of ``lacking`` that it may be a slip of."""
+    return listed([f"{name!r}{nearest(name, lacking)}" for name in names], 3)
 
 
 def _first(cases: Sequence[Case]) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,10 @@ def evaluate(
     for line in summary_lines(result.summary()) + plane_lines(result.tables.get("scan planes", ())):
         typer.echo(spell_options(line))
     typer.echo(f"report: {out / 'report.html'}")
+    if order := result.errors.ranking():
+        worst, labels = result.errors.cases[order[-1]], result.worst(order[-1], 1)
+        typer.echo(f"next: see the worst case in the report, {worst}, first at {labels[0]}; is the truth right there?")
+        typer.echo(f"      anatomark plan {shlex.join(map(str, cases))} names annotations that are in doubt")
 
 
 def summary_lines(s: dict[str, Any]) -> list[str]:
@@ -74,6 +79,7 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
     head = f"{'':<{width}} mean mm   median   95th   missed   SDR {', '.join(s['sdr'])} mm"
     lines = [f"{where}, truth: {s['truth']}", head]
     lines += [_figures(f"{name:<{width}}", one) for name, one in rows.items()]
+    lines.append("SDR, success detection rate: share of the landmarks that were found within so many mm")
     if s["mre_ci95_mm"]:
         lines.append("mean, 95 % confidence over cases: {:.3f} to {:.3f} mm".format(*s["mre_ci95_mm"]))
     if s["absent"]:
@@ -86,6 +92,8 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
     if (mm := s["p95_mm"]) is not None and mm < NEAR * min(map(float, s["sdr"])):
         lines.append("the SDR's distances are wide for these errors; `thresholds` sets others")
+    elif all(share == 0 for share in s["sdr"].values()):
+        lines.append(f"no landmark was found within {max(s['sdr'], key=float)} mm; `thresholds` sets other distances")
     return lines + list(s["notes"])
 
 

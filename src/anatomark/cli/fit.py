@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,7 +97,7 @@ def _show_members(made: Members, as_json: bool) -> None:
         error = f"validation {one['validation_mm']:.3f} mm" if "validation_mm" in one else "finished before"
         typer.echo(f"{one['run']}: {error}")
     typer.echo(f"model: {made.run}  (averages its {len(facts)} members)")
-    typer.echo(f"next: anatomark predict {made.run} IMAGE... --out DIR")
+    typer.echo(f"next: anatomark predict {quote(str(made.run))} IMAGE... --out DIR")
 
 
 def _facts(fitted: Fitted) -> dict[str, Any]:
@@ -114,11 +115,11 @@ def _show_fit(fitted: Fitted, as_json: bool, took: float) -> None:
         print_json(facts)
         return
     if "validation_mm" in facts:
-        kind = "validation" if fitted.independent else "validation on augmented copies (not independent)"
-        typer.echo(f"{kind}: mean error {facts['validation_mm']:.3f} mm")
-    typer.echo(f"took {clock(took)}, the look at the held-out cases included")
+        where = "" if fitted.independent else " on augmented copies (not independent)"
+        typer.echo(f"validation error{where}: {facts['validation_mm']:.3f} mm")
+    typer.echo(f"took {clock(took)}, with the last validation")
     typer.echo(f"model: {fitted.run}  (card: {fitted.run / 'card.md'}, log: {fitted.run / 'log.csv'})")
     if read_json(fitted.run / "calibration.json").get("unproven"):
         typer.echo("next: more time (--minutes) or more cases, into another --out; this model flags all that it finds")
     else:
-        typer.echo(f"next: anatomark predict {fitted.run} IMAGE... --out DIR")
+        typer.echo(f"next: anatomark predict {quote(str(fitted.run))} IMAGE... --out DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,9 @@ from anatomark.errors import InputError
 if TYPE_CHECKING:
     from anatomark.model.predict import Predicted
     from anatomark.scale.cohort import Cohort
+
+
+IMAGES_SHOWN = 3  # paths in the command that is suggested
 
 
 class Format(StrEnum):
@@ -85,24 +89,31 @@ def predict(
             model, images, out, shard=part, engine=spread, retry_failed=retry_failed, device=device,
             threads=threads, tta=tta, **asked,
         )  # fmt: skip
-        _show_cohort(cohort, out, as_json)
+        _show_cohort(cohort, _given(images, spacing, form), out, as_json)
         return
     keep_freed_memory()
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)
     by = Spread(model, out, device, threads or 1, tta)
-    _show(run(trained, images, out, by=by, **asked), out, as_json)
+    _show(run(trained, images, out, by=by, **asked), _given(images, spacing, form), out, as_json)
 
 
-def _show_cohort(cohort: Cohort, out: Path, as_json: bool) -> None:
+def _given(images: list[Path], spacing: str | None, form: str | None) -> str:
+    """The images, and what was said of them, as another command takes them."""
+    words = [*map(str, images)] if len(images) <= IMAGES_SHOWN else ["IMAGE..."]
+    told = [w for option, value in (("spacing", spacing), ("form", form)) if value for w in (f"--{option}", str(value))]
+    return shlex.join([*words, *told])
+
+
+def _show_cohort(cohort: Cohort, given: str, out: Path, as_json: bool) -> None:
     if as_json:
         print_json(cohort.summary())
     else:
         before = f", {cohort.skipped} of them finished before" if cohort.skipped else ""
-        typer.echo(f"{cohort.cases - len(cohort.failed)} of {cohort.cases} predicted{before}: {out}")
-        if cohort.flagged:
-            typer.echo(f"{cohort.flagged} are flagged for review")
+        made = cohort.cases - len(cohort.failed)
+        typer.echo(f"{made} of {cohort.cases} predicted{before}: {out}")
+        _what_next(made, cohort.flagged, given, out, of=cohort.shard.of)
     _refuse_failed(cohort.failed, cohort.cases)
 
 
@@ -115,7 +126,18 @@ def _refuse_failed(failed: list[tuple[str, str]], count: int) -> None:
         raise InputError(f"{len(failed)} of {count} images failed: {names}; the first: {failed[0][1]}")
 
 
-def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
+def _what_next(made: int, flagged: int, given: str, out: Path, of: int = 1) -> None:
+    """Of so many predictions how many are flagged, and the command to look at them, or at the other shards."""
+    if not made:
+        return
+    typer.echo(f"{flagged} of {made} are flagged for review")
+    if of > 1:
+        typer.echo(f"next: anatomark status {shlex.quote(str(out))}")
+        return
+    typer.echo(f"next: anatomark review {shlex.quote(str(out))} {given} --out CORRECTED")
+
+
+def _show(predicted: list[Predicted], given: str, out: Path, as_json: bool) -> None:
     failed = [o for o in predicted if o.state == "failed"]
     if as_json:
         rows = [
@@ -133,6 +155,8 @@ def _show(predicted: list[Predicted], out: Path, as_json: bool) -> None:
                 for note in o.notes:
                     typer.echo(f"  note: {spell_options(note)}")
             elif o.state == "skipped":
-                typer.echo(f"{o.stem}: finished before")
-        typer.echo(f"{len(predicted) - len(failed)} of {len(predicted)} predicted: {out}")
+                typer.echo(f"{o.stem}: finished before" + "".join(f"; {f}" for f in o.flags))
+        made = len(predicted) - len(failed)
+        typer.echo(f"{made} of {len(predicted)} predicted: {out}")
+        _what_next(made, sum(bool(o.flags) for o in predicted if o.state != "failed"), given, out)
     _refuse_failed([(o.stem, o.reason) for o in failed], len(predicted))

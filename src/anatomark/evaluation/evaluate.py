@@ -34,6 +34,7 @@ from anatomark.evaluation.predictions import (
     write_predictions,
 )
 from anatomark.evaluation.result import EvaluationResult
+from anatomark.evaluation.seen import seen_notes
 from anatomark.io.atomic import Where, write_json, write_text
 from anatomark.io.claim import Claim, claimed
 from anatomark.io.sheets import write_csv
@@ -117,8 +118,9 @@ def _evaluated(
     name = model.resolve().name if from_files else str(getattr(model, "name", type(model).__name__))
     predicted = predictions.names
     expected = predicted if from_files else tuple(getattr(model, "names", ())) or predicted
-    names, notes = _scored(expected, true, manifest)
-    notes += manifest.notes
+    names, unscored = _scored(expected, true, manifest)
+    seen = seen_notes(model, [case for case in cases if case.id not in predictions.reasons])
+    notes = [*seen, *unscored, *manifest.notes]
     if missing := predictions.missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(

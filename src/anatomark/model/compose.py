@@ -24,7 +24,7 @@ from anatomark.model.align.aligner import AlignConfig, Aligner, AlignFacts
 from anatomark.model.config import RunConfig, checked, method_of, refined
 from anatomark.model.refine.refiner import RefineConfig, Refiner, RefinerFacts
 from anatomark.model.settle import SettleFacts, settled
-from anatomark.model.sizes import SizeFacts, check_size
+from anatomark.model.sizes import ImageFacts, check_size
 from anatomark.model.start import moved_weights
 
 METHOD, REFINE = "method", "refine"  # the parts; what their tensors' names begin with
@@ -40,7 +40,7 @@ class Plan:
     align: AlignFacts | None = None
     refine: RefinerFacts | None = None
     settle: SettleFacts | None = None
-    images: SizeFacts | None = None  # None: runs of earlier versions
+    images: ImageFacts | None = None  # None: runs of earlier versions
 
     @property
     def names(self) -> list[str]:
@@ -81,7 +81,7 @@ class Plan:
             None if align is None else checked(AlignFacts, align, f"{where}: facts.align"),
             None if refine is None else checked(RefinerFacts, {**shared, **refine}, f"{where}: facts.refine"),
             None if settle is None else _settle(checked(SettleFacts, settle, f"{where}: facts.settle"), facts, where),
-            None if images is None else checked(SizeFacts, images, f"{where}: images"),
+            None if images is None else checked(ImageFacts, images, f"{where}: images"),
         )
 
 
@@ -113,7 +113,7 @@ class Composition:
     def prepare(self, study: Study, old: Plan | None = None) -> Plan:
         """All that depends on the data. Another run's plan ``old``, whose weights are to be started from, lends its
         template and its frames. With ``refine.only`` its method stays as it is. Raises InputError."""
-        align, images = None, SizeFacts.of(study.cases)
+        align, images = None, ImageFacts.of(study.cases)
         if self.refine.only:
             assert old is not None
             align = old.align

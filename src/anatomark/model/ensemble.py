@@ -173,6 +173,8 @@ class Ensemble:
         self.hash = hash_of("ensemble 1", *(m.hash for m in members))
         self.calibration = {"members": [m.calibration for m in members]}
         self.cost = sum(m.cost for m in members)
+        self.learned = frozenset[str]().union(*(m.learned for m in members))
+        self.chosen = frozenset[str]().union(*(m.chosen for m in members))
 
     @property
     def licence(self) -> str:
@@ -198,6 +200,7 @@ class Ensemble:
             align_seconds=summed_align_seconds(predictions),
             members=tuple(called),
             left_out={n: [called[i] for i in rows] for n, rows in left_out.items()},
+            unproven=next((p.unproven for p in predictions if p.unproven), ""),
         )
 
 

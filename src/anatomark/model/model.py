@@ -26,7 +26,8 @@ Spacing = tuple[float, ...] | float | None
 
 class Model:
     """Finds landmarks in images. ``names``: the landmarks in order; ``ndim`` 2 or 3; ``hash`` identifies everything
-    that its predictions depend on; ``cost``: how many predictions of one model a prediction takes."""
+    that its predictions depend on; ``cost``: how many predictions of one model a prediction takes; ``learned`` and
+    ``chosen``: digests of the images that it learned from, and by which its weights were chosen (``sizes.py``)."""
 
     cost = 1
 
@@ -37,6 +38,9 @@ class Model:
         self.intensity = run.plan.method.intensity
         self.composed = run.build().to(find_device(device))
         self.calibration = run.calibration
+        images = run.plan.images
+        self.learned = frozenset() if images is None else frozenset(images.learned)
+        self.chosen = frozenset() if images is None else frozenset(images.chosen)
 
     @property
     def licence(self) -> str:
@@ -57,8 +61,9 @@ class Model:
             landmarks = replace(landmarks, radius90=radii(landmarks, self.calibration))
         if not any(landmarks.descriptions):
             landmarks = replace(landmarks, descriptions=tuple(self.run.plan.method.descriptions))
-        prediction = Prediction(landmarks, align_seconds=None if alignment is None else alignment.seconds)
-        unproven = self.calibration.get("unproven")
+        unproven = str(self.calibration.get("unproven") or "")
+        seconds = None if alignment is None else alignment.seconds
+        prediction = Prediction(landmarks, unproven=unproven, align_seconds=seconds)
         doubts = (unproven,) if unproven else ()  # every answer of such a model must be looked at
         if self.run.review is None:
             return replace(prediction, flags=(*doubts, *plain_flags(landmarks, image)))

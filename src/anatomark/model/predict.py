@@ -122,12 +122,12 @@ def predict(
         check_sources([out, *(out / f"{c.id}.{e}" for c in cases for e in which)], kept, "predict")
         left = {c.id: Left(which) if overwrite else left_to_do(c, keys[c.id], out, used, which, claim) for c in cases}
         check_strange(list(left.values()))
-        rows = {c.id: Predicted(c.id, path_of(c), "skipped") for c in cases}
+        rows = {c.id: Predicted(c.id, path_of(c), "skipped", flags=left[c.id].flags) for c in cases}
         tasks = [Task(c, keys[c.id], left[c.id]) for c in cases if left[c.id].endings]
         elsewhere = by(tasks, claim, report) if by is not None else None
         for row in elsewhere or _here(used, tasks, out, report):
             rows[row.stem] = row
-            if row.state == "failed":
+            if row.state == "failed" and len(cases) > 1:  # of a single one the caller says it
                 report.say(f"failed: {row.reason}")
     return list(rows.values())
 
@@ -161,13 +161,15 @@ def write_outcome(outcome: Outcome, model: AnyModel, key: str, out: Path, left: 
 
 @dataclass(frozen=True)
 class Left:
-    """What of a case is left to do: the files of these ``endings``, none where it is finished. ``doubtful``: landmark
+    """What of a case is left to do: the files of these ``endings``, none where it is finished, with its ``flags`` then.
+    ``doubtful``: landmark
     files that a killed run of an earlier version may have left, kept under another name where their points are others;
     ``strange``: a file that is not to be replaced."""
 
     endings: Sequence[str]
     doubtful: Sequence[Path] = ()
     strange: Path | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,10 @@ def left_to_do(case: Case, key: str, out: Path, model: AnyModel, which: Sequence
     if "json" in there:  # written last
         facts = facts_of(there["json"])
         ours = (facts.get("model"), facts.get("image_key")) == (model.hash, key)
-        return Left([e for e in which if e not in there]) if ours else Left(which, strange=next(iter(there.values())))
+        if not ours:
+            return Left(which, strange=next(iter(there.values())))
+        flags = facts.get("flags")
+        return Left([e for e in which if e not in there], flags=tuple(flags) if isinstance(flags, list) else ())
     unknown = [file for file in there.values() if not claim.unfinished(file)]
     doubtful = [file for file in unknown if file.suffix != ".png"]
     if unknown and not (doubtful and all(_may_be_ours(case, file, model) for file in doubtful)):

@@ -31,7 +31,8 @@ class Prediction:
     training images. ``seconds`` without reading the image, ``align_seconds`` of them for the alignment, None where
     nothing is aligned. Of an average: ``members``, ``views``, and by landmark which of them were ``left_out``.
     ``source``: which image and which model, as the files say it. ``notes``: what is to be known of how the image was
-    read.
+    read. ``unproven``: why nothing that the model says should be believed unseen; empty where nothing speaks against
+    it.
     """
 
     landmarks: Landmarks
@@ -45,6 +46,7 @@ class Prediction:
     left_out: Mapping[str, Sequence[Any]] | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unproven: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """What ``<stem>.json`` holds beside the landmarks."""
@@ -54,6 +56,8 @@ class Prediction:
         if self.align_seconds is not None:
             out["align_seconds"] = round(self.align_seconds, 4)
         out.update(flagged=bool(self.flags), flags=list(self.flags))
+        if self.unproven:
+            out["unproven"] = self.unproven
         for key in ("suspicion", "suspicion_limit"):
             value = getattr(self, key)
             if value is not None:
@@ -87,6 +91,7 @@ class Prediction:
             views=facts.get("views"),
             left_out=facts.get("left_out"),
             notes=tuple(map(str, facts.get("notes") or ())),
+            unproven=str(facts.get("unproven") or ""),
             source={k: facts[k] for k in ("case", "model", "model_name", "image", "image_key") if k in facts},
             **number,
         )

@@ -1,14 +1,16 @@
-"""Whether an image is of a size that a model can know: a wrong spacing is said before anything is resampled."""
+"""What a model knows of its training images: their sizes, so that a wrong spacing is said before anything is resampled,
+and which they were, so that it is said where it is measured on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from anatomark.cases.case import Case
+from anatomark.cases.content import digests_of
 from anatomark.cases.look.sizes import FACTOR, described_length, described_size, longest_mm
 from anatomark.core.image import Image
 from anatomark.errors import InputError
@@ -16,27 +18,40 @@ from anatomark.methods.base import Length, Stored
 
 MOST_SPANS = 25.0  # of runs that did not note their images' sizes: an image in extents of the landmarks in it
 FINEST = 1e-6  # voxels of an image, in its longest side
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
 
 
-class SizeFacts(Stored):
-    """``longest_mm``: of the longest sides of the training images the smallest and the largest."""
+class ImageFacts(Stored):
+    """``longest_mm``: of the longest sides of the training images the smallest and the largest. ``learned``: digests
+    (``cases/content.py``) of the training images, those of the models that the weights come from included; ``chosen``:
+    of the validation images by whose errors weights were chosen. Both empty in runs of earlier versions."""
 
     longest_mm: list[Length] = Field(min_length=2, max_length=2)
+    learned: list[Digest] = []
+    chosen: list[Digest] = []
 
     @model_validator(mode="after")
-    def _ordered(self) -> SizeFacts:
+    def _ordered(self) -> ImageFacts:
         if self.longest_mm[0] > self.longest_mm[1]:
             raise ValueError("longest_mm: the smaller comes first")
         return self
 
     @classmethod
-    def of(cls, cases: Sequence[Case]) -> SizeFacts:
+    def of(cls, cases: Sequence[Case]) -> ImageFacts:
         """From the headers of the training images. Raises InputError."""
         sides = [longest_mm(case.grid(case.landmarks.ndim)) for case in cases]
         return cls(longest_mm=[min(sides), max(sides)])
 
+    def with_contents(self, train: Sequence[Case], val: Sequence[Case], source: ImageFacts | None) -> ImageFacts:
+        """The same with what the images are, and those of the model that the weights come from, if they come from one.
+        Raises InputError."""
+        learned, chosen = {*digests_of(train)}, {*digests_of(val)}
+        if source is not None:
+            learned, chosen = learned | {*source.learned}, chosen | {*source.chosen}
+        return self.model_copy(update={"learned": sorted(learned), "chosen": sorted(chosen)})
 
-def check_size(image: Image, sizes: SizeFacts | None, facts: Any) -> None:
+
+def check_size(image: Image, sizes: ImageFacts | None, facts: Any) -> None:
     """Raises InputError for an image whose longest side is more than ``FACTOR`` times that of the largest training
     image, or less than the smallest one's by that. ``sizes``: None in runs of earlier versions; there the extent of the
     mean shape in the method's ``facts``, if it has one, stands in: an image may be ``MOST_SPANS`` times as large."""

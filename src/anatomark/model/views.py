@@ -32,6 +32,7 @@ class Augmented:
         self.name, self.calibration, self.licence = model.name, model.calibration, model.licence
         self.hash = hash_of("views 1", str(views), model.hash)
         self.cost = views * model.cost
+        self.learned, self.chosen = model.learned, model.chosen
 
     def predict(self, image: Image | str | os.PathLike[str], spacing: Spacing = None) -> Prediction:
         """As ``Model.predict``. Flags and suspicion are those of the image as it is; ``left_out``: by landmark which

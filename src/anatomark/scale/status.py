@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from anatomark.errors import InputError, counted, listed
+from anatomark.io.atomic import read_json
 from anatomark.io.parts import is_held, part_file
 from anatomark.progress import clock
 from anatomark.scale.journal import DONE, FAILED, End, Row, Run, journals, merge, read_journal, read_list
@@ -121,10 +123,21 @@ def status(out: str | os.PathLike[str], *, accept_failed: bool = False) -> Statu
     runs = [part.run for part in parts.values() if part.run is not None]
     if not runs:
         raise InputError(
-            f"{out}: there is nothing to follow: only the command predict with `shard`, `workers`, `engine` or "
-            f"`retry_failed` keeps a record of how far it is"
+            f"{out}: {_seen(out)}there is nothing to follow: only the command predict with `shard`, `workers`, "
+            f"`engine` or `retry_failed` keeps a record of how many images there are and how far it is"
         )
     return _counted(out, max(runs, key=lambda run: run.at), parts, rows, accept_failed)
+
+
+def _seen(out: Path) -> str:
+    """What a folder without a journal shows: predictions and how many of them are flagged; empty where none is."""
+    flags = []
+    for file in out.glob("*.json"):
+        with suppress(InputError):  # what is no file of predict's
+            facts = read_json(file)
+            if isinstance(facts, dict) and {"flagged", "landmarks"} <= {*facts}:
+                flags.append(facts["flagged"] is True)
+    return f"holds {counted(len(flags), 'prediction')}, {sum(flags)} flagged for review; " if flags else ""
 
 
 def _counted(out: Path, last: Run, parts: dict[Path, Part], rows: dict[str, Row], accept_failed: bool) -> Status:

@@ -53,10 +53,10 @@ class Judged:
         mean, _ = mean_shape(np.stack([c.landmarks.points for c in train]))
         return SettleFacts(mean_shape=mean.tolist(), weight=self.best_weight)
 
-    def lines(self) -> list[str]:
-        """What a log and a card say of it."""
+    def lines(self, what: str = "validation") -> list[str]:
+        """What a log and a card say of it; ``what``: which errors they are."""
         out = [
-            f"held-out error {self.method:.3f} mm; mean position {self.position:.3f} mm; mean shape placed by the "
+            f"{what} error {self.method:.3f} mm; mean position {self.position:.3f} mm; mean shape placed by the "
             f"method's points {self.placed:.3f} mm"
         ]
         weight = self.best_weight
@@ -64,9 +64,7 @@ class Judged:
             out.append("the model answers the mean position in the image")
         elif weight < 1:
             share = f"{1 - weight:.0%} of the way to the mean shape" if weight else "the mean shape"
-            out.append(
-                f"the model answers {share}, placed by its points: held-out error {self.by_weight[weight]:.3f} mm"
-            )
+            out.append(f"the model answers {share}, placed by its points: {what} error {self.by_weight[weight]:.3f} mm")
         return out
 
 

@@ -38,17 +38,23 @@ def finish(
     independent = out_of_fold or (residuals if division.independent else None)
     every = [*division.train, *division.val]
     verdict = None if independent is None else judged(division.train, every, independent)
-    lines = [] if verdict is None else verdict.lines()
+    how = "out-of-fold" if out_of_fold is not None else division.how
+    lines = [] if verdict is None else verdict.lines(how if out_of_fold is not None else "validation")
     composed.settle = facts = None if verdict is None else verdict.facts(division.train)
     if facts is not None:
         residuals, out_of_fold, independent = (
             None if r is None else settled_residuals(r, facts, every) for r in (residuals, out_of_fold, independent)
         )
     unproven = doubt(verdict, state)
-    lines += [line for line in (stalled(state.rows), short(state.stages, state.advised)) if line]
-    for line in [*lines, *([unproven.upper()] if unproven else [])]:
+    lines.append(stalled(state.rows))
+    loud = unproven.upper()
+    if unproven and verdict is None:  # which says that it was hardly trained
+        loud += f"; {more(state.advised)}"
+    else:
+        lines.append(short(state.stages, state.advised))
+    lines = [line for line in lines if line]
+    for line in [*lines, *([loud] if loud else [])]:
         state.report.say(line)
-    how = "out-of-fold" if out_of_fold is not None else division.how
     learned = learn_confidence(composed.plan, division, independent, how, state.report)
     learned.facts["unproven"] = unproven
     state.report.say(described_radii(learned.facts))
@@ -57,7 +63,7 @@ def finish(
     write_json(run / "calibration.json", learned.facts)
     write_json(run / "plan.json", composed.plan.to_json())
     config = state.config.model_copy(update={"minutes": None})  # the steps of each stage say it all
-    said = (*learned.lines, *lines, *([f"**{unproven.upper()}**"] if unproven else []))
+    said = (*learned.lines, *lines, *([f"**{loud}**"] if loud else []))
     text = card(config, composed, division, residuals, out_of_fold, said, state.seconds)
     write_text(run / "card.md", text)
     write_config(run / "config.yaml", config)
@@ -80,8 +86,12 @@ def short(stages: Sequence[Stage], minutes: int = 0) -> str:
     """Which stages were too short to teach much, and the ``minutes`` that would be enough where they are known, one
     line; empty where none was."""
     few = [f"{s.name} {counted(s.steps, 'step')}" for s in stages if s.steps < FEWEST_STEPS]
-    enough = f"`minutes` {minutes} or more" if minutes else "more time"
-    return f"hardly trained: {', '.join(few)}; give it {enough} before you rely on it" if few else ""
+    return f"hardly trained: {', '.join(few)}; {more(minutes)}" if few else ""
+
+
+def more(minutes: int) -> str:
+    """That a training needs so many ``minutes``, or more than it had where they are not known."""
+    return f"give it {f'`minutes` {minutes} or more' if minutes else 'more time'} before you rely on it"
 
 
 def stalled(rows: Sequence[Mapping[str, Any]]) -> str:

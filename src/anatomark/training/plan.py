@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Column, Table
+from rich.console import Console, Group
 
 from anatomark.cases.division import HELD_OUT_FROM
 from anatomark.cases.look.fingerprint import fingerprint
+from anatomark.cases.look.simulated import simulated_note
 from anatomark.cases.manifests import Manifests, paths_of, read_manifests
 from anatomark.errors import InputError, check_range, counted, listed
 from anatomark.io.atomic import read_json, write_json
@@ -31,10 +31,9 @@ from anatomark.model.config import (
 )
 from anatomark.progress import Reporter
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
+from anatomark.training.plan_page import numbers, page, what_next
 
 SCHEMA, REPORT = 1, "plan_report.json"
-ROWS_SHOWN = 60  # landmarks in the printed table; the report holds all
-SUSPECTS_SHOWN = 80  # lines; the report holds all
 WIDTH = 110
 MODALITIES = {
     "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images; set it where this is wrong",
@@ -56,8 +55,8 @@ class Planned:
         """A readable page of the facts."""
         console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False)
         with console.capture() as shown:
-            console.print(Group(*_page(self.facts)))
-        return [line.rstrip() for line in shown.get().splitlines()]
+            console.print(Group(*page(self.facts)))
+        return [*(line.rstrip() for line in shown.get().splitlines()), "", *what_next(self.facts)]
 
 
 def plan(
@@ -139,7 +138,7 @@ def _planned(
     else:
         config = completed(checked(RunConfig, merged(given, choice.settings), where))
     facts |= {
-        "cautions": [*manifest.notes, *_cautions(facts)],
+        "cautions": [*manifest.notes, *filter(None, [simulated_note(manifest.split("train"))]), *_cautions(facts)],
         "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in (*choice.rows, *others)],
         "config": config.model_dump(mode="json"),
         "files": [],
@@ -212,132 +211,8 @@ def _cautions(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"voxels are up to {images['anisotropy']:.1f} times longer than wide; expect larger errors that way"
     low, high = images["spacing_mm"]["min"], images["spacing_mm"]["max"]
     if any(h > 2 * a for a, h in zip(low, high, strict=True)):
-        yield f"spacings differ between cases: {_numbers(low)} to {_numbers(high)} mm"
+        yield f"spacings differ between cases: {numbers(low)} to {numbers(high)} mm"
     if oblique := sum(n for code, n in images["orientations"].items() if code.endswith("oblique")):
         yield f"{oblique} images lie obliquely in world; that is handled, but check that their landmarks do too"
     if facts["suspects_note"]:
         yield facts["suspects_note"]
-
-
-# ---------------------------------------------------------------------- the page
-
-
-def _page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What :meth:`Planned.lines` prints."""
-    yield f"Plan for {facts['manifest']}"
-    yield _table(_overview(facts), show_header=False, padding=(0, 2), collapse_padding=True)
-    yield ""
-    numbers = ("marked", "absent", "unknown", "outside", "world", "aligned", "predicted")
-    yield _table(
-        _landmark_rows(facts["landmarks"]),
-        "label",
-        *(Column(name, justify="right") for name in numbers),
-        title="landmarks",
-        caption="mean mm to the mean position, to the mean shape, and to where the case's other points put it",
-        caption_justify="left",
-    )
-    yield ""
-    yield from (f"note: {line}" for line in facts["cautions"])
-    if suspects := facts["suspects"]:
-        yield f"{len(suspects)} suspect annotation{'s' * (len(suspects) != 1)}: look at these before training"
-        shown = list(by_case(suspects))
-        rows = [(_case(one), one["kind"], one["message"]) for one in shown[:SUSPECTS_SHOWN]]
-        if len(shown) > SUSPECTS_SHOWN:
-            rows.append(("", "", f"and {len(shown) - SUSPECTS_SHOWN} more in the report"))
-        yield _table(rows, show_header=False)
-    elif not facts["suspects_note"]:
-        yield "no suspect annotations"
-    yield ""
-    rows = [(row["key"], _value(row["value"]), row["reason"]) for row in facts["suggestions"]]
-    yield _table(rows, "suggested", "value", "because", title="config.yaml")
-    yield ""
-    if facts["files"]:
-        yield "written: " + ", ".join(facts["files"])
-        yield f"next: anatomark fit {facts['manifest'].replace(' + ', ' ')} `config` {facts['files'][0]} `out` RUN"
-    else:
-        yield "`out` DIR writes config.yaml and plan_report.json"
-
-
-def _case(suspect: Mapping[str, Any]) -> str:
-    split = suspect["split"]
-    return f"{suspect['case']} ({split})" if split in ("val", "test") else suspect["case"] or "all"
-
-
-def by_case(suspects: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The same, with several points of a case, and several pairs at one place, in one line; by what is farthest off."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for number, one in enumerate(suspects):
-        alike = one["case"] and one["kind"] in ("point", "duplicate")
-        groups.setdefault((one["case"], one["kind"] if alike else f"{one['kind']} {number}"), []).append(one)
-    for ones in sorted(groups.values(), key=_importance, reverse=True):
-        if len(ones) == 1:
-            yield ones[0]
-            continue
-        labels, kind = list(dict.fromkeys(label for one in ones for label in one["labels"])), ones[0]["kind"]
-        text = f"{len(ones)} pairs among {listed(labels)} lie nearly at one place"
-        if kind == "point":
-            far = [one["found_mm"] for one in ones]
-            text = f"{listed(labels)} lie {min(far):.3g} to {max(far):.3g} mm from where the other points put them"
-        yield {**ones[0], "labels": labels, "message": text}
-
-
-def _importance(ones: Sequence[Mapping[str, Any]]) -> float:
-    """How many times the usual distance a point is off; what is no point comes first."""
-    off = [one["found_mm"] / one["typical_mm"] for one in ones if one["kind"] == "point"]
-    return max(off, default=math.inf)
-
-
-def _table(rows: Iterable[Sequence[str]], *columns: str | Column, **style: Any) -> Table:
-    table = Table(*columns, title_justify="left", box=None, pad_edge=False, **style)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _overview(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the cases have in common, as names and texts."""
-    images, poses, cases = facts["images"], facts["poses"], facts["cases"]
-    axes = "x, y, z" if facts["dimension"] == 3 else "x, y"
-    yield "cases", ", ".join(f"{n} {split}" for split, n in cases.items() if n)
-    yield "training images", f"{facts['dimension']}D {facts['modality']}, {_counts(facts['image_formats'])}"
-    yield "orientation", _counts(images["orientations"])
-    for key, what in (("spacing_mm", "spacing, mm"), ("extent_mm", "extent, mm"), ("size", "size, voxels")):
-        low, middle, high = (_numbers(images[key][k]) for k in ("min", "median", "max"))
-        same = images[key]["min"] == images[key]["max"]
-        yield f"{what} ({axes})", middle if same else f"{middle} ({low} to {high})"
-    yield "landmarks", f"{len(facts['names'])} in {_counts(facts['landmark_formats'])}"
-    if cases["train"] > 1:
-        turned = poses["rotation_deg"]
-        text = f"turned by {turned['median']:.0f} degrees (median) to {turned['max']:.0f} ({poses['most_turned']})"
-        yield "poses", f"{text}, size varies by {poses['scale_sd']:.1%}"
-        world, aligned = (_average(facts["landmarks"], key) for key in ("world_mm", "aligned_mm"))
-        yield "mean shape", f"{world} mm off as the images lie, {aligned} mm after a perfect similarity"
-    if facts["observers"]["cases"]:
-        apart = facts["observers"]["mean_distance_mm"].values()
-        yield "observers", f"{sum(apart) / max(1, len(apart)):.3g} mm apart on average"
-
-
-def _landmark_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for row in rows[:ROWS_SHOWN]:
-        counts = [str(row[k] or "") for k in ("defined", "absent", "unannotated", "outside")]
-        spread = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("world_mm", "aligned_mm", "predicted_mm")]
-        yield [row["name"], *counts, *spread]
-    if len(rows) > ROWS_SHOWN:
-        yield [f"and {len(rows) - ROWS_SHOWN} more"]
-
-
-def _value(value: Any) -> str:
-    return "all" if value is None else f"{len(value)} named" if isinstance(value, list) else str(value)
-
-
-def _average(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [row[key] for row in rows if row[key] is not None]
-    return f"{sum(values) / len(values):.3g}" if values else "?"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {what}" for what, n in counts.items())
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{v:.4g}" for v in values)

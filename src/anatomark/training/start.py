@@ -107,7 +107,11 @@ def _plan(parts: Composition, division: Division, run: Path, config: RunConfig, 
         if tuple(init.plan.names) != division.names:
             shown = ", ".join(init.plan.names[:5])
             raise InputError(f"refine.only: the landmarks must be those of `init` {init.folder}, in order: {shown} ...")
-    return parts.prepare(study_of(division, config), None if init is None else init.plan)
+    old = None if init is None else init.plan
+    plan = parts.prepare(study_of(division, config), old)
+    assert plan.images is not None
+    images = plan.images.with_contents(division.train, division.val, None if old is None else old.images)
+    return replace(plan, images=images)
 
 
 def study_of(division: Division, config: RunConfig) -> Study:
@@ -166,8 +170,11 @@ def _as_read(composed: Composed, image: Any) -> Any:
 
 
 def cache_facts(config: RunConfig, plan: Plan) -> list[Any]:
-    """What working images depend on, plain. The refiner's levels, sized as the training goes on, are no part of it."""
+    """What working images depend on, plain. The refiner's levels, sized as the training goes on, are no part of it,
+    nor which the others are."""
     plain = plan.to_json()
+    for digests in ("learned", "chosen"):
+        plain.get("images", {}).pop(digests, None)
     if plan.refine is not None:
         plain["facts"]["refine"].pop("levels")
     return [config.method.model_dump(mode="json"), config.refine.only, plain]

@@ -319,10 +319,13 @@ def test_what_is_no_near_miss(folder, sets):
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_name_that_the_first_case_lacks_in_place_of_one_that_it_has(folder, at):
     """It may be another landmark, so it is no problem; plan and fit say the same of it."""
-    sets = [["Na", *USUAL[1:]] if i == at else USUAL for i in range(4)]
+    sets = [["Nazion", *USUAL[1:]] if i == at else USUAL for i in range(4)]
     path = write(folder, manifest_of(folder, *sets, splits=("train", "train", "val", "test")))
     (note,) = read_manifest(path).notes
-    assert f"row {at + 2}: " in note and f"l{at}.mrk.json: case 'c{at}' has 'Na', which the first" in note
+    assert (
+        f"row {at + 2}: " in note
+        and f"l{at}.mrk.json: case 'c{at}' has 'Nazion' (did you mean 'nasion'?), which the first" in note
+    )
     assert "case 'c0' lacks, and lacks 'nasion': is that one landmark under two names?" in note
     assert plan(path).facts["cautions"][0] == read_division(path, names=USUAL).notes[0] == note
 

@@ -182,6 +182,16 @@ def test_an_ensemble_is_a_model(home: Path) -> None:
     assert described_cost(one) == "" and described_cost(both).startswith("2 models: 2 predictions")
 
 
+def test_one_unproven_model_makes_an_average_unproven(home: Path) -> None:
+    image, _ = tiny.blobs(50)
+    both = load(f"{home / 'one'}+{home / 'two'}")
+    assert isinstance(both, Ensemble) and not both.predict(image).unproven
+    both.members[1].calibration["unproven"] = "hardly trained"
+    for model in (both, both.members[1], Augmented(both, 2)):
+        made = model.predict(image)
+        assert made.unproven == "hardly trained" and made.flags[0].startswith("hardly trained")
+
+
 def test_models_that_do_not_go_together_are_refused(home: Path) -> None:
     with pytest.raises(InputError, match=r"one and .*few: cannot be averaged, only .*one finds 'c'"):
         load(f"{home / 'one'}+{home / 'few'}")
@@ -218,6 +228,7 @@ class Voxels:
     names, ndim, modality, name, hash, licence, cost = ("a",), 3, "mr", "voxels", "v", "", 1
     calibration: dict[str, Any] = {}
     intensity: dict[str, Any] = {"kind": "percentiles"}
+    learned = chosen = frozenset[str]()
 
     def predict(self, image: Image) -> Prediction:
         at = np.unravel_index(int(image.array[0].argmax()), image.grid.shape)

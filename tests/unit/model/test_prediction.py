@@ -44,6 +44,7 @@ def predictions(draw: st.DrawFn) -> Prediction:
         draw(st.none() | st.dictionaries(st.sampled_from("ab"), st.lists(st.integers(0, 9) | st.text(), min_size=1))),
         draw(st.dictionaries(st.sampled_from(["case", "model", "model_name", "image", "image_key"]), st.text())),
         draw(TEXTS),
+        draw(st.text()),
     )
 
 

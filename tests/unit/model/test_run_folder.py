@@ -245,6 +245,7 @@ def test_weights_that_cannot_be_are_refused(unlisted: Path, value: float) -> Non
         ({"facts": {"size_mm": "20"}}, "size_mm"),
         ({"facts": {"size_mm": 20.0, "refine": 3}}, "refine"),
         ({"images": {"longest_mm": [2.0, 1.0]}}, "longest_mm"),
+        ({"images": {"longest_mm": [1.0, 2.0], "learned": ["no digest"]}}, "learned"),
     ],
 )
 def test_a_plan_of_wrong_types_is_refused_on_load(unlisted: Path, change: dict[str, Any], said: str) -> None:
@@ -309,7 +310,7 @@ def test_a_pipe_in_place_of_a_listed_file_is_not_waited_for(run: Path) -> None:
 @pytest.mark.parametrize("factor", [10.0, 0.1, 1e9])
 def test_an_image_of_an_impossible_size_is_refused_at_once(run: Path, factor: float) -> None:
     model, (image, _) = Model(load_run(run)), tiny.blobs(9)  # of 48 mm
-    assert tiny.read_json(run / "plan.json")["images"] == {"longest_mm": [48.0, 48.0]}
+    assert tiny.read_json(run / "plan.json")["images"]["longest_mm"] == [48.0, 48.0]
     model.predict(image)
     for allowed in (7.0, 1 / 7):
         model.predict(Image(image.array, Grid.from_axes(image.grid.shape, image.grid.axes * allowed, np.zeros(3))))

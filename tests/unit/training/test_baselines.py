@@ -47,7 +47,10 @@ def test_a_method_worse_than_the_mean_shape_settles_on_it() -> None:
     after = np.nanmean(settled_residuals(residuals, facts, cases).errors)
     assert after == pytest.approx(verdict.by_weight[verdict.best_weight])
     assert after < 0.6 * verdict.method
-    assert "the model answers" in verdict.lines()[1]
+    first, second = verdict.lines()
+    assert first.startswith("validation error ") and second.startswith("the model answers")
+    assert "; " not in second and f"validation error {after:.3f} mm" in second
+    assert verdict.lines("out-of-fold")[0].startswith("out-of-fold error ")
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,13 @@ def test_without_cases_to_spare_the_card_says_so(tmp_path: Path) -> None:
     assert fitted.validation is not None and len(fitted.validation.cases) == start.COPIES
     assert "No independent validation" in (tmp_path / "run" / "card.md").read_text()
     assert tiny.read_json(tmp_path / "run" / "calibration.json")["pooled"] is None
-    nothing = fit(few, tmp_path / "none", config("val_fraction=0", steps=4), report=QUIET)
+    said: list[str] = []
+    report = Reporter(quiet=True)
+    report.say = said.append  # type: ignore[method-assign]
+    nothing = fit(few, tmp_path / "none", config("val_fraction=0", steps=4), report=report)
+    hardly = [line for line in said if "hardly trained" in line.lower()]
+    assert len(hardly) == 1 and hardly[0].startswith("HARDLY TRAINED") and hardly[0].endswith("before you rely on it")
+    assert (tmp_path / "none" / "card.md").read_text().lower().count("hardly trained") == 1
     assert nothing.validation is None
     assert "No independent validation" in (tmp_path / "none" / "card.md").read_text()
 

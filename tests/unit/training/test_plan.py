@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from anatomark.errors import InputError
+from anatomark.io.jsonfile import write_json_landmarks
+from anatomark.io.landmarks import read_landmarks
 from anatomark.model.config import completed, read_config
 from anatomark.training.plan import plan
 
@@ -41,6 +44,35 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     words += ["1.5 x 1.5 x 1.75 (1.5 x 1.5 x 1.5 to 1.5 x 1.5 x 2)", "landmarks outside their image"]
     for word in [*words, "the manifest has 1 validation"]:
         assert word in text, word
+
+
+def test_the_table_explains_itself_and_the_next_command_is_said(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    lines = plan(path, minutes=7).lines()
+    text = "\n".join(lines)
+    assert "from mean" in text and "size, voxels (x, y, z)" in text and "10, from .mrk.json files" in text
+    assert f"next: anatomark fit {path} `minutes` 7 `out` RUN" in lines
+    planned = plan(path, tmp_path / "a b")
+    assert planned.lines()[-1] == f"next: anatomark fit {path} `config` '{tmp_path}/a b/config.yaml' `out` RUN"
+
+
+def test_of_flat_images_there_are_pixels_and_of_several_formats_each_is_counted(tmp_path: Path) -> None:
+    path = tiny.write_study(tmp_path / "flat", 3, ndim=2)
+    mark = read_landmarks(path.parent / "case2.csv")
+    write_json_landmarks(mark, path.parent / "case2.json")
+    path.write_text(path.read_text().replace("case2.csv", "case2.json"))
+    text = "\n".join(plan(path).lines())
+    assert "size, pixels (x, y)" in text and "3, from .csv files (2 cases), .json files (1 case)" in text
+
+
+def test_a_slip_in_a_label_is_named_and_the_config_is_needed(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    file = next(f for f in sorted(tmp_path.glob("*.mrk.json")) if "c1" in f.name)
+    file.write_text(file.read_text().replace('"label": "a"', '"label": "aa"'))
+    lines = plan(path).lines()
+    text = " ".join(line.strip() for line in lines)
+    assert "(did you mean 'a'?)" in text
+    assert f"next: anatomark plan {path} `out` DIR writes the config, which names the landmarks to learn" in lines
 
 
 def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anatomark.cases.case import Case
+from anatomark.cases.content import DETACHED, sample
 from anatomark.cases.look.suspects import Suspect
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks
@@ -19,7 +19,6 @@ from anatomark.io.frames import swap_lps_ras
 
 FEWEST = 3  # cases in which a landmark lies at zero before zero is taken for the place that defines the frame
 SAMPLE = 1 << 14  # bytes at the start, middle and end by which files of one size are told apart
-DETACHED = (".hdr", ".img", ".mhd", ".nhdr")
 
 
 def placeholders(
@@ -100,18 +99,8 @@ def _content(path: Path) -> tuple[object, ...]:
     """What files of the same content have in common; of a folder, all its files count. Headers whose data lie in
     another file are known by their place."""
     if path.is_dir():
-        return tuple(sorted(_sample(file) for file in path.iterdir() if file.is_file()))
-    return (str(path.resolve()),) if path.suffix.lower() in DETACHED else _sample(path)
-
-
-def _sample(file: Path) -> tuple[int, str]:
-    """The size of a file, and a hash of its start, middle and end."""
-    size, digest = file.stat().st_size, hashlib.sha256()
-    with open(file, "rb") as stream:
-        for at in (0, size // 2, max(0, size - SAMPLE)):
-            stream.seek(at)
-            digest.update(stream.read(SAMPLE))
-    return size, digest.hexdigest()
+        return tuple(sorted(sample(file, SAMPLE) for file in path.iterdir() if file.is_file()))
+    return (str(path.resolve()),) if path.suffix.lower() in DETACHED else sample(path, SAMPLE)
 
 
 def _same(a: Path | None, b: Path | None) -> bool:

@@ -18,7 +18,7 @@ from anatomark.io.claim import claimed
 from anatomark.io.sheets import write_csv
 from anatomark.tools.definitions import read_definition, taken_for, unconfirmed
 from anatomark.tools.measure.agreement import Agreement, compare
-from anatomark.tools.measure.measured import COLUMNS, Measured, measure_parts
+from anatomark.tools.measure.measured import COLUMNS, UNPROVEN, Measured, measure_parts, unproven
 from anatomark.tools.measure.schema import Measurements
 from anatomark.tools.outputs import check_files, remove
 
@@ -26,16 +26,20 @@ from anatomark.tools.outputs import check_files, remove
 @dataclass(frozen=True, eq=False)
 class MeasureResult:
     """What :func:`measure` found and wrote: ``files`` by what they hold, ``table``, and where it was asked to compare
-    ``agreement_table`` and ``confusion_table``."""
+    ``agreement_table`` and ``confusion_table``; of the predictions how many are ``flagged`` for review, and why their
+    model is ``unproven``."""
 
     measured: Measured
     agreement: Sequence[Agreement]
     files: Mapping[str, Path]
     taken: str = ""  # what labels are taken for, where the files do not say
+    flagged: int = 0
+    unproven: str = ""
 
     def summary(self) -> dict[str, Any]:
         compared = {a.measurement: a.figures() | {"confusion": _counted(a)} for a in self.agreement}
-        facts = {"cases": len(self.measured.cases), "measurements": self.measured.summary()}
+        facts = {"cases": len(self.measured.cases), "flagged": self.flagged, "measurements": self.measured.summary()}
+        facts |= {"unproven": self.unproven} if self.unproven else {}
         files = {what: str(file) for what, file in self.files.items()}
         return facts | files | ({"agreement": compared} if compared else {})
 
@@ -48,10 +52,14 @@ class MeasureResult:
             shares = ", ".join(f"{c} {n}" for c, n in one["classes"].items())
             figures = f"{one['n']:>5} {_figure(one['mean'])} {_figure(one['sd'])}  {one['unit']}"
             out.append(f"{name:<{width}} {figures}{'    ' + shares if shares else ''}")
-        explained = np.array(self.measured.reasons) != ""
+        explained = ~np.isin(self.measured.reasons, ["", UNPROVEN])
         blank = np.isnan(self.measured.values)
         for count, what in ((blank & explained, "values"), (~blank & explained, "intervals")):
             out += [f"{count.sum()} {what} are blank; the column reason says why"] if count.any() else []
+        if self.unproven:
+            out.append(f"no intervals from an unproven model: {self.unproven}")
+        if self.flagged:
+            out.append(f"{self.flagged} of {counted(len(self.measured.cases), 'case')} are flagged for review")
         if self.agreement:
             out += ["", f"{'found - truth':<{width}}     n  mean abs      bias        sd  in 90 %  same class"]
         for a in self.agreement:
@@ -95,11 +103,15 @@ def measure(
         source = Path(landmarks) if landmarks else None
         cases: list[Case] = []  # without their landmarks
         other: dict[str, str] = {}
+        flagged: list[bool] = []
+        doubts: dict[str, None] = {}  # in the order of the cases
 
         def parts() -> Iterator[dict[str, Landmarks]]:
             for part in _parts(given, source, split, cases):
                 for landmarks in part.values():
                     other.update(unconfirmed(wanted.stands_for, landmarks))
+                    flagged.append(_flagged(landmarks))
+                    doubts[unproven(landmarks)] = None
                 yield part
 
         measured = _measured(parts(), wanted, where)
@@ -118,7 +130,8 @@ def measure(
         written = {what: files[what] for what, rows in tables.items() if rows}
         for what, file in written.items():
             write_csv(file, tables[what], COLUMNS if what == "table" else None)
-    return MeasureResult(measured, agreement, written, taken_for(wanted.stands_for, other))
+    taken, said = taken_for(wanted.stands_for, other), "; ".join(filter(None, doubts))
+    return MeasureResult(measured, agreement, written, taken, sum(flagged), said)
 
 
 def _parts(
@@ -143,6 +156,12 @@ def _measured(parts: Iterable[dict[str, Landmarks]], definition: Measurements, w
         return measure_parts(parts, definition)
     except InputError as error:  # the mathematics does not know the file
         raise InputError(f"{where}: {error}") from None
+
+
+def _flagged(landmarks: Landmarks) -> bool:
+    """Whether the file says that the case should be reviewed."""
+    facts = landmarks.meta.get("json")
+    return isinstance(facts, Mapping) and bool(facts.get("flags"))
 
 
 def _counted(a: Agreement) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ CASES = 500  # whose derivatives are held at once
 STRAY = 0.05  # as many values beyond either end of a 90 % interval
 OPEN = "its points lie in one place or on one line, which leaves it open"
 SIGN_OPEN = "its sign is open within the uncertainty"
+UNPROVEN = "the model is unproven, its uncertainty is not known"
 LARGE = "its uncertainty is too large beside its distances for an interval"
 COLUMNS = ("case", "measurement", "value", "unit", "sd", "low90", "high90", "class", "class_p", "reason")
 
@@ -143,6 +144,10 @@ def _part(cases: Mapping[str, Landmarks], definition: Measurements, labels: tupl
         for row, own in zip(reasons, values, strict=True)
     ]
     covariance = np.stack([_covariance(one) for one in chosen])
+    for case, one in enumerate(given):
+        if unproven(one):
+            covariance[case] = np.nan
+            reasons[case] = [reason or UNPROVEN for reason in reasons[case]]
     sd, either = propagated(definition, labels, points, covariance)
     certain = np.asarray(np.isfinite(covariance).all((2, 3)))
     for k, name in enumerate(definition.shown):
@@ -249,6 +254,12 @@ def _covariance(one: Landmarks) -> Array:
     """(N, D, D) mm^2, brought to the radii where there are any; NaN where neither is known."""
     plain = np.full((len(one), one.ndim, one.ndim), np.nan) if one.covariance is None else one.covariance
     return plain if one.radius90 is None else scaled_to_radius(plain, one.radius90)
+
+
+def unproven(one: Landmarks) -> str:
+    """Why the model that predicted these landmarks is not to be believed, as its files say; empty where nothing is."""
+    facts = one.meta.get("json")
+    return str(facts.get("unproven") or "") if isinstance(facts, Mapping) else ""
 
 
 def _root(covariance: Array) -> Array:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from anatomark.cases.case import Case
+from anatomark.cases.look.simulated import NAME, RECORD
 from anatomark.cases.manifest import SPLITS, Manifest, read_manifest
 from anatomark.cases.store import fingerprint_of
 from anatomark.core.grid import Array
@@ -27,9 +29,13 @@ from anatomark.tools.outputs import LANDMARKS_ENDING
 from anatomark.tools.simulate.motion import Simulation, simulate_case
 from anatomark.tools.simulate.spread import carry_points, nearest_to_mean, spread_points
 
-CASES, RECORD, IMAGES, LANDMARKS, ORIGINALS = "cases.csv", "simulate.json", "images", "landmarks", "originals"
+CASES, IMAGES, LANDMARKS, ORIGINALS = "cases.csv", "images", "landmarks", "originals"
 COLUMNS = ("case", "image", "landmarks", "split", "spacing", "form", "source")
 PICTURES = (".nii.gz", ".png", ".mha")
+APART = (
+    "no case is apart: fit would hold out copies of what it learns from. To hold out people, give some real cases the "
+    "split val, and others test, and simulate again with `include_originals`"
+)
 DRAWS = 10  # of one case, before it is given up
 
 
@@ -58,14 +64,15 @@ class Request:
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """What :func:`simulate` wrote: the manifest, new cases in it, those that were there before, landmarks of each, and
-    how many draws had to be repeated."""
+    """What :func:`simulate` wrote: the manifest, new cases in it, those that were there before, landmarks of each, how
+    many draws had to be repeated, and whether the manifest has cases ``apart`` from the training cases."""
 
     manifest: Path
     count: int
     before: int
     landmarks: int
     redrawn: int
+    apart: bool
 
     def summary(self) -> dict[str, Any]:
         return {**asdict(self), "manifest": str(self.manifest)}
@@ -75,7 +82,8 @@ class SimulateResult:
         new, each = counted(self.count, "new case"), counted(self.landmarks, "landmark")
         return [
             f"{new}{before} with {each} each: {self.manifest}",
-            f"next: anatomark fit {self.manifest} `out` RUN",
+            *([] if self.apart else [APART]),
+            f"next: anatomark fit {quote(str(self.manifest))} `out` RUN",
         ]
 
 
@@ -119,7 +127,7 @@ def _simulated(cases: Manifest, out: Path, request: Request, report: Reporter) -
     listed = [c for c in cases.cases if c.split] if request.originals else list(sources)
     landmarks = {c.id: c.landmarks for c in listed}
     turns = [sources[i % len(sources)] for i in range(request.count)]
-    new = [(f"{source.id}_sim{i + 1:04d}", source) for i, source in enumerate(turns)]
+    new = [(NAME.format(source=source.id, number=i + 1), source) for i, source in enumerate(turns)]
     _check(cases, landmarks, [name for name, _ in new])
     _claim(out, listed, request)
     if request.points:
@@ -135,7 +143,8 @@ def _simulated(cases: Manifest, out: Path, request: Request, report: Reporter) -
         rows = [_original_row(out, c, landmarks[c.id].ndim, bool(request.points)) for c in listed] + rows
     blank = [c for c in ("spacing", "form") if not any(row[c] for row in rows)]
     _write_manifest(out / CASES, rows, [c for c in COLUMNS if c not in blank])
-    return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn)
+    apart = any(row["split"] in ("val", "test") for row in rows)
+    return SimulateResult(out / CASES, request.count, before, len(landmarks[sources[0].id]), redrawn, apart)
 
 
 def _write_manifest(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
