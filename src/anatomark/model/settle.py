@@ -1,11 +1,12 @@
 """What a model answers where its own points are no better than what costs nothing: something between them and the mean
 shape placed by them (shrinkage: James and Stein 1961), that shape alone, or the mean position in the image.
-``training/baselines.py`` says which."""
+``training/baselines.py`` says which. And where its points are moved into the habits of somebody whose points it did not
+learn."""
 
 from __future__ import annotations
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks
@@ -15,11 +16,19 @@ from anatomark.methods.base import Coordinate, Stored
 
 class SettleFacts(Stored):
     """``mean_shape`` (N, D) mm, and the ``weight`` of the method's own points against it, placed by them; ``centred``:
-    it is the answer as it stands, from the image's centre."""
+    it is the answer as it stands, from the image's centre. ``offset_mm`` (N, D) mm in the frame of the mean shape is
+    added in the end: an observer's habits."""
 
     mean_shape: list[list[Coordinate]]
-    weight: float = Field(ge=0, lt=1)
+    weight: float = Field(ge=0, le=1)
     centred: bool = False
+    offset_mm: list[list[Coordinate]] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> SettleFacts:
+        if self.offset_mm is not None and [len(o) for o in self.offset_mm] != [len(p) for p in self.mean_shape]:
+            raise ValueError("offset_mm: is not of the points of mean_shape")
+        return self
 
 
 def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
@@ -28,7 +37,11 @@ def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
     mean = np.asarray(facts.mean_shape)
     if facts.centred:
         return landmarks.with_points(mean + grid.centre + 0 * landmarks.points)
-    return landmarks.with_points(drawn(landmarks.points, mean, facts.weight))
+    points = landmarks.points if facts.weight == 1 else drawn(landmarks.points, mean, facts.weight)
+    if facts.offset_mm is not None:
+        pose = robust_pose(mean, points)
+        points = points + pose.apply(np.asarray(facts.offset_mm)) - pose.translation
+    return landmarks.with_points(points)
 
 
 def drawn(points: Array, mean: Array, weight: float) -> Array:
