@@ -4,8 +4,8 @@
 
 What an average of models gains in one network, no slower than one of them (Wortsman et al., Model soups, ICML 2022). It
 holds for trainings whose weights are still near each other: begun with ``--init`` from one model, with the same
-settings and the same ``refine.reach_mm``. MODEL is a copy of the first run but for its weights; radii and flag are that
-one's: ``anatomark calibrate MODEL CASES.csv --out MODEL2`` learns them anew.
+settings, the same ``refine.reach_mm`` and the same held-out cases. MODEL is a copy of the first run but for its
+weights; radii and flag are that one's: ``anatomark calibrate MODEL CASES.csv --out MODEL2`` learns them anew.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ def averaged(runs: Sequence[Run]) -> dict[str, torch.Tensor]:
             raise InputError(
                 f"{run.folder}: its plan.json is not that of {first.folder}; average the predictions instead"
             )
+        if [(n, w.shape) for n, w in run.weights.items()] != [(n, w.shape) for n, w in first.weights.items()]:
+            raise InputError(f"{run.folder}: its network is not that of {first.folder}")
+        learned = [r.plan.images.learned for r in (first, run) if r.plan.images is not None and r.plan.images.learned]
+        if learned[1:] and learned[0] != learned[1]:
+            raise InputError(f"{run.folder}: learned from other images than {first.folder}")
     return {
         name: torch.stack([r.weights[name].float() for r in runs]).mean(0) if value.is_floating_point() else value
         for name, value in first.weights.items()
@@ -44,6 +49,8 @@ def main(given: Sequence[str] | None = None) -> None:
     composed = runs[0].build()
     composed.load_state_dict(averaged(runs))
     out = Path(args.out)
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another --out")
     shutil.copytree(runs[0].folder, out, ignore=shutil.ignore_patterns("cache", "weights.safetensors"))
     write_weights(out, composed, half=runs[0].config.weights == "half")
     print(f"model: {out}")

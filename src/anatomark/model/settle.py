@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 
 from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks
-from anatomark.core.shape import robust_pose
+from anatomark.core.shape import Pose, robust_pose
 from anatomark.methods.base import Coordinate, Stored
+
+FEWEST = 4  # located landmarks that tell in which pose habits are added; with fewer they are along the image's axes
 
 
 class SettleFacts(Stored):
@@ -26,6 +28,8 @@ class SettleFacts(Stored):
 
     @model_validator(mode="after")
     def _of_one_shape(self) -> SettleFacts:
+        if self.offset_mm is not None and self.centred:
+            raise ValueError("offset_mm: a mean position has no habits; give it with weight")
         if self.offset_mm is not None and [len(o) for o in self.offset_mm] != [len(p) for p in self.mean_shape]:
             raise ValueError("offset_mm: is not of the points of mean_shape")
         return self
@@ -39,7 +43,8 @@ def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
         return landmarks.with_points(mean + grid.centre + 0 * landmarks.points)
     points = landmarks.points if facts.weight == 1 else drawn(landmarks.points, mean, facts.weight)
     if facts.offset_mm is not None:
-        pose = robust_pose(mean, points)
+        enough = np.isfinite(points).all(1).sum() >= FEWEST
+        pose = robust_pose(mean, points) if enough else Pose.identity(points.shape[1])  # two points do not tell a turn
         points = points + pose.apply(np.asarray(facts.offset_mm)) - pose.translation
     return landmarks.with_points(points)
 

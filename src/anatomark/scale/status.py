@@ -132,7 +132,7 @@ def status(out: str | os.PathLike[str], *, accept_failed: bool = False) -> Statu
 def _seen(out: Path) -> str:
     """What a folder without a journal shows: predictions and how many of them are flagged; empty where none is."""
     flags = []
-    for file in out.glob("*.json"):
+    for file in (f for f in out.glob("*.json") if not f.name.endswith(".mrk.json")):
         with suppress(InputError):  # what is no file of predict's
             facts = read_json(file)
             if isinstance(facts, dict) and {"flagged", "landmarks"} <= {*facts}:

@@ -85,6 +85,7 @@ def _calibrated(
         residuals = residuals_in(run.build(), division.val, cropped=cropped, seed=seed, report=report)
     how = "out-of-fold" if out_of_fold is not None else division.how
     learned = learn_confidence(run.plan, division, residuals, how, report)
+    learned.facts["unproven"] = run.calibration.get("unproven") or ""  # the weights are what they were
     lines = [NOTHING if residuals is None else f"{len(residuals.cases)} cases, {how}: {residuals.summary()}"]
     lines += learned.lines
     if residuals is not None and len(residuals.cases) < ENOUGH:

@@ -101,6 +101,8 @@ def _fit(
         _tidy(run, read_config(run / "config.yaml"))  # of a run killed when it was
         return Fitted(run, None, False, 0.0)
     source = load_run(init) if init is not None else None
+    if source is not None and source.plan.settle is not None and source.plan.settle.offset_mm is not None:
+        report.say(f"{init} adds an observer's habits to what it finds; the training begins without them")
     written = run / "config.yaml"
     there = written.exists()
     used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))

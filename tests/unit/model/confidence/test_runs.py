@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,35 @@ def test_calibration_on_cases_of_ones_own(home: Path, tmp_path: Path) -> None:
     assert twice.facts == done.facts
     with pytest.raises(InputError, match="exists already"):
         calibrate(home / "run", tmp_path / "own.csv", tmp_path / "site")
+
+
+def test_calibration_leaves_an_unproven_model_unproven(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    facts = tiny.read_json(tmp_path / "run" / "calibration.json")
+    (tmp_path / "run" / "calibration.json").write_text(json.dumps({**facts, "unproven": "hardly trained"}))
+    write_list(tmp_path / "run")
+    done = calibrate(tmp_path / "run", home / "data" / "cases.csv", tmp_path / "again")
+    assert done.facts["unproven"] == "hardly trained"
+    assert load(tmp_path / "again").predict(sorted((home / "data").glob("*.nii.gz"))[0]).unproven == "hardly trained"
+
+
+def test_a_training_that_begins_without_a_models_habits_says_so(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "run", tmp_path / "moved")
+    plan = tiny.read_json(tmp_path / "moved" / "plan.json")
+    shape = np.random.default_rng(0).normal(0, 5, (len(plan["names"]), plan["ndim"])).tolist()
+    plan["facts"]["settle"] = {"mean_shape": shape, "weight": 1, "offset_mm": shape}
+    (tmp_path / "moved" / "plan.json").write_text(json.dumps(plan))
+    write_list(tmp_path / "moved")
+    image = sorted((home / "data").glob("*.nii.gz"))[0]
+    plain, moved = (load(m).predict(image).landmarks.points for m in (home / "run", tmp_path / "moved"))
+    assert np.linalg.norm(plain - moved, axis=1).mean() > 1
+    config = make_config(method="tiny", steps=1)
+    fit(home / "data" / "cases.csv", tmp_path / "new", config, init=tmp_path / "moved", report=Reporter())
+    assert "observer's habits" in capsys.readouterr().err
+    settle = tiny.read_json(tmp_path / "new" / "plan.json")["facts"].get("settle")
+    assert settle is None or settle["offset_mm"] is None
 
 
 def test_without_independent_cases_only_the_flag_is_learned(home: Path, tmp_path: Path) -> None:
