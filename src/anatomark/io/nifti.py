@@ -261,7 +261,8 @@ def _disagreement(
     if apart <= max(min(0.01, 0.1 * step), 0.01 * step):
         return []
     slicer = slicer_takes(forms, codes)
-    remedy = f"for landmarks placed there give `form` {slicer}" if slicer != used else f"`form` {other} takes the other"
+    how = f"`form` {other}, in a manifest the column form,"
+    remedy = f"for landmarks placed there give {how[:-1]}" if slicer != used else f"{how} takes the other"
     return [
         f"its sform and qform place the image up to {apart:.3g} mm apart; the {used} is used"
         f"{' as by nibabel, FSL and SPM' if used == 'sform' else ''}, 3D Slicer takes the {slicer}: {remedy}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anatomark.core.grid import Array
 from anatomark.core.landmarks import Landmarks, Status, common_names
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, listed, nearest
 from anatomark.tools.measure.geometry import evaluate
 from anatomark.tools.measure.schema import Measurement, Measurements
 
@@ -116,7 +116,8 @@ def measure_parts(parts: Iterable[Mapping[str, Landmarks]], definition: Measurem
             raise InputError("the definition uses a plane, but the landmarks are 2D; use a line")
         made += [_part(some, definition, labels) for some in _at_once(cases)]
     if unknown := next((k for k in labels if k not in known), None):
-        raise InputError(f"landmark {unknown!r} is in none of the cases{nearest(unknown, tuple(known))}")
+        there = f"they have {listed(list(known), quote=True)}" if known else "they have no landmark"
+        raise InputError(f"landmark {unknown!r} is in none of the cases{nearest(unknown, tuple(known))}; {there}")
     return Measured(
         definition,
         tuple(case for one in made for case in one.cases),

@@ -115,7 +115,7 @@ def test_what_is_not_there_has_a_reason_and_no_value() -> None:
 
 
 def test_bad_landmarks_are_refused() -> None:
-    with pytest.raises(InputError, match=r"'b' is in none of the cases \(did you mean 'bb'\?\)"):
+    with pytest.raises(InputError, match=r"'b' is in none of the cases \(did you mean 'bb'\?\); they have '"):
         measure_landmarks(Landmarks(("a", "bb"), np.zeros((2, 2))), LENGTH)
     with pytest.raises(InputError, match="some cases have 2D and some 3D"):
         measure_landmarks({"x": _pair(1), "y": Landmarks(("a", "b"), np.zeros((2, 3)))}, LENGTH)
