@@ -19,9 +19,19 @@ HELD_OUT_FROM = 5  # training cases from which on some can be spared for validat
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What a teacher did, in words, and the digests of the images that it knows (``Model.learned``, ``chosen``)."""
+
+    said: str
+    learned: frozenset[str] = frozenset()
+    chosen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Division:
     """Training and validation cases, their landmarks in the model's order; ``how`` is ``val split``, ``held out``,
-    ``augmented copies`` or ``none``; ``left_out``: training cases in which no landmark is defined."""
+    ``augmented copies`` or ``none``; ``left_out``: training cases in which no landmark is defined;
+    ``unlabelled``: images for a teacher to speak of, and ``taught``: what it did (``training/teach.py``)."""
 
     train: tuple[Case, ...]
     val: tuple[Case, ...]
@@ -30,6 +40,8 @@ class Division:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # of the manifest
     left_out_points: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by case: certain to be wrong
+    unlabelled: tuple[Case, ...] = ()
+    taught: Taught | None = None
 
     @property
     def independent(self) -> bool:
@@ -44,6 +56,8 @@ class Division:
         if self.left_out_points:
             points = _count(sum(len(names) for names in self.left_out_points.values()), "point")
             n += f" ({points} of {_count(len(self.left_out_points), 'case')} left out as certainly wrong)"
+        if self.unlabelled:
+            n += f", {_count(len(self.unlabelled), 'image')} without landmarks"
         if self.how == "val split":
             return f"{n}, {_count(len(self.val), 'validation case')} (the manifest's val split)"
         if self.how == "held out":
@@ -59,6 +73,7 @@ def read_division(
     names: Sequence[str] | None = None,
     val_fraction: float = 0.2,
     seed: int = 0,
+    unlabelled: bool = False,
 ) -> Division:
     """The training and validation cases of a manifest, or of several (:func:`read_manifests`); the test split is not
     read.
@@ -66,12 +81,18 @@ def read_division(
     ``names``: the landmarks to learn, in order; None: those of the first training case. Without a val split: from 5
     training cases on a seeded share of ``val_fraction`` is held out; below, augmented copies of training cases are
     validated on; ``val_fraction`` 0 means no validation. A training case in which no landmark is defined is left out.
+    ``unlabelled``: training cases may have a blank landmarks cell; they are apart in the division, none is held out.
     Raises InputError.
     """
-    manifest = read_manifests(manifests)
-    chosen = _names(manifest.split("train")[0], names)
+    manifest = read_manifests(manifests, unlabelled=unlabelled)
+    labelled = [c for c in manifest.split("train") if c.has_landmarks]
+    if not labelled:
+        raise InputError(f"{manifest.name}: no training case has landmarks; a few must show which are to be learned")
+    chosen = _names(labelled[0], names)
+    blank = tuple(c for c in manifest.split("train") if not c.has_landmarks)
     train, val = (
-        [_selected(c, chosen, names is not None) for c in manifest.cases if c.split == s] for s in ("train", "val")
+        [_selected(c, chosen, names is not None) for c in cases]
+        for cases in (labelled, [c for c in manifest.cases if c.split == "val"])
     )
     empty = tuple(c.id for c in train if not c.landmarks.defined.any())
     if len(empty) == len(train):
@@ -80,7 +101,8 @@ def read_division(
     notes = [*manifest.notes, *(f"case {s.case!r} {s.message}" for s in shared_images([*kept, *val]))]
     if not val and (note := simulated_note(kept)):
         notes.append(note)
-    return replace(divided(kept, val, chosen, val_fraction=val_fraction, seed=seed), left_out=empty, notes=tuple(notes))
+    made = divided(kept, val, chosen, val_fraction=val_fraction, seed=seed)
+    return replace(made, left_out=empty, notes=tuple(notes), unlabelled=blank)
 
 
 def divided(
@@ -166,4 +188,5 @@ def _selected(case: Case, names: tuple[str, ...], subset: bool) -> Case:
         )
     if not set(names) & set(landmarks.names):
         raise InputError(f"case {case.id!r}, {case.source}: has none of the landmarks {', '.join(names[:5])} ...")
-    return case.with_landmarks(landmarks.select(names))
+    annotated = replace(landmarks.select(names), covariance=None)  # which a model's file may have
+    return case.with_landmarks(annotated)

@@ -61,15 +61,16 @@ def read_manifest(
     unit: str | None = None,
     label_from: str = "label",
     check_images: bool = True,
+    unlabelled: bool = False,
 ) -> Manifest:
     """Read ``case,image,landmarks,split[,spacing][,form]``; paths are relative to the file; no split column: all train.
 
     ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. ``check_images`` False: an
-    image that is there but cannot be read is no problem here, but is said when it is read. Files of rows with a blank
-    split are not looked at. Raises ManyInputErrors with every problem found, each with its row: missing columns and
-    files, duplicate cases, bad splits, spacings and forms, images without a spacing, landmark files that cannot be
-    read, name another set of landmarks than the first training case (:mod:`anatomark.cases.names`), or do not fit the
-    image's dimension.
+    image that is there but cannot be read is no problem here, but is said when it is read. ``unlabelled``: training
+    cases may have a blank landmarks cell. Files of rows with a blank split are not looked at. Raises ManyInputErrors
+    with every problem found, each with its row: missing columns and files, duplicate cases, bad splits, spacings and
+    forms, images without a spacing, landmark files that cannot be read, name another set of landmarks than the first
+    training case (:mod:`anatomark.cases.names`), or do not fit the image's dimension.
     """
     path = Path(path)
     sheet = read_sheet(path)
@@ -93,7 +94,8 @@ def read_manifest(
             wrong.append(f"case {case.id!r} is already in row {twin.row}; every case needs its own name")
         cases.append(case)
         if case.split and not wrong:
-            wrong, landmarks, remarks = _problems(case, need_landmarks, check_images)
+            needed_here = need_landmarks and not (unlabelled and case.split == "train" and case.source is None)
+            wrong, landmarks, remarks = _problems(case, needed_here, check_images)
             for remark in remarks:
                 remarked.setdefault(remark, []).append(case.id)
             if landmarks is not None and landmarks.names:
@@ -125,7 +127,8 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
     if not need_landmarks:
         return problems, None, notes
     if case.source is None:
-        return [*problems, "the landmarks cell is blank; blank the split too to leave the case out"], None, notes
+        blank = "the landmarks cell is blank; blank the split too to leave the case out, or give fit a `teacher`"
+        return [*problems, blank], None, notes
     try:
         landmarks = case.load_landmarks()
         if all(s is Status.UNANNOTATED for s in landmarks.status):

@@ -91,9 +91,15 @@ def _with(first: Manifest, later: Manifest, problems: list[str]) -> Manifest:
         split = min(old.split, case.split, key=HELD_OUT.index)
         if old.split != case.split:
             held.append(f"{case.id} ({split})")
-        marks = merged_landmarks(old.landmarks, case.landmarks) if case.has_landmarks else old.landmarks
-        says = _says(case.landmarks.select(marks.names)) if case.has_landmarks else np.zeros(len(marks), bool)
-        replaced, kept, both = replaced + int(says.sum()), kept + int((_says(marks) & ~says).sum()), both + 1
+        both += 1
+        if not (old.has_landmarks and case.has_landmarks):
+            marks = next((c.landmarks for c in (case, old) if c.has_landmarks), None)
+            kept += int(_says(marks).sum()) if marks is not None and old.has_landmarks else 0
+            replaced += int(_says(marks).sum()) if marks is not None and case.has_landmarks else 0
+        else:
+            marks = merged_landmarks(old.landmarks, case.landmarks)
+            says = _says(case.landmarks.select(marks.names))
+            replaced, kept = replaced + int(says.sum()), kept + int((_says(marks) & ~says).sum())
         form, spacing = old.form or case.form, old.spacing or case.spacing
         cases[case.id] = replace(old, given=marks, split=split, form=form, spacing=spacing, apart=True)
     notes = [*first.notes, *later.notes]

@@ -46,6 +46,10 @@ def fit(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Train for this many steps in all.")] = None,
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model's weights.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Learn from its answers too, in images without landmarks as well."),
+    ] = None,
     folds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Cross-validate with this many folds first.")] = 0,
     members: Annotated[
         int | None, typer.Option(min=2, max=100, help="Train so many, from seeds of their own; --out averages them.")
@@ -74,7 +78,8 @@ def fit(
         raise InputError("`jobs` and `engine` are for several trainings; give `members` or `folds`")
     given: dict[str, Any] = {"method": method, "preset": preset, "minutes": minutes, "steps": steps}
     settings = make_config(config, set_ or [], **given, device=device, threads=threads, workers=workers)
-    options: dict[str, Any] = {"resume": resume, "init": init, "engine": side, "report": reporter(as_json)}
+    options: dict[str, Any] = {"resume": resume, "init": init, "teacher": teacher, "engine": side}
+    options["report"] = reporter(as_json)
     began = time.monotonic()
     try:
         if members is not None:

@@ -3,7 +3,7 @@ and which they were, so that it is said where it is measured on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -45,10 +45,13 @@ class ImageFacts(Stored):
     def with_contents(self, train: Sequence[Case], val: Sequence[Case], source: ImageFacts | None) -> ImageFacts:
         """The same with what the images are, and those of the model that the weights come from, if they come from one.
         Raises InputError."""
-        learned, chosen = {*digests_of(train)}, {*digests_of(val)}
-        if source is not None:
-            learned, chosen = learned | {*source.learned}, chosen | {*source.chosen}
-        return self.model_copy(update={"learned": sorted(learned), "chosen": sorted(chosen)})
+        own = self.knowing(digests_of(train), digests_of(val))
+        return own if source is None else own.knowing(source.learned, source.chosen)
+
+    def knowing(self, learned: Iterable[str], chosen: Iterable[str]) -> ImageFacts:
+        """The same with further digests."""
+        more = {"learned": sorted({*self.learned, *learned}), "chosen": sorted({*self.chosen, *chosen})}
+        return self.model_copy(update=more)
 
 
 def check_size(image: Image, sizes: ImageFacts | None, facts: Any) -> None:

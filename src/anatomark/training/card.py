@@ -48,6 +48,7 @@ def card(
         f"| modality | {plan.modality} |",
         f"| data | {division.describe()} |",
         *([f"| truth in training | {COMBINED} |"] if config.observers == "combined" else []),
+        *([f"| distilled | {division.taught.said} |"] if division.taught else []),
         *([f"| left out as certainly wrong | {_left_out(division)} |"] if division.left_out_points else []),
         f"| training cases | {', '.join(c.id for c in division.train)} |",
         f"| steps | {', '.join(f'{k} {v}' for k, v in config.stage_steps.items())}, seed {config.seed} |",

@@ -18,6 +18,7 @@ from anatomark.cases.manifests import Manifests
 from anatomark.core.image import Image
 from anatomark.engine.base import Engine
 from anatomark.engine.jobs import Side
+from anatomark.errors import InputError
 from anatomark.io.claim import claimed, remove_empty
 from anatomark.methods.base import Evidence
 from anatomark.model.confidence.presence_trials import CASES, described_presence, frozen_threshold
@@ -31,9 +32,10 @@ from anatomark.training.auto import aligned_in_any_pose, settled
 from anatomark.training.finish import finish
 from anatomark.training.folds import cross_validate
 from anatomark.training.loop import train_stage
-from anatomark.training.request import REQUEST, begun, resumed, with_machine, write_request
+from anatomark.training.request import REQUEST, TEACHER, begun, resumed, with_machine, write_request
 from anatomark.training.start import initialise, settled_by_init, start
 from anatomark.training.state import State, log, restore, save
+from anatomark.training.teach import Teacher, known_to, taught
 
 LEFT_OUT_SHOWN = 20  # cases with points that are left out, in the log; the card names all
 
@@ -63,6 +65,7 @@ def fit(
     config: RunConfig | str | os.PathLike[str] | None = None,
     *,
     init: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
     folds: int = 0,
     resume: bool = False,
     engine: Engine | None = None,
@@ -74,15 +77,17 @@ def fit(
 
     ``config``: settings, or a file of them; ``settings``: some of them by name, such as ``method="pin"``,
     ``preset="paper"``, ``minutes=60``, ``seed=1``, ``set=["method.alpha=0.5"]``. ``init`` starts from another run's
-    weights; ``folds`` first trains that many models on parts of the training cases and writes out-of-fold errors, side
-    by side by an ``engine``; ``resume`` goes on where a killed run stood. The method ``auto`` (the default) is that of
-    ``init``, else chosen by ``auto.py``. Raises InputError before anything is written, and where the disk refuses.
+    weights; ``teacher``: a model, or several as ``A+B``, whose answers are learned from too, in training cases without
+    landmarks as well (:func:`~anatomark.training.teach.taught`); ``folds`` first trains that many models on parts of
+    the training cases and writes out-of-fold errors, side by side by an ``engine``; ``resume`` goes on where a killed
+    run stood. The method ``auto`` (the default) is that of ``init``, else chosen by ``auto.py``. Raises InputError
+    before anything is written, and where the disk refuses.
     """
     run, report = Path(out), report or Reporter()
     asked = make_config(config, settings.pop("set", ()), **settings)
     with claimed(run) as claim:
         side = None if engine is None else Side(engine, run, claim.lock, asked.threads or 1)
-        return _fit(cases, run, asked, init, folds, resume, side, report)
+        return _fit(cases, run, asked, init, teacher, folds, resume, side, report)
 
 
 def _fit(
@@ -90,23 +95,35 @@ def _fit(
     run: Path,
     asked: RunConfig,
     init: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | None,
     folds: int,
     resume: bool,
     side: Side | None,
     report: Reporter,
 ) -> Fitted:
+    if teacher is not None and folds:
+        raise InputError("`teacher` and `folds`: give one of them; a teacher mostly knows what folds hold out")
     clock, request = time.monotonic(), resumed(run, asked, resume)
     if (run / WEIGHTS).exists():
         report.say(f"{run} is finished already")
         _tidy(run, read_config(run / "config.yaml"))  # of a run killed when it was
         return Fitted(run, None, False, 0.0)
+    if teacher is None and (run / TEACHER).exists():
+        raise InputError(f"{run}: began with a teacher; `resume` needs the same one: add `teacher`")
     source = load_run(init) if init is not None else None
     if source is not None and source.plan.settle is not None and source.plan.settle.offset_mm is not None:
         report.say(f"{init} adds an observer's habits to what it finds; the training begins without them")
     written = run / "config.yaml"
     there = written.exists()
     used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))
-    division = read_division(cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed)
+    guide = None if teacher is None else Teacher(teacher, used.teacher_weight)
+    division = read_division(
+        cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed, unlabelled=guide is not None
+    )
+    if guide is not None:
+        guide.check(division)
+        if used.license == RunConfig().license and guide.model.licence:
+            used = used.model_copy(update={"license": guide.model.licence})
     if used.distrust:
         division = without_certain_errors(division, report)
     with _folder(run):
@@ -123,7 +140,7 @@ def _fit(
             residuals, used = cross_validate(
                 fit_division, division, run, used, folds, init=source, side=side, report=report
             )
-        return fit_division(division, run, used, init=source, out_of_fold=residuals, report=report)
+        return fit_division(division, run, used, init=source, teacher=guide, out_of_fold=residuals, report=report)
 
 
 @contextmanager
@@ -133,7 +150,7 @@ def _folder(run: Path) -> Iterator[None]:
         yield
     except BaseException:
         if begun(run) is None:
-            for cache in (run / "cache", run / "trials", run / "folds" / "cache"):
+            for cache in (run / "cache", run / "trials", run / TEACHER, run / "folds" / "cache"):
                 shutil.rmtree(cache, ignore_errors=True)
             with suppress(OSError):  # where the folder cannot be made, nothing of ours is in it
                 (run / REQUEST).unlink(missing_ok=True)
@@ -147,6 +164,7 @@ def fit_division(
     config: RunConfig,
     *,
     init: Run | None = None,
+    teacher: Teacher | None = None,
     out_of_fold: Residuals | None = None,
     report: Reporter | None = None,
 ) -> Fitted:
@@ -159,6 +177,10 @@ def fit_division(
         report.say(line)
     if config.observers == "combined":
         division = combined_truth(division)
+    if teacher is not None:
+        for note in known_to(teacher, division.val):
+            report.say(f"note: {note}")
+        division = taught(division, teacher, run, report)
     state = start(division, run, config, init, report)
     if (run / CHECKPOINT).exists():
         restore(state)
@@ -183,6 +205,7 @@ def _tidy(run: Path, config: RunConfig) -> None:
     """Remove what a finished run needs no more."""
     for cache in (run / "cache", run / "folds" / "cache") if config.cache is None else ():
         shutil.rmtree(cache, ignore_errors=True)
+    shutil.rmtree(run / TEACHER, ignore_errors=True)
     for checkpoint in (run / CHECKPOINT, *run.glob(f"folds/*/{CHECKPOINT}")):
         checkpoint.unlink(missing_ok=True)
 

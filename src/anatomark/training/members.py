@@ -35,6 +35,7 @@ def fit_members(
     *,
     members: int,
     init: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
     resume: bool = False,
     engine: Engine | None = None,
     report: Reporter | None = None,
@@ -57,7 +58,7 @@ def fit_members(
 
         def job(k: int) -> Job[Fitted]:
             own = asked.model_copy(update={"seed": asked.seed + k})
-            work = partial(_member, cases, run / str(k + 1), own, init, resume)
+            work = partial(_member, cases, run / str(k + 1), own, init, teacher, resume)
             return Job(f"member {k + 1} of {members}, seed {own.seed}", work, run / f"{k + 1}.log")
 
         made: dict[int, Fitted] = {}
@@ -76,11 +77,12 @@ def _member(
     run: Path,
     config: RunConfig,
     init: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | None,
     resume: bool,
     report: Reporter,
 ) -> Fitted:
     """Train a member, or go on with it."""
-    return fit(cases, run, config, init=init, resume=resume, report=report)
+    return fit(cases, run, config, init=init, teacher=teacher, resume=resume, report=report)
 
 
 def _check(run: Path, resume: bool) -> None:

@@ -111,6 +111,8 @@ def _plan(parts: Composition, division: Division, run: Path, config: RunConfig, 
     plan = parts.prepare(study_of(division, config), old)
     assert plan.images is not None
     images = plan.images.with_contents(division.train, division.val, None if old is None else old.images)
+    if (by := division.taught) is not None:
+        images = images.knowing(by.learned, by.chosen)
     return replace(plan, images=images)
 
 
