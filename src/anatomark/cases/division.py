@@ -20,11 +20,13 @@ HELD_OUT_FROM = 5  # training cases from which on some can be spared for validat
 
 @dataclass(frozen=True)
 class Taught:
-    """What a teacher did, in words, and the digests of the images that it knows (``Model.learned``, ``chosen``)."""
+    """What a teacher did, in words, the digests of the images that it knows (``Model.learned``, ``chosen``), and the
+    training cases as they were annotated."""
 
     said: str
-    learned: frozenset[str] = frozenset()
-    chosen: frozenset[str] = frozenset()
+    learned: frozenset[str]
+    chosen: frozenset[str]
+    annotated: tuple[Case, ...]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
     if not need_landmarks:
         return problems, None, notes
     if case.source is None:
-        blank = "the landmarks cell is blank; blank the split too to leave the case out, or give fit a `teacher`"
+        hint = ", or give fit a `teacher`" if case.split == "train" else ""
+        blank = f"the landmarks cell is blank; blank the split too to leave the case out{hint}"
         return [*problems, blank], None, notes
     try:
         landmarks = case.load_landmarks()

@@ -92,13 +92,12 @@ def _with(first: Manifest, later: Manifest, problems: list[str]) -> Manifest:
         if old.split != case.split:
             held.append(f"{case.id} ({split})")
         both += 1
-        if not (old.has_landmarks and case.has_landmarks):
-            marks = next((c.landmarks for c in (case, old) if c.has_landmarks), None)
-            kept += int(_says(marks).sum()) if marks is not None and old.has_landmarks else 0
-            replaced += int(_says(marks).sum()) if marks is not None and case.has_landmarks else 0
-        else:
-            marks = merged_landmarks(old.landmarks, case.landmarks)
-            says = _says(case.landmarks.select(marks.names))
+        if not old.has_landmarks:
+            old = replace(old, source=case.source, reading=case.reading)
+        marks = old.landmarks if old.has_landmarks else None
+        if marks is not None:
+            marks = merged_landmarks(marks, case.landmarks) if case.has_landmarks else marks
+            says = _says(case.landmarks.select(marks.names)) if case.has_landmarks else np.zeros(len(marks), bool)
             replaced, kept = replaced + int(says.sum()), kept + int((_says(marks) & ~says).sum())
         form, spacing = old.form or case.form, old.spacing or case.spacing
         cases[case.id] = replace(old, given=marks, split=split, form=form, spacing=spacing, apart=True)

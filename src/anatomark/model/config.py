@@ -94,7 +94,8 @@ class RunConfig(BaseModel):
     validation_cases: int = Field(default=24, ge=1, le=MOST)
     landmarks: list[str] | None = None
     observers: Literal["named", "combined"] = "named"  # combined: the others', freed from their habits, are averaged in
-    teacher_weight: float = Field(default=0.5, ge=0, le=1)  # of a teacher's answers against annotations
+    taught_by: str | None = None  # hash of the teacher, set by fit
+    teacher_weight: float = Field(default=0.5, ge=0, le=1)  # of its answers against annotations
     distrust: bool = True  # annotations that are certain to be wrong are left out
     modality: str | None = None
     weights: Literal["float32", "half"] = "float32"

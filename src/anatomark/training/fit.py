@@ -32,10 +32,10 @@ from anatomark.training.auto import aligned_in_any_pose, settled
 from anatomark.training.finish import finish
 from anatomark.training.folds import cross_validate
 from anatomark.training.loop import train_stage
-from anatomark.training.request import REQUEST, TEACHER, begun, resumed, with_machine, write_request
+from anatomark.training.request import REQUEST, begun, resumed, with_machine, write_request
 from anatomark.training.start import initialise, settled_by_init, start
 from anatomark.training.state import State, log, restore, save
-from anatomark.training.teach import Teacher, known_to, taught
+from anatomark.training.teach import Teacher, taught
 
 LEFT_OUT_SHOWN = 20  # cases with points that are left out, in the log; the card names all
 
@@ -103,27 +103,31 @@ def _fit(
 ) -> Fitted:
     if teacher is not None and folds:
         raise InputError("`teacher` and `folds`: give one of them; a teacher mostly knows what folds hold out")
-    clock, request = time.monotonic(), resumed(run, asked, resume)
+    clock = time.monotonic()
+    guide = None if teacher is None else Teacher.of(teacher, run, asked)
+    asked = asked.model_copy(update={"taught_by": None if guide is None else guide.model.hash})
+    request = resumed(run, asked, resume)
     if (run / WEIGHTS).exists():
         report.say(f"{run} is finished already")
         _tidy(run, read_config(run / "config.yaml"))  # of a run killed when it was
         return Fitted(run, None, False, 0.0)
-    if teacher is None and (run / TEACHER).exists():
-        raise InputError(f"{run}: began with a teacher; `resume` needs the same one: add `teacher`")
     source = load_run(init) if init is not None else None
     if source is not None and source.plan.settle is not None and source.plan.settle.offset_mm is not None:
         report.say(f"{init} adds an observer's habits to what it finds; the training begins without them")
     written = run / "config.yaml"
     there = written.exists()
     used = with_machine(read_config(written), asked) if there else settled_by_init(source, completed(request))
-    guide = None if teacher is None else Teacher(teacher, used.teacher_weight)
+    if used.taught_by != asked.taught_by:
+        other = "another" if asked.taught_by else "a"
+        began = f"with {other} teacher" if used.taught_by else "without a teacher"
+        raise InputError(f"{run}: began {began}; `resume` goes on as it began, or choose another `out`")
     division = read_division(
         cases, names=used.landmarks, val_fraction=used.val_fraction, seed=used.seed, unlabelled=guide is not None
     )
     if guide is not None:
-        guide.check(division)
-        if used.license == RunConfig().license and guide.model.licence:
-            used = used.model_copy(update={"license": guide.model.licence})
+        guide.check(division, report)
+        if not there and asked.license == RunConfig().license:
+            used = used.model_copy(update={"license": _licences(used.license, guide.model.licence)})
     if used.distrust:
         division = without_certain_errors(division, report)
     with _folder(run):
@@ -150,7 +154,7 @@ def _folder(run: Path) -> Iterator[None]:
         yield
     except BaseException:
         if begun(run) is None:
-            for cache in (run / "cache", run / "trials", run / TEACHER, run / "folds" / "cache"):
+            for cache in (run / "cache", run / "trials", run / "folds" / "cache"):
                 shutil.rmtree(cache, ignore_errors=True)
             with suppress(OSError):  # where the folder cannot be made, nothing of ours is in it
                 (run / REQUEST).unlink(missing_ok=True)
@@ -177,11 +181,12 @@ def fit_division(
         report.say(line)
     if config.observers == "combined":
         division = combined_truth(division)
+    began = time.monotonic()
     if teacher is not None:
-        for note in known_to(teacher, division.val):
-            report.say(f"note: {note}")
-        division = taught(division, teacher, run, report)
+        cache = Path(config.cache) if config.cache else run / "cache"
+        division = taught(division, teacher, config.teacher_weight, cache, report)
     state = start(division, run, config, init, report)
+    state.started = began
     if (run / CHECKPOINT).exists():
         restore(state)
     elif init is not None:
@@ -201,11 +206,16 @@ def fit_division(
     return Fitted(run, residuals, division.independent, state.seconds)
 
 
+def _licences(first: str, second: str) -> str:
+    """What both ask for: a model is bound by all that it was made from."""
+    said = [text for text in dict.fromkeys((first, second)) if text and text != RunConfig().license]
+    return "; ".join(said) or RunConfig().license
+
+
 def _tidy(run: Path, config: RunConfig) -> None:
     """Remove what a finished run needs no more."""
     for cache in (run / "cache", run / "folds" / "cache") if config.cache is None else ():
         shutil.rmtree(cache, ignore_errors=True)
-    shutil.rmtree(run / TEACHER, ignore_errors=True)
     for checkpoint in (run / CHECKPOINT, *run.glob(f"folds/*/{CHECKPOINT}")):
         checkpoint.unlink(missing_ok=True)
 

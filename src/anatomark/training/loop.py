@@ -20,6 +20,7 @@ from anatomark.progress import Bar, Reporter
 from anatomark.training.examples import Examples, batches, worker_count
 from anatomark.training.optimise import average, make_optimizer, set_modes, set_rate, weights_of
 from anatomark.training.state import State, log, save, write_setup
+from anatomark.training.teach import DrawnCases
 
 SAVE_EVERY_S = 60.0
 SHORTEST_INTERVAL = 50  # steps between validations
@@ -127,7 +128,8 @@ def batches_of(state: State, first: int) -> Iterator[tuple[Batch, bool]]:
     stage, seed, device = state.stage, state.config.seed, state.device
 
     def collected(step: int) -> Iterator[Batch] | None:
-        return state.method.collect(state.store, stage, np.random.default_rng([seed, state.at, step, 2]))
+        cases = DrawnCases(state.store, seed, state.at, step, 4) if state.taught else state.store
+        return state.method.collect(cases, stage, np.random.default_rng([seed, state.at, step, 2]))
 
     if (stream := collected(first)) is None:
         examples = Examples(state.method, stage, state.at, state.store, seed)

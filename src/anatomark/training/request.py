@@ -14,9 +14,8 @@ from anatomark.io.claim import is_passing
 from anatomark.model.config import AUTO, RunConfig, read_config
 
 REQUEST = "request.yaml"
-TEACHER = "teacher"  # folder of a run: what the teacher said, until the run is finished
 MACHINE = ("workers", "cache_mb", "threads", "device")  # settings that change no result
-FREE = {*MACHINE, "cache", "minutes", "stage_steps", "validate_every", "reasons"}  # that a resumed run may be given
+FREE = {*MACHINE, "cache", "minutes", "stage_steps", "validate_every", "reasons", "taught_by"}  # of a resumed run
 
 
 def write_request(run: Path, asked: RunConfig) -> None:
@@ -38,7 +37,7 @@ def resumed(run: Path, asked: RunConfig, resume: bool) -> RunConfig:
     if config is None:
         inside = [*run.iterdir()] if run.is_dir() else [run] if run.exists() else []
         names = {p.name for p in inside if not is_passing(p.name)}
-        if names and not {REQUEST} <= names <= {REQUEST, "cache", "folds", "trials", TEACHER}:
+        if names and not {REQUEST} <= names <= {REQUEST, "cache", "folds", "trials"}:
             raise InputError(f"{run}: exists already and is no run folder; choose another `out`")
         return asked
     if not resume:

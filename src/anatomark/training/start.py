@@ -92,6 +92,7 @@ def start(division: Division, run: Path, config: RunConfig, init: Run | None, re
         for s in _dealt(composed.stages(), config.steps)
     ]
     state = State(run, config, composed.to(device), device, stages, store, validation, report, started=started)
+    state.taught = division.taught is not None
     run.mkdir(parents=True, exist_ok=True)
     remove_temporary(run.glob(f"{TEMPORARY}*"))
     write_setup(state)
@@ -146,6 +147,7 @@ def _stores(
     source = "validation" if division.independent else "augmented copies"
     val = Validation(folder, config.cache_mb / 4, source=source)
     copies = COPIES if division.how == "augmented copies" else 0
+    annotated = division.train if division.taught is None else division.taught.annotated
     with report.bar("reading images", len(division.train) + len(division.val) + copies) as bar:
         for case in division.train:
             key = image_key(case, "working images", cache_facts(config, plan))
@@ -156,7 +158,7 @@ def _stores(
             val.add(case, key, lambda c=case: _as_read(composed, c.image()))  # type: ignore[misc]
             bar.update(len(train) + len(val))
         for number in range(copies):
-            case = division.train[number % len(division.train)]
+            case = annotated[number % len(annotated)]
             rng = np.random.default_rng([config.seed, 21, number])
             image, landmarks = augmented_copy(case.image(), case.landmarks, rng)
             copied = replace(case, id=f"{case.id} copy {number + 1}", given=landmarks)

@@ -34,6 +34,7 @@ class State:
     store: CaseStore
     validation: Validation
     report: Reporter
+    taught: bool = False  # by a teacher, whose points are drawn
     at: int = 0  # stage
     step: int = 0  # steps done in this stage
     optimizer: Any = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,102 +17,111 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.content import digest_of
 from anatomark.cases.division import Division, Taught
+from anatomark.cases.look.simulated import source_of
+from anatomark.cases.store import image_key
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, counted, listed
 from anatomark.model.confidence.radius import sigma_of
+from anatomark.model.config import RunConfig
+from anatomark.model.ensemble import member_paths
 from anatomark.model.predict import AnyModel, load
 from anatomark.model.prediction import Prediction, read_prediction, write_prediction
 from anatomark.progress import Reporter
-from anatomark.training.request import TEACHER
 
+FOLDER = "teacher"  # in the cache: what teachers said
 FAR = 4.0  # standard deviations of a teacher without radii, beyond which it has no say against an annotation
 SHOWN = 8  # cases in a line
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whose answers are learned from, and how much they count against an annotation (0 ... 1)."""
+    """The ``model`` whose answers are learned from, ``name``d as it was asked for."""
 
-    path: str | os.PathLike[str]
-    weight: float
+    name: str
+    model: AnyModel
 
-    @cached_property
-    def model(self) -> AnyModel:
-        """Raises InputError where it cannot be loaded."""
-        return load(self.path)
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], run: Path, config: RunConfig) -> Teacher:
+        """A teacher for a training into ``run``. Raises InputError where it cannot be loaded, holds ``run``, or should
+        not be believed itself."""
+        name, inside = f"`teacher` {os.fspath(path)}", {run.resolve(), *run.resolve().parents}
+        if any(Path(part).resolve() in inside for part in (os.fspath(path), *member_paths(path))):
+            raise InputError(f"{name}: holds `out` {run}; choose another `out`")
+        model = load(path, None if config.device == "auto" else config.device, config.threads)
+        facts = model.calibration.get("members", [model.calibration])
+        if reason := next((c["unproven"] for c in facts if c.get("unproven")), ""):
+            raise InputError(f"{name}: should not be believed unseen ({reason}); it can teach nothing")
+        return cls(name, model)
 
-    def check(self, division: Division) -> None:
-        """Raises InputError where the teacher has nothing to say of these cases."""
-        model, where = self.model, f"`teacher` {os.fspath(self.path)}"
-        ndim = division.train[0].landmarks.ndim
-        if model.ndim != ndim:
-            raise InputError(f"{where}: is for {model.ndim}D images, the cases' landmarks are {ndim}D")
-        if not set(model.names) & set(division.names):
+    def check(self, division: Division, report: Reporter) -> None:
+        """Says which landmarks the teacher lacks. Raises InputError where it has nothing to say of these cases."""
+        ndim, names = division.train[0].landmarks.ndim, self.model.names
+        if self.model.ndim != ndim:
+            raise InputError(f"{self.name}: is for {self.model.ndim}D images, the cases' landmarks are {ndim}D")
+        lacking = [n for n in division.names if n not in names]
+        if len(lacking) == len(division.names):
             raise InputError(
-                f"{where}: finds {listed(model.names, 3, quote=True)}, none of the landmarks "
+                f"{self.name}: finds {listed(names, 3, quote=True)}, none of the landmarks "
                 f"{listed(division.names, 3, quote=True)} of the cases"
             )
-        if reason := next((c["unproven"] for c in _calibrations(model) if c.get("unproven")), ""):
-            raise InputError(f"{where}: should not be believed unseen ({reason}); it can teach nothing")
+        if lacking:
+            report.say(f"note: {self.name} knows no {listed(lacking, SHOWN, quote=True)} and teaches nothing of it")
 
 
-def _calibrations(model: AnyModel) -> list[dict[str, object]]:
-    return [dict(c) for c in model.calibration.get("members", [model.calibration])]
-
-
-def taught(division: Division, teacher: Teacher, run: Path, report: Reporter) -> Division:
-    """The division with the teacher's answers: annotated points are moved towards them by the teacher's weight, unless
+def taught(division: Division, teacher: Teacher, weight: float, cache: Path, report: Reporter) -> Division:
+    """The division with the teacher's answers: annotated points are moved towards them by ``weight`` (0 ... 1), unless
     they lie farther apart than the teacher's 90 % radius; what is not annotated, in whole images too, is as the teacher
     says. Their landmarks have the covariance that :func:`drawn` draws from; 0 where the annotation stands.
 
-    An image without landmarks in which the teacher's review flag is raised teaches nothing and is left out. The answers
-    lie in ``run/teacher``, so that a resumed run has the same. Raises InputError.
+    Images without landmarks are left out where the teacher raises its flag or finds nothing, and where they are, or
+    were simulated from, one that is held out. The answers are kept in ``cache`` by model and image. Raises InputError.
     """
-    model, seen = teacher.model, [*division.train, *division.unlabelled]
-    answers: dict[str, Prediction] = {}
-    with report.bar("asking the teacher", len(seen)) as bar:
-        for case in seen:
-            answers[case.id] = _answer(case, model, run / TEACHER)
-            bar.update(len(answers))
-    train = tuple(
-        case.with_landmarks(blended(case.landmarks, answers[case.id].landmarks, teacher.weight))
-        for case in division.train
-    )
-    doubted = [c for c in division.unlabelled if _doubtful(answers[c.id])]
-    blank = Landmarks(division.names, np.full((len(division.names), model.ndim), np.nan))
-    more = tuple(
-        case.with_landmarks(blended(blank, answers[case.id].landmarks, teacher.weight))
-        for case in division.unlabelled
-        if case not in doubted
-    )
-    said = f"taught by {model.name}: {counted(len(train), 'annotated image')}"
-    if division.unlabelled:
-        said += f", {len(more)} without landmarks"
-    if doubted:
-        said += f" ({len(doubted)} left out, where it raised its flag: {listed([c.id for c in doubted], SHOWN)})"
-    report.say(said)
-    said += f"; annotations moved {teacher.weight:g} of the way to its answers"
-    by = Taught(said, model.learned, model.chosen)
+    model, blank = teacher.model, Landmarks(division.names, np.full((len(division.names), teacher.model.ndim), np.nan))
+    held = {case.id for case in division.val}, {digest_of(case) for case in division.val}
+    known = [c.id for c in division.val if digest_of(c) in model.learned | model.chosen]
+    spared = [c.id for c in division.unlabelled if source_of(c) in held[0] or digest_of(c) in held[1]]
+    asked = [*division.train, *(c for c in division.unlabelled if c.id not in spared)]
+    train, more, doubted = [], [], []
+    with report.bar("asking the teacher", len(asked)) as bar:
+        for done, case in enumerate(asked, start=1):
+            answer = _answer(case, model, cache / FOLDER)
+            own = case.landmarks if case.has_landmarks else blank
+            soft = case.with_landmarks(blended(own, answer.landmarks, weight))
+            if case.has_landmarks:
+                train.append(soft)
+            elif _doubtful(answer) or not soft.landmarks.defined.any():
+                doubted.append(case.id)
+            else:
+                more.append(soft)
+            bar.update(done)
+    said = [
+        f"taught by {model.name}: {counted(len(train), 'annotated image')}, {len(more)} without landmarks",
+        f"annotations moved {weight:g} of the way to its answers",
+        f"left out, because it doubts itself in them: {listed(doubted, SHOWN)}" if doubted else "",
+        f"left out, because they are held out for validation: {listed(spared, SHOWN)}" if spared else "",
+        f"it knows {len(known)} of the {counted(len(division.val), 'validation case')}, whose errors are therefore "
+        f"optimistic: {listed(known, SHOWN)}"
+        if known
+        else "",
+    ]
+    by = Taught("; ".join(line for line in said if line), model.learned, model.chosen, division.train)
+    report.say(by.said)
     return replace(division, train=(*train, *more), unlabelled=(), taught=by)
 
 
 def _answer(case: Case, model: AnyModel, folder: Path) -> Prediction:
     """What the teacher says of a case; from the file there, where it has said it. Raises InputError."""
-    file = folder / f"{case.id}.json"
-    if file.exists():
-        there = read_prediction(case, file)
-        if there.source.get("model") != model.hash:
-            raise InputError(f"{file}: is of another teacher; give the one that the run began with, or another `out`")
-        return there
-    found = replace(model.predict(case.image()), source={"case": case.id, "model": model.hash})
-    write_prediction(found, folder, case.id, ["json"])
-    return read_prediction(case, file)  # as a resumed run will have it
+    name = image_key(case, "teacher", model.hash)
+    if not (folder / f"{name}.json").exists():
+        write_prediction(model.predict(case.image()), folder, name, ["json"])
+    return read_prediction(case, folder / f"{name}.json")  # as a resumed run will have it
 
 
 def _doubtful(answer: Prediction) -> bool:
-    if answer.suspicion is None or answer.suspicion_limit is None:
-        return bool(answer.flags)
-    return answer.suspicion > answer.suspicion_limit
+    """Whether a model raises a flag; of an average: whether it does."""
+    if answer.members and answer.suspicion is not None and answer.suspicion_limit is not None:
+        return answer.suspicion > answer.suspicion_limit
+    return bool(answer.flags)
 
 
 def blended(own: Landmarks, theirs: Landmarks, weight: float) -> Landmarks:
@@ -123,7 +131,9 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float) -> Landmarks:
     n, d = len(own), own.ndim
     spread = np.zeros((n, d, d)) if theirs.covariance is None else np.nan_to_num(theirs.covariance)
     apart = np.linalg.norm(theirs.points - own.points, axis=1)
-    limit = FAR * sigma_of(theirs.covariance, n) if theirs.radius90 is None else theirs.radius90
+    limit = FAR * sigma_of(theirs.covariance, n)
+    if theirs.radius90 is not None:
+        limit = np.where(np.isfinite(theirs.radius90), theirs.radius90, limit)
     near = own.defined & theirs.defined & ~(apart > limit)
     filled = ~own.defined & ~own.absent
     share = np.where(filled, 1.0, np.where(near, weight, 0.0))
@@ -134,22 +144,27 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float) -> Landmarks:
     return replace(own, points=moved, status=status, covariance=covariance, score=None, radius90=None)
 
 
-def drawn(landmarks: Landmarks, rng: np.random.Generator) -> Landmarks:
-    """Points from normal distributions about ``landmarks`` with their covariances; themselves where they have none."""
+def drawn(case: Case, *seed: int) -> Case:
+    """The case with points from normal distributions about its landmarks, where these have covariances."""
+    landmarks = case.landmarks
     if landmarks.covariance is None:
-        return landmarks
+        return case
     values, axes = np.linalg.eigh(landmarks.covariance)  # (N, D), (N, D, D)
-    steps = rng.normal(size=values.shape) * np.sqrt(np.maximum(values, 0))
-    return landmarks.with_points(landmarks.points + np.einsum("nij,nj->ni", axes, steps))
+    steps = np.random.default_rng(seed).normal(size=values.shape) * np.sqrt(np.maximum(values, 0))
+    return case.with_landmarks(landmarks.with_points(landmarks.points + np.einsum("nij,nj->ni", axes, steps)))
 
 
-def known_to(teacher: Teacher, cases: Sequence[Case]) -> list[str]:
-    """Notes on those of ``cases`` that the teacher learned from, or was chosen by."""
-    theirs = teacher.model.learned | teacher.model.chosen
-    seen = [c.id for c in cases if digest_of(c) in theirs]
-    if not seen:
-        return []
-    return [
-        f"the teacher knows {len(seen)} of the {counted(len(cases), 'validation case')}: validation errors are "
-        f"optimistic: {listed(seen, SHOWN)}"
-    ]
+class DrawnCases(Sequence[Case]):
+    """The cases of a store, each :func:`drawn` anew whenever it is asked for."""
+
+    def __init__(self, cases: Sequence[Case], *seed: int):
+        self.cases, self.seed, self.given = cases, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        self.given += 1
+        return drawn(self.cases[i], *self.seed, self.given)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tiny
+from anatomark.cases.case import Case
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
@@ -20,7 +23,7 @@ from anatomark.model.predict import load
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
 from anatomark.training.fit import fit
-from anatomark.training.teach import blended, drawn
+from anatomark.training.teach import DrawnCases, Teacher, blended, drawn, taught
 
 tiny.register()
 QUIET = Reporter(quiet=True)
@@ -88,6 +91,8 @@ def test_annotations_are_moved_by_the_weight_and_blanks_are_filled() -> None:
     assert np.allclose(made.covariance[2], np.diag([4, 1]))
     plain = blended(own, landmarks(theirs.points, covariance=theirs.covariance), 0.25)
     assert plain.points[1].tolist() == [0, 0]  # nine millimetres are more than four deviations
+    unknown = replace(theirs, radius90=np.full(4, np.nan))  # of an average in which one member has no radii
+    assert blended(own, unknown, 0.25).points[1].tolist() == [0, 0]
     assert blended(own, theirs, 0).points[:2].tolist() == own.points[:2].tolist()
 
 
@@ -101,17 +106,20 @@ def test_what_the_teacher_does_not_find_stays_as_it_is() -> None:
 
 
 def test_draws_have_the_covariance_and_repeat() -> None:
-    rng = np.random.default_rng(0)
     wide = np.array([[4.0, 1.5], [1.5, 1.0]])
     given = landmarks([[1, 2]] * 3 + [[np.nan] * 2], covariance=np.stack([wide, 0 * wide, wide, wide]))
-    seen = np.stack([drawn(given, rng).points for _ in range(4000)])
+    case = Case("a", given=given)
+    seen = np.stack([drawn(case, 7, k).landmarks.points for k in range(4000)])
     assert np.allclose(seen[:, 0].mean(0), [1, 2], atol=0.15)
     assert np.allclose(np.cov(seen[:, 0].T), wide, atol=0.35)
     assert (seen[:, 1] == [1, 2]).all() and np.isnan(seen[:, 3]).all()
-    same = [drawn(given, np.random.default_rng(3)).points for _ in range(2)]
-    assert np.array_equal(*same, equal_nan=True)
-    bare = landmarks([[1, 2]] * 4)
-    assert drawn(bare, rng) is bare
+    assert np.array_equal(*(drawn(case, 7, 3).landmarks.points for _ in range(2)), equal_nan=True)
+    bare = Case("b", given=landmarks([[1, 2]] * 4))
+    assert drawn(bare, 1) is bare
+    several = [DrawnCases([case, bare], 7) for _ in range(2)]
+    a, b = ([cases[0].landmarks.points[0].tolist() for _ in range(3)] for cases in several)
+    assert a == b and len({tuple(x) for x in a}) == 3
+    assert len(several[0]) == 2 and several[0][1:][0] is bare
 
 
 def test_images_without_landmarks_are_learned_from(study: Path, teacher: Path, tmp_path: Path) -> None:
@@ -121,7 +129,7 @@ def test_images_without_landmarks_are_learned_from(study: Path, teacher: Path, t
     fit(study, run, config("val_fraction=0", steps=20), teacher=teacher, report=QUIET)
     card = (run / "card.md").read_text()
     assert "| distilled | taught by run: 6 annotated images, 2 without landmarks" in card
-    assert not (run / "teacher").exists()
+    assert not (run / "cache").exists()
     known = load_run(run).plan.images
     assert known is not None
     assert set(known.learned) == load(teacher).learned | load(teacher).chosen  # eight images in all
@@ -143,28 +151,127 @@ def test_a_student_of_images_alone_finds_what_its_teacher_finds(study: Path, tea
     assert np.mean(apart) < 0.5 * spread
 
 
-def test_it_goes_on_with_the_same_teacher_only(study: Path, teacher: Path, tmp_path: Path, monkeypatch) -> None:
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_it_goes_on_with_the_same_teacher_only(
+    study: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from anatomark.training import fit as module
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     whole = fit(study, tmp_path / "whole", config(steps=20), teacher=teacher, report=QUIET)
+    full = study.with_name("cases.csv")
     with monkeypatch.context() as patch:
         patch.setattr(module, "train_stage", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fit(study, tmp_path / "run", config(steps=20), teacher=teacher, report=QUIET)
-    assert len(list((tmp_path / "run" / "teacher").glob("*.json"))) == 7  # one of the eight is held out
-    full = study.with_name("cases.csv")
-    with pytest.raises(InputError, match="began with a teacher"):
-        fit(full, tmp_path / "run", config(steps=20), resume=True, report=QUIET)
-    other = tmp_path / "other"
-    fit(full, other, config(steps=200, seed=3), report=QUIET)
-    believed(other)
-    with pytest.raises(InputError, match="another teacher"):
-        fit(study, tmp_path / "run", config(steps=20), teacher=other, resume=True, report=QUIET)
+        for run, cases, by in (("run", study, teacher), ("plain", full, None)):
+            with pytest.raises(KeyboardInterrupt):
+                fit(cases, tmp_path / run, config(steps=20), teacher=by, report=QUIET)
+    other = believed(fit(full, tmp_path / "other", config(steps=200, seed=3), report=QUIET).run)
+    for run, cases, by, began in (
+        ("run", full, None, "with a teacher"),
+        ("run", study, other, "with another teacher"),
+        ("plain", full, teacher, "without a teacher"),
+    ):
+        with pytest.raises(InputError, match=f"began {began}"):
+            fit(cases, tmp_path / run, config(steps=20), teacher=by, resume=True, report=QUIET)
     again = fit(study, tmp_path / "run", config(steps=20), teacher=teacher, resume=True, report=QUIET)
     assert (again.run / "weights.safetensors").read_bytes() == (whole.run / "weights.safetensors").read_bytes()
+
+
+def test_answers_are_kept_by_image_not_by_name(study: Path, teacher: Path, tmp_path: Path) -> None:
+    """Another study has cases of the same names: what was said of the first is not said of them."""
+    model, cache = load(teacher), tmp_path / "cache"
+    division = read_division(study, val_fraction=0, unlabelled=True)
+    first = taught(division, Teacher("t", model), 0.5, cache, QUIET)
+    assert len(list((cache / "teacher").glob("*.json"))) == 8
+    elsewhere = tiny.write_study(tmp_path / "other", 8, splits=["train"] * 8, size=25)
+    moved = read_division(without(elsewhere, "partly.csv", [6, 7]), val_fraction=0, unlabelled=True)
+    second = taught(moved, Teacher("t", model), 0.5, cache, QUIET)
+    assert len(list((cache / "teacher").glob("*.json"))) == 16
+    for case in second.train[6:]:
+        said = model.predict(case.image()).landmarks
+        assert np.allclose(case.landmarks.points, said.points, atol=1e-3)
+    assert not np.allclose(second.train[6].landmarks.points, first.train[6].landmarks.points, atol=1e-3)
+    again = taught(division, Teacher("t", model), 0.5, cache, QUIET)
+    for a, b in zip(first.train, again.train, strict=True):
+        assert np.array_equal(a.landmarks.points, b.landmarks.points)
+
+
+def test_nothing_of_the_held_out_cases_is_learned(study: Path, teacher: Path, tmp_path: Path) -> None:
+    """Blank copies of a validation image, plain or simulated, are left out, and the card says what the teacher knows."""
+    rows = list(csv.DictReader(study.with_name("cases.csv").open()))
+    made = study.parent / "sim" / "images"
+    made.mkdir(parents=True)
+    (made.parent / "simulate.json").write_text("{}")
+    shutil.copy(study.parent / "case3.nii.gz", made / "warped.nii.gz")
+    shutil.copy(study.parent / "case5.nii.gz", study.parent / "copy.nii.gz")
+    rows[5]["split"] = "val"
+    rows.append({**rows[0], "case": "again", "image": "copy.nii.gz", "landmarks": "", "split": "train"})
+    rows.append({**rows[0], "case": "case5_sim0001", "image": "sim/images/warped.nii.gz", "landmarks": ""})
+    with study.with_name("held.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    run = fit(study.with_name("held.csv"), tmp_path / "run", config(steps=20), teacher=teacher, report=QUIET).run
+    card = (run / "card.md").read_text()
+    assert "7 annotated images, 0 without landmarks" in card
+    assert "held out for validation: again, case5_sim0001" in card
+    assert "it knows 1 of the 1 validation case" in card
+
+
+def test_copies_to_validate_on_are_of_annotations(study: Path, teacher: Path, tmp_path: Path) -> None:
+    """Where no case can be spared, nothing of the teacher is taken for the truth."""
+    lone = without(study, "few.csv", range(2, 8))
+    seen: list[np.ndarray] = []
+    from anatomark.training import start
+
+    with pytest.MonkeyPatch.context() as patch:
+        copied = start.augmented_copy
+        patch.setattr(start, "augmented_copy", lambda i, m, r: (seen.append(m.points), copied(i, m, r))[1])
+        fit(lone, tmp_path / "run", config(steps=20), teacher=teacher, report=QUIET)
+    given = [c.landmarks.points for c in read_division(study.with_name("cases.csv"), val_fraction=0).train]
+    assert len(seen) == 4
+    for k, points in enumerate(seen):
+        assert np.array_equal(points, given[k % 2])
+
+
+def test_collected_examples_are_drawn_too(study: Path, teacher: Path, tmp_path: Path) -> None:
+    seen: list[bool] = []
+    original = tiny.Tiny.collect
+
+    def collect(self, cases, stage, rng):  # type: ignore[no-untyped-def]
+        seen.append(bool((cases[0].landmarks.points != cases[0].landmarks.points).any()))
+        return original(self, cases, stage, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny.Tiny, "collect", collect)
+        fit(study, tmp_path / "a", config("method.collected=true", steps=20), teacher=teacher, report=QUIET)
+        assert any(seen)
+        seen.clear()
+        fit(study.with_name("cases.csv"), tmp_path / "b", config("method.collected=true", steps=20), report=QUIET)
+        assert seen and not any(seen)
+
+
+def test_licences_of_both_bind(study: Path, teacher: Path, tmp_path: Path) -> None:
+    full = study.with_name("cases.csv")
+    first = fit(full, tmp_path / "i", config("license=CC-BY-4.0", steps=20), report=QUIET).run
+    guide = believed(fit(full, tmp_path / "t", config("license=CC-BY-NC-4.0", steps=200), report=QUIET).run)
+    run = fit(study, tmp_path / "s", config(steps=20), init=first, teacher=guide, report=QUIET).run
+    assert "| CC-BY-4.0; CC-BY-NC-4.0 |" in (run / "card.md").read_text()
+
+
+def test_a_blank_row_is_filled_by_a_later_manifest(study: Path) -> None:
+    later = without(study.with_name("cases.csv"), "later.csv", [0])
+    division = read_division([study, later], val_fraction=0, unlabelled=True)
+    assert not division.unlabelled
+    assert [c.landmarks.defined.all() for c in division.train] == [True] * 8
+    assert all(c.observers() for c in division.train)
+    both = without(study, "both.csv", [6])
+    assert [c.id for c in read_division([study, both], val_fraction=0, unlabelled=True).unlabelled] == [
+        "case6",
+        "case7",
+    ]
 
 
 def test_teachers_that_cannot_teach(study: Path, teacher: Path, tmp_path: Path) -> None:
@@ -173,6 +280,10 @@ def test_teachers_that_cannot_teach(study: Path, teacher: Path, tmp_path: Path) 
         fit(flat, tmp_path / "a", config(steps=4), teacher=teacher, report=QUIET)
     with pytest.raises(InputError, match="give one of them"):
         fit(study, tmp_path / "a", config(steps=4), teacher=teacher, folds=2, report=QUIET)
+    inside = tmp_path / "several"
+    shutil.copytree(teacher, inside / "1")
+    with pytest.raises(InputError, match="holds `out`"):
+        fit(study, inside / "2", config(steps=4), teacher=inside, report=QUIET)
     doubted = tmp_path / "doubted"
     fit(study.with_name("cases.csv"), doubted, config("val_fraction=0", steps=2), report=QUIET)
     with pytest.raises(InputError, match="it can teach nothing"):
