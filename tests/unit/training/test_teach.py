@@ -199,7 +199,7 @@ def test_answers_are_kept_by_image_not_by_name(study: Path, teacher: Path, tmp_p
 
 
 def test_nothing_of_the_held_out_cases_is_learned(study: Path, teacher: Path, tmp_path: Path) -> None:
-    """Blank copies of a validation image, plain or simulated, are left out, and the card says what the teacher knows."""
+    """Blank copies of a validation image, plain or simulated, are left out; the card says what the teacher knows."""
     rows = list(csv.DictReader(study.with_name("cases.csv").open()))
     made = study.parent / "sim" / "images"
     made.mkdir(parents=True)
