@@ -164,7 +164,8 @@ def test_shards_one_of_them_killed_equal_one_process(
     assert _run(*_command(home, out, "--workers", 2)) == 2  # nothing to do: no worker, no result is opened
     said = capsys.readouterr().out
     assert "39 of 40 predicted, 39 of them finished before" in said and "of 39 are flagged for review" in said
-    assert said.splitlines()[-1] == f"next: anatomark review {out} {home.images} --spacing 2 --out CORRECTED"
+    given = f"{home.images} --spacing 2 --model {home.run}"
+    assert said.splitlines()[-1] == f"next: anatomark review {out} {given} --out CORRECTED"
     assert {p: p.stat().st_mtime_ns for p in out.iterdir() if p.is_file()} == before
 
 

@@ -89,21 +89,24 @@ def predict(
             model, images, out, shard=part, engine=spread, retry_failed=retry_failed, device=device,
             threads=threads, tta=tta, **asked,
         )  # fmt: skip
-        _show_cohort(cohort, _given(images, spacing, form), out, as_json)
+        _show_cohort(cohort, _given(images, spacing, form, model), out, as_json)
         return
     keep_freed_memory()
     trained = load(model, device, threads, tta)
     for line in told_of(trained):
         report.say(line)
     by = Spread(model, out, device, threads or 1, tta)
-    _show(run(trained, images, out, by=by, **asked), _given(images, spacing, form), out, as_json)
+    _show(run(trained, images, out, by=by, **asked), _given(images, spacing, form, model), out, as_json)
 
 
-def _given(images: list[Path], spacing: str | None, form: str | None) -> str:
-    """The images, and what was said of them, as another command takes them."""
+def _given(images: list[Path], spacing: str | None, form: str | None, model: str) -> str:
+    """The images, what was said of them, and the model, where it is one that can be trained on, as ``review`` takes
+    them."""
+    from anatomark.model.ensemble import is_ensemble
+
     words = [*map(str, images)] if len(images) <= IMAGES_SHOWN else ["IMAGE..."]
     told = [w for option, value in (("spacing", spacing), ("form", form)) if value for w in (f"--{option}", str(value))]
-    return shlex.join([*words, *told])
+    return shlex.join([*words, *told, *([] if is_ensemble(model) else ["--model", model])])
 
 
 def _show_cohort(cohort: Cohort, given: str, out: Path, as_json: bool) -> None:

@@ -112,12 +112,13 @@ def _planned(
     unit: str | None,
     report: Reporter | None,
 ) -> Planned:
-    where = " + ".join(map(str, paths_of(manifests)))
+    paths = [*map(str, paths_of(manifests))]
+    where = " + ".join(paths)
     report = report or Reporter(quiet=True)
     report.say(f"reading {where}")
     manifest = read_manifests(manifests, frame=frame, unit=unit)
     seen = fingerprint(manifest, report)
-    facts = {"schema": SCHEMA, "manifest": where, **seen}
+    facts = {"schema": SCHEMA, "manifest": where, "manifests": paths, **seen}
     others: list[Row] = [
         ("modality", facts["modality"], MODALITIES[facts["modality"]]),
         ("landmarks", *_wanted(facts)),

@@ -49,7 +49,7 @@ def page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def what_next(facts: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and the command that goes on from there."""
-    given = " ".join(map(quote, facts["manifest"].split(" + ")))
+    given = " ".join(map(quote, facts["manifests"]))
     if facts["files"]:
         yield "written: " + ", ".join(facts["files"])
         yield f"next: anatomark fit {given} `config` {quote(facts['files'][0])} `out` RUN"

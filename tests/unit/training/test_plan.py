@@ -111,3 +111,9 @@ def test_bad_manifests_and_methods_are_refused_and_nothing_is_written(tmp_path: 
     with pytest.raises(InputError, match="did you mean 'pin'"):
         plan(volumes(tmp_path), tmp_path / "out", method="pinn")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_next_command_names_each_manifest_whole(tmp_path: Path) -> None:
+    """A path may hold what joins several in the heading."""
+    first = tiny.write_study(tmp_path / "a + b", 3)
+    assert f"next: anatomark fit '{first}' `minutes`" in "\n".join(plan(first).lines())
