@@ -96,6 +96,7 @@ class RunConfig(BaseModel):
     observers: Literal["named", "combined"] = "named"  # combined: the others', freed from their habits, are averaged in
     taught_by: str | None = None  # hash of the teacher, set by fit
     teacher_weight: float = Field(default=0.5, ge=0, le=1)  # of its answers against annotations
+    teacher_spread: float = Field(default=0.0, ge=0, le=2)  # of its standard deviations, with which points are drawn
     distrust: bool = True  # annotations that are certain to be wrong are left out
     modality: str | None = None
     weights: Literal["float32", "half"] = "float32"

@@ -105,7 +105,8 @@ def _fit(
         raise InputError("`teacher` and `folds`: give one of them; a teacher mostly knows what folds hold out")
     clock = time.monotonic()
     guide = None if teacher is None else Teacher.of(teacher, run, asked)
-    asked = asked.model_copy(update={"taught_by": None if guide is None else guide.model.hash})
+    if guide is not None or asked.taught_by is not None:  # of the run that lent its config
+        asked = asked.model_copy(update={"taught_by": None if guide is None else guide.model.hash})
     request = resumed(run, asked, resume)
     if (run / WEIGHTS).exists():
         report.say(f"{run} is finished already")
@@ -184,7 +185,7 @@ def fit_division(
     began = time.monotonic()
     if teacher is not None:
         cache = Path(config.cache) if config.cache else run / "cache"
-        division = taught(division, teacher, config.teacher_weight, cache, report)
+        division = taught(division, teacher, config.teacher_weight, config.teacher_spread, cache, report)
     state = start(division, run, config, init, report)
     state.started = began
     if (run / CHECKPOINT).exists():

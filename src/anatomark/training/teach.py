@@ -68,10 +68,13 @@ class Teacher:
             report.say(f"note: {self.name} knows no {listed(lacking, SHOWN, quote=True)} and teaches nothing of it")
 
 
-def taught(division: Division, teacher: Teacher, weight: float, cache: Path, report: Reporter) -> Division:
+def taught(
+    division: Division, teacher: Teacher, weight: float, spread: float, cache: Path, report: Reporter
+) -> Division:
     """The division with the teacher's answers: annotated points are moved towards them by ``weight`` (0 ... 1), unless
     they lie farther apart than the teacher's 90 % radius; what is not annotated, in whole images too, is as the teacher
-    says. Their landmarks have the covariance that :func:`drawn` draws from; 0 where the annotation stands.
+    says. With a ``spread`` above 0 they have the covariance that :func:`drawn` draws from, the teacher's with so many
+    times its standard deviations; 0 where the annotation stands.
 
     Images without landmarks are left out where the teacher raises its flag or finds nothing, and where they are, or
     were simulated from, one that is held out. The answers are kept in ``cache`` by model and image. Raises InputError.
@@ -86,7 +89,7 @@ def taught(division: Division, teacher: Teacher, weight: float, cache: Path, rep
         for done, case in enumerate(asked, start=1):
             answer = _answer(case, model, cache / FOLDER)
             own = case.landmarks if case.has_landmarks else blank
-            soft = case.with_landmarks(blended(own, answer.landmarks, weight))
+            soft = case.with_landmarks(blended(own, answer.landmarks, weight, spread))
             if case.has_landmarks:
                 train.append(soft)
             elif _doubtful(answer) or not soft.landmarks.defined.any():
@@ -124,12 +127,12 @@ def _doubtful(answer: Prediction) -> bool:
     return bool(answer.flags)
 
 
-def blended(own: Landmarks, theirs: Landmarks, weight: float) -> Landmarks:
-    """Annotations ``own`` moved by ``weight`` towards a teacher's answers, with covariances (N, D, D) mm^2; see
-    :func:`taught`."""
+def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> Landmarks:
+    """Annotations ``own`` moved by ``weight`` towards a teacher's answers, with covariances (N, D, D) mm^2 where
+    ``spread`` is above 0; see :func:`taught`."""
     theirs = theirs.select(own.names)
     n, d = len(own), own.ndim
-    spread = np.zeros((n, d, d)) if theirs.covariance is None else np.nan_to_num(theirs.covariance)
+    own_doubt = np.zeros((n, d, d)) if theirs.covariance is None else np.nan_to_num(theirs.covariance)
     apart = np.linalg.norm(theirs.points - own.points, axis=1)
     limit = FAR * sigma_of(theirs.covariance, n)
     if theirs.radius90 is not None:
@@ -140,7 +143,7 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float) -> Landmarks:
     points = np.where(own.defined[:, None], own.points, theirs.points)
     moved = np.where(near[:, None], own.points + weight * (theirs.points - own.points), points)
     status = tuple(t if f else s for f, s, t in zip(filled, own.status, theirs.status, strict=True))
-    covariance = spread * (share**2)[:, None, None]
+    covariance = own_doubt * ((spread * share) ** 2)[:, None, None] if spread > 0 else None
     return replace(own, points=moved, status=status, covariance=covariance, score=None, radius90=None)
 
 

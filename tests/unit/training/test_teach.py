@@ -80,7 +80,7 @@ def test_annotations_are_moved_by_the_weight_and_blanks_are_filled() -> None:
     theirs = landmarks(
         [[2, 0], [9, 0], [5, 5], [6, 6]], covariance=np.stack([np.diag([4.0, 1.0])] * 4), radius90=np.full(4, 3.0)
     )
-    made = blended(own, theirs, 0.25)
+    made = blended(own, theirs, 0.25, 1)
     assert made.points[0].tolist() == [0.5, 0]
     assert made.points[1].tolist() == [0, 0]  # beyond the teacher's radius the annotation stands
     assert made.points[2].tolist() == [5, 5]
@@ -89,17 +89,20 @@ def test_annotations_are_moved_by_the_weight_and_blanks_are_filled() -> None:
     assert np.allclose(made.covariance[0], np.diag([0.25, 0.0625]))
     assert not made.covariance[1].any() and not made.covariance[3].any()
     assert np.allclose(made.covariance[2], np.diag([4, 1]))
-    plain = blended(own, landmarks(theirs.points, covariance=theirs.covariance), 0.25)
+    half = blended(own, theirs, 0.25, 0.5)
+    assert half.covariance is not None and np.allclose(half.covariance[2], np.diag([1, 0.25]))
+    assert blended(own, theirs, 0.25, 0).covariance is None
+    plain = blended(own, landmarks(theirs.points, covariance=theirs.covariance), 0.25, 1)
     assert plain.points[1].tolist() == [0, 0]  # nine millimetres are more than four deviations
     unknown = replace(theirs, radius90=np.full(4, np.nan))  # of an average in which one member has no radii
-    assert blended(own, unknown, 0.25).points[1].tolist() == [0, 0]
-    assert blended(own, theirs, 0).points[:2].tolist() == own.points[:2].tolist()
+    assert blended(own, unknown, 0.25, 1).points[1].tolist() == [0, 0]
+    assert blended(own, theirs, 0, 1).points[:2].tolist() == own.points[:2].tolist()
 
 
 def test_what_the_teacher_does_not_find_stays_as_it_is() -> None:
     own = landmarks([[1, 2], [np.nan] * 2, [3, 4], [np.nan] * 2])
     theirs = Landmarks(("c", "d"), np.array([[np.nan] * 2, [7, 8]]), ("absent", "defined"))
-    made = blended(own, theirs, 1.0)
+    made = blended(own, theirs, 1.0, 0)
     assert made.points[[0, 2]].tolist() == [[1, 2], [3, 4]]
     assert made.points[3].tolist() == [7, 8]
     assert made.status[1] is Status.UNANNOTATED
@@ -183,17 +186,17 @@ def test_answers_are_kept_by_image_not_by_name(study: Path, teacher: Path, tmp_p
     """Another study has cases of the same names: what was said of the first is not said of them."""
     model, cache = load(teacher), tmp_path / "cache"
     division = read_division(study, val_fraction=0, unlabelled=True)
-    first = taught(division, Teacher("t", model), 0.5, cache, QUIET)
+    first = taught(division, Teacher("t", model), 0.5, 0.0, cache, QUIET)
     assert len(list((cache / "teacher").glob("*.json"))) == 8
     elsewhere = tiny.write_study(tmp_path / "other", 8, splits=["train"] * 8, size=25)
     moved = read_division(without(elsewhere, "partly.csv", [6, 7]), val_fraction=0, unlabelled=True)
-    second = taught(moved, Teacher("t", model), 0.5, cache, QUIET)
+    second = taught(moved, Teacher("t", model), 0.5, 0.0, cache, QUIET)
     assert len(list((cache / "teacher").glob("*.json"))) == 16
     for case in second.train[6:]:
         said = model.predict(case.image()).landmarks
         assert np.allclose(case.landmarks.points, said.points, atol=1e-3)
     assert not np.allclose(second.train[6].landmarks.points, first.train[6].landmarks.points, atol=1e-3)
-    again = taught(division, Teacher("t", model), 0.5, cache, QUIET)
+    again = taught(division, Teacher("t", model), 0.5, 0.0, cache, QUIET)
     for a, b in zip(first.train, again.train, strict=True):
         assert np.array_equal(a.landmarks.points, b.landmarks.points)
 
@@ -246,7 +249,13 @@ def test_collected_examples_are_drawn_too(study: Path, teacher: Path, tmp_path: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny.Tiny, "collect", collect)
-        fit(study, tmp_path / "a", config("method.collected=true", steps=20), teacher=teacher, report=QUIET)
+        fit(
+            study,
+            tmp_path / "a",
+            config("method.collected=true", "teacher_spread=1", steps=20),
+            teacher=teacher,
+            report=QUIET,
+        )
         assert any(seen)
         seen.clear()
         fit(study.with_name("cases.csv"), tmp_path / "b", config("method.collected=true", steps=20), report=QUIET)
