@@ -33,7 +33,7 @@ class Examples(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         turn, at = divmod(i, len(self.cases))
         case = self.cases[int(_shuffled(self.seed, self.number, turn, len(self.cases))[at])]
-        case = drawn(case, self.seed, self.number, i, 1)
+        case = drawn(case, self.seed, self.number, i, 5)
         return self.method.examples(case, self.stage, np.random.default_rng([self.seed, self.number, i]))
 
 

@@ -76,23 +76,24 @@ def taught(
     says. With a ``spread`` above 0 they have the covariance that :func:`drawn` draws from, the teacher's with so many
     times its standard deviations; 0 where the annotation stands.
 
-    Images without landmarks are left out where the teacher raises its flag or finds nothing, and where they are, or
-    were simulated from, one that is held out. The answers are kept in ``cache`` by model and image. Raises InputError.
+    Where the teacher raises its flag annotations stay as they are. Images without landmarks are left out there, where
+    it finds nothing, and where they are one that is held out, or simulated from the same. The answers are kept in
+    ``cache`` by model and image. Raises InputError.
     """
     model, blank = teacher.model, Landmarks(division.names, np.full((len(division.names), teacher.model.ndim), np.nan))
-    held = {case.id for case in division.val}, {digest_of(case) for case in division.val}
+    held = {text for case in division.val for text in (case.id, source_of(case), digest_of(case)) if text}
     known = [c.id for c in division.val if digest_of(c) in model.learned | model.chosen]
-    spared = [c.id for c in division.unlabelled if source_of(c) in held[0] or digest_of(c) in held[1]]
+    spared = [c.id for c in division.unlabelled if held & {c.id, source_of(c), digest_of(c)}]
     asked = [*division.train, *(c for c in division.unlabelled if c.id not in spared)]
     train, more, doubted = [], [], []
     with report.bar("asking the teacher", len(asked)) as bar:
         for done, case in enumerate(asked, start=1):
             answer = _answer(case, model, cache / FOLDER)
-            own = case.landmarks if case.has_landmarks else blank
+            own, doubts = case.landmarks if case.has_landmarks else blank, _doubtful(answer)
             soft = case.with_landmarks(blended(own, answer.landmarks, weight, spread))
             if case.has_landmarks:
-                train.append(soft)
-            elif _doubtful(answer) or not soft.landmarks.defined.any():
+                train.append(case if doubts else soft)
+            elif doubts or not soft.landmarks.defined.any():
                 doubted.append(case.id)
             else:
                 more.append(soft)
@@ -121,10 +122,13 @@ def _answer(case: Case, model: AnyModel, folder: Path) -> Prediction:
 
 
 def _doubtful(answer: Prediction) -> bool:
-    """Whether a model raises a flag; of an average: whether it does."""
-    if answer.members and answer.suspicion is not None and answer.suspicion_limit is not None:
-        return answer.suspicion > answer.suspicion_limit
-    return bool(answer.flags)
+    """Whether a model raises a flag; of an average: whether it is suspicious, or most members raise the same one."""
+    count = len(answer.members)
+    if not count:
+        return bool(answer.flags)
+    most = tuple(f"({n} of {count} models)" for n in range(count // 2 + 1, count + 1))
+    beyond = None not in (answer.suspicion, answer.suspicion_limit) and answer.suspicion > answer.suspicion_limit  # type: ignore[operator]
+    return beyond or any(flag.endswith(most) for flag in answer.flags)
 
 
 def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> Landmarks:
@@ -137,7 +141,7 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> 
     limit = FAR * sigma_of(theirs.covariance, n)
     if theirs.radius90 is not None:
         limit = np.where(np.isfinite(theirs.radius90), theirs.radius90, limit)
-    near = own.defined & theirs.defined & ~(apart > limit)
+    near = own.defined & theirs.defined & (apart <= limit)  # where nothing is known of its doubt, none is
     filled = ~own.defined & ~own.absent
     share = np.where(filled, 1.0, np.where(near, weight, 0.0))
     points = np.where(own.defined[:, None], own.points, theirs.points)
