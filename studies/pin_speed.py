@@ -143,7 +143,7 @@ def measure_paper(image: Image, repeats: int) -> dict[str, float]:
     figures["literal_patches_s"], figures["literal_network_s"] = parts["patches"], parts["network"]
     figures |= split(method, image, repeats)
     figures |= common.least(common.both_precisions("train_step", train_step(image)), max(2, repeats // 2))
-    figures["bf16"] = float(conv_dtype() == torch.bfloat16)
+    figures["bf16"] = float(conv_dtype(torch.device("cpu")) == torch.bfloat16)
     figures["times_faster_than_literal"] = figures["literal_s"] / figures["paper_s"]
     fast, exact = (call() for call in located.values())
     figures["float32_from_literal_mm"] = float(np.abs(exact - literal(method, image, parts)).max())

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import common
 from anatomark import InputError
@@ -323,7 +324,7 @@ def main(given: Sequence[str] | None = None) -> None:
         settings[f"{short}_spacing_mm"] = DATA[name].spacing_mm
         for k, rows in enumerate(tables[name], 1):
             settings[f"{short}_table{k}_seeds"] = len(next(iter(rows.values())).errors)
-    settings["convolutions"] = str(conv_dtype())
+    settings["convolutions"] = str(conv_dtype(torch.device("cpu")))
     common.record(options.out, figures, settings=settings)
     text = markdown({"figures": figures, "settings": settings}, tables)
     write_text(options.out.with_name(options.out.name + ".md"), text)
