@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 import common
-from anatomark import Grid, Image, Landmarks
+from anatomark import Grid, Image, InputError, Landmarks
 from anatomark.cases.case import Case
 from anatomark.cases.manifest import read_manifest
 from anatomark.core.resample import sample_index
@@ -122,10 +122,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="train")
     args = parser.parse_args(given)
     manifest = read_manifest(args.cases)
-    brain = next(c for c in manifest.cases if c.id == args.brain)
+    brain = next((c for c in manifest.cases if c.id == args.brain), None)
+    if brain is None:
+        raise InputError(f"--brain {args.brain}: {args.cases} has no such case")
+    if args.folder.exists():
+        raise InputError(f"{args.folder}: exists already; choose another --folder")
     kinds = {"thick": thick, "stripped": stripped(brain), "cut": cut, "shaped": shaped}
     turns = ["thick", "stripped", "cut", *["shaped"] * max(1, args.each - 3)]
-    args.folder.mkdir(parents=True, exist_ok=True)
+    args.folder.mkdir(parents=True)
     rows, counts = [], dict.fromkeys(kinds, 0)
     for at, case in enumerate(manifest.split(args.split)):
         image, marks = case.image(), case.landmarks

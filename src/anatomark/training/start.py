@@ -91,8 +91,10 @@ def start(division: Division, run: Path, config: RunConfig, init: Run | None, re
         replace(s, steps=config.stage_steps.get(s.name, s.steps), lr=s.lr * rate)
         for s in _dealt(composed.stages(), config.steps)
     ]
-    state = State(run, config, composed.to(device), device, stages, store, validation, report, started=started)
-    state.taught = division.taught is not None
+    state = State(
+        run, config, composed.to(device), device, stages, store, validation, report,
+        taught=division.taught is not None, started=started,
+    )  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     remove_temporary(run.glob(f"{TEMPORARY}*"))
     write_setup(state)

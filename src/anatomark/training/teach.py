@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,9 +127,14 @@ def _doubtful(answer: Prediction) -> bool:
     count = len(answer.members)
     if not count:
         return bool(answer.flags)
+    if (
+        answer.suspicion is not None
+        and answer.suspicion_limit is not None
+        and answer.suspicion > answer.suspicion_limit
+    ):
+        return True
     most = tuple(f"({n} of {count} models)" for n in range(count // 2 + 1, count + 1))
-    beyond = None not in (answer.suspicion, answer.suspicion_limit) and answer.suspicion > answer.suspicion_limit  # type: ignore[operator]
-    return beyond or any(flag.endswith(most) for flag in answer.flags)
+    return any(flag.endswith(most) for flag in answer.flags)
 
 
 def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> Landmarks:
@@ -136,7 +142,7 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> 
     ``spread`` is above 0; see :func:`taught`."""
     theirs = theirs.select(own.names)
     n, d = len(own), own.ndim
-    own_doubt = np.zeros((n, d, d)) if theirs.covariance is None else np.nan_to_num(theirs.covariance)
+    doubt = np.zeros((n, d, d)) if theirs.covariance is None else np.nan_to_num(theirs.covariance)
     apart = np.linalg.norm(theirs.points - own.points, axis=1)
     limit = FAR * sigma_of(theirs.covariance, n)
     if theirs.radius90 is not None:
@@ -147,7 +153,7 @@ def blended(own: Landmarks, theirs: Landmarks, weight: float, spread: float) -> 
     points = np.where(own.defined[:, None], own.points, theirs.points)
     moved = np.where(near[:, None], own.points + weight * (theirs.points - own.points), points)
     status = tuple(t if f else s for f, s, t in zip(filled, own.status, theirs.status, strict=True))
-    covariance = own_doubt * ((spread * share) ** 2)[:, None, None] if spread > 0 else None
+    covariance = doubt * ((spread * share) ** 2)[:, None, None] if spread > 0 else None
     return replace(own, points=moved, status=status, covariance=covariance, score=None, radius90=None)
 
 
@@ -170,7 +176,7 @@ class DrawnCases(Sequence[Case]):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         self.given += 1
