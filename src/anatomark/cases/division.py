@@ -87,9 +87,7 @@ def read_division(
     Raises InputError.
     """
     manifest = read_manifests(manifests, unlabelled=unlabelled)
-    labelled = [c for c in manifest.split("train") if c.has_landmarks]
-    if not labelled:
-        raise InputError(f"{manifest.name}: no training case has landmarks; a few must show which are to be learned")
+    labelled = manifest.annotated()
     chosen = _names(labelled[0], names)
     blank = tuple(c for c in manifest.split("train") if not c.has_landmarks)
     train, val = (

@@ -49,6 +49,13 @@ class Manifest:
             raise InputError(f"{self.name}: no case has split {name!r} (it holds {there})")
         return found
 
+    def annotated(self) -> tuple[Case, ...]:
+        """The training cases that have landmarks. Raises InputError where there is none."""
+        found = tuple(case for case in self.split("train") if case.has_landmarks)
+        if not found:
+            raise InputError(f"{self.name}: no training case has landmarks; a few must show which are to be learned")
+        return found
+
     def has_split(self, name: str) -> bool:
         return any(case.split == name for case in self.cases)
 
@@ -68,7 +75,7 @@ def read_manifest(
     ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. ``check_images`` False: an
     image that is there but cannot be read is no problem here, but is said when it is read. ``unlabelled``: training
     cases may have a blank landmarks cell. Files of rows with a blank split are not looked at. Raises ManyInputErrors
-    with every problem found, each with its row: missing columns and files, duplicate cases, bad splits, spacings and
+    with every problem found, each with its rows: missing columns and files, duplicate cases, bad splits, spacings and
     forms, images without a spacing, landmark files that cannot be read, name another set of landmarks than the first
     training case (:mod:`anatomark.cases.names`), or do not fit the image's dimension.
     """
@@ -85,6 +92,7 @@ def read_manifest(
     cases: list[Case] = []
     names: dict[str, tuple[str, ...]] = {}
     notes: dict[str, None] = {}
+    found: dict[str, list[str]] = {}  # rows by what is wrong with them
     remarked: dict[str, list[str]] = {}  # cases by what is to be known of their image's geometry
     for row, cells in sheet.rows:
         case, wrong = _case(path, row, cells, reading, sheet.delimiter != ",")
@@ -101,7 +109,9 @@ def read_manifest(
             if landmarks is not None and landmarks.names:
                 names[case.id] = landmarks.names
                 notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
-        problems += [f"{path}: row {row}: {line}" for line in wrong]
+        for line in wrong:
+            found.setdefault(line, []).append(str(row))
+    problems = [f"{path}: row{'s' * (len(at) > 1)} {listed(at)}: {line}" for line, at in found.items()]
     named = [c for c in cases if c.id in names]
     problems += [f"{path}: {line}" for line in other_names(named, names)]
     if problems:

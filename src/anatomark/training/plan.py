@@ -116,7 +116,7 @@ def _planned(
     where = " + ".join(paths)
     report = report or Reporter(quiet=True)
     report.say(f"reading {where}")
-    manifest = read_manifests(manifests, frame=frame, unit=unit)
+    manifest = read_manifests(manifests, frame=frame, unit=unit, unlabelled=True)
     seen = fingerprint(manifest, report)
     facts = {"schema": SCHEMA, "manifest": where, "manifests": paths, **seen}
     others: list[Row] = [
@@ -183,7 +183,8 @@ def _why_validation(cases: Mapping[str, int]) -> str:
     if cases["train"] < HELD_OUT_FROM:
         return "not used, too few cases to spare one: validated on augmented copies, so no independent validation"
     held = max(1, round(0.2 * cases["train"]))
-    return f"{held} of {cases['train']} training cases are held out; `folds` K would use all of them"
+    folds = "" if cases["without landmarks"] else "; `folds` K would use all of them"
+    return f"{held} of {cases['train']} training cases are held out{folds}"
 
 
 def _cache(megabytes: float) -> tuple[int, str]:
@@ -200,6 +201,11 @@ def _cache(megabytes: float) -> tuple[int, str]:
 def _cautions(facts: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know before training, a sentence each."""
     images, rows = facts["images"], facts["landmarks"]
+    if blank := facts["cases"]["without landmarks"]:
+        yield (
+            f"{counted(blank, 'training image')} without landmarks: `fit` learns from these what a `teacher` says of "
+            "them, a model made from the others; without one blank their split"
+        )
     yield from images["odd_sizes"]
     span = 2 * facts["poses"]["radius_mm"]
     if len(rows) > 1 and not 0.1 <= span <= 4000:

@@ -50,13 +50,14 @@ def page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 def what_next(facts: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and the command that goes on from there."""
     given = " ".join(map(quote, facts["manifests"]))
+    taught = " `teacher` MODEL" * bool(facts["cases"]["without landmarks"])
     if facts["files"]:
         yield "written: " + ", ".join(facts["files"])
-        yield f"next: anatomark fit {given} `config` {quote(facts['files'][0])} `out` RUN"
+        yield f"next: anatomark fit {given}{taught} `config` {quote(facts['files'][0])} `out` RUN"
     elif facts["config"]["landmarks"]:
         yield f"next: anatomark plan {given} `out` DIR writes the config, which names the landmarks to learn"
     else:
-        yield f"next: anatomark fit {given} `minutes` {facts['config']['minutes']:g} `out` RUN"
+        yield f"next: anatomark fit {given}{taught} `minutes` {facts['config']['minutes']:g} `out` RUN"
         yield "      (or, to change settings first, this command with `out` DIR, which writes config.yaml)"
 
 

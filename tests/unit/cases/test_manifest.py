@@ -231,6 +231,14 @@ def test_every_problem_at_once(folder):
     assert "gone.fcsv: no such file" in " ".join(found)  # both problems of one row
 
 
+def test_what_is_wrong_in_many_rows_is_said_once(folder):
+    rows = "\n".join(f"{k},a.nii.gz,,train" for k in range(12))
+    assert problems(folder, f"case,image,landmarks,split\n{rows}")[:1] == [
+        f"{folder / 'cases.csv'}: rows 2, 3, 4, 5, 6, 7, 8, 9 and 4 more: the landmarks cell is blank; "
+        "blank the split too to leave the case out, or give fit a `teacher`"
+    ]
+
+
 @pytest.mark.parametrize(
     ("header", "words"),
     [

@@ -117,3 +117,18 @@ def test_the_next_command_names_each_manifest_whole(tmp_path: Path) -> None:
     """A path may hold what joins several in the heading."""
     first = tiny.write_study(tmp_path / "a + b", 3)
     assert f"next: anatomark fit '{first}' `minutes`" in "\n".join(plan(first).lines())
+
+
+def test_images_without_landmarks_are_counted_apart_and_ask_for_a_teacher(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    rows = path.read_text().splitlines()
+    at = rows[0].split(",").index("landmarks")
+    for k in [k for k, row in enumerate(rows) if ",train" in row][-2:]:
+        cells = rows[k].split(",")
+        rows[k] = ",".join([*cells[:at], "", *cells[at + 1 :]])
+    path.write_text("\n".join(rows))
+    planned = plan(path, minutes=7)
+    text = "\n".join(planned.lines())
+    assert planned.facts["cases"]["train"] == 4 and "4 train, 1 val, 1 test, 2 without landmarks" in text
+    assert "note: 2 training images without landmarks" in text
+    assert f"next: anatomark fit {path} `teacher` MODEL `minutes` 7 `out` RUN" in text

@@ -32,15 +32,14 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
     """The training cases of ``manifest`` in numbers, plain JSON; other splits are counted, and looked through for
     suspect annotations. Of the images three are read, of the rest the headers.
 
-    ``cases`` per split, ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images``
-    (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as
-    float32), ``poses`` (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names``
-    that the first case lacks, ``observers``, ``names`` of the first case, ``suspects`` of all splits,
-    ``suspects_note`` where these could not be judged; ``images.odd_sizes``: lines on images of another size than the
-    others. Raises InputError for files that cannot be read or do not fit
-    together.
+    ``cases`` per split, training images ``without landmarks`` apart, ``dimension``, ``image_formats``,
+    ``landmark_formats``, ``modality``, ``images`` (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x,
+    y[, z]; ``orientations``; ``megabytes`` as float32), ``poses`` (degrees of each case to the mean shape, scale),
+    ``landmarks`` (a row each), ``extra_names`` that the first case lacks, ``observers``, ``names`` of the first case,
+    ``suspects`` of all splits, ``suspects_note`` where these could not be judged; ``images.odd_sizes``: lines on images
+    of another size than the others. Raises InputError for files that cannot be read or do not fit together.
     """
-    cases = manifest.split("train")
+    cases = manifest.annotated()
     everyone = [*cases, *(c for c in manifest.cases if c.split in ("val", "test"))]
     ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
     for case in everyone:
@@ -66,8 +65,9 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)
     splits = {case.id: case.split for case in everyone}
+    counts = {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS}
     return {
-        "cases": {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS},
+        "cases": {**counts, "train": len(cases), "without landmarks": counts["train"] - len(cases)},
         "dimension": ndim,
         "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
         "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),

@@ -47,7 +47,7 @@ def _volumes(folder: Path, count: int = 8) -> Path:
 
 def test_facts_of_volumes(tmp_path: Path) -> None:
     facts = fingerprint(read_manifest(_volumes(tmp_path)))
-    assert facts["cases"] == {"train": 6, "val": 1, "test": 1, "unused": 0}
+    assert facts["cases"] == {"train": 6, "val": 1, "test": 1, "unused": 0, "without landmarks": 0}
     assert (facts["dimension"], facts["modality"]) == (3, "image") and facts["names"] == list(NAMES)
     assert facts["image_formats"] == {".nii.gz": 6} and facts["landmark_formats"] == {".mrk.json": 6}
     images = facts["images"]
