@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from anatomark.cases.case import Case
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
 from anatomark.core.landmarks import Landmarks
@@ -58,3 +59,21 @@ def test_a_curve_and_noise_move_nothing(study: Callable[[str], ModuleType]) -> N
     bright = image.array > 0.5
     assert made.array[bright].mean() > 3 * made.array[~bright].mean()
     assert not np.allclose(made.array / made.array.max(), image.array / image.array.max())
+
+
+def test_the_skull_goes_where_the_other_brain_ends(study: Callable[[str], ModuleType]) -> None:
+    """A ball is the brain of one head; the other head is the same, 1.2 times as large, turned and elsewhere."""
+    rng = np.random.default_rng(7)
+    own = Grid.centred((50, 50, 50), np.eye(3)[:, ::-1] * 2.0, np.zeros(3))
+    ball = (np.linalg.norm(own.points(), axis=-1) < 35).astype(np.float32)
+    points = rng.uniform(-30, 30, (len(NAMES), 3))
+    brain = Case("brain", given=Landmarks(NAMES, points), held=Image(ball[None], own))
+    turn = np.array([[0, -1.0, 0], [1, 0, 0], [0, 0, 1]])
+    there = np.array([5.0, -20, 9])
+    grid = Grid.centred((60, 58, 62), np.eye(3)[:, [1, 0, 2]] * 2.0, there)
+    head = Image(np.full((1, *grid.shape), 7, dtype=np.float32), grid)
+    head.array[0, 0, 0, 0] = 1  # what is taken off is as dark as the darkest
+    made, marks = study("simulated_heads").stripped(brain)(head, Landmarks(NAMES, there + 1.2 * points @ turn.T), rng)
+    assert np.allclose(marks.points, there + 1.2 * points @ turn.T)
+    far = np.linalg.norm(grid.points() - there, axis=-1)
+    assert (made.array[0][far < 1.2 * 35 - 4] == 7).all() and (made.array[0][far > 1.2 * 35 + 4] == 1).all()
