@@ -86,7 +86,7 @@ class Case:
         grid = self.header
         grid = squeeze_grid(grid) if grid.ndim == 3 and ndim == 2 else grid
         if grid.ndim != ndim:
-            raise InputError(f"{self._where}: {self.path} is {grid.ndim}D, its landmarks are {ndim}D")
+            raise InputError(f"{self._where}: {self.path} is {grid.ndim}D, the landmarks are {ndim}D")
         return grid
 
     @property

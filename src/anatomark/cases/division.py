@@ -10,10 +10,11 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.look.places import shared_images
 from anatomark.cases.look.simulated import simulated_note
+from anatomark.cases.manifest import BLANK
 from anatomark.cases.manifests import Manifests, read_manifests
 from anatomark.cases.observers import CORRECTED, combined
 from anatomark.core.landmarks import Landmarks
-from anatomark.errors import InputError, nearest
+from anatomark.errors import InputError, listed, nearest
 
 HELD_OUT_FROM = 5  # training cases from which on some can be spared for validation
 
@@ -86,10 +87,13 @@ def read_division(
     ``unlabelled``: training cases may have a blank landmarks cell; they are apart in the division, none is held out.
     Raises InputError.
     """
-    manifest = read_manifests(manifests, unlabelled=unlabelled)
+    manifest = read_manifests(manifests, unlabelled=True)
     labelled = manifest.annotated()
     chosen = _names(labelled[0], names)
-    blank = tuple(c for c in manifest.split("train") if not c.has_landmarks)
+    blank = manifest.blank
+    if blank and not unlabelled:
+        rows = listed([f"{c.id} (row {c.row})" for c in blank])
+        raise InputError(f"{manifest.name}: {rows}: {BLANK}, or give fit a `teacher`")
     train, val = (
         [_selected(c, chosen, names is not None) for c in cases]
         for cases in (labelled, [c for c in manifest.cases if c.split == "val"])

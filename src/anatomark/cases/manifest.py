@@ -13,13 +13,13 @@ from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, ManyInputErrors, listed, nearest
 from anatomark.io.frames import parse_spacing
 from anatomark.io.images import squeeze_grid
-from anatomark.io.landmarks import split_observer
 from anatomark.io.nifti import FORMS
 from anatomark.io.sheets import misspelt, read_sheet
 
 COLUMNS = ("case", "image", "landmarks", "split", "spacing")  # and form, too near to common words to be guessed
 SPLITS = ("train", "val", "test", "")
 NOTES_SHOWN = 8
+BLANK = "the landmarks cell is blank; blank the split too to leave the case out"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Manifest:
         if not found:
             raise InputError(f"{self.name}: no training case has landmarks; a few must show which are to be learned")
         return found
+
+    @property
+    def blank(self) -> tuple[Case, ...]:
+        """The training cases without landmarks."""
+        return tuple(case for case in self.cases if case.split == "train" and not case.has_landmarks)
 
     def has_split(self, name: str) -> bool:
         return any(case.split == name for case in self.cases)
@@ -109,7 +114,7 @@ def read_manifest(
             if landmarks is not None and landmarks.names:
                 names[case.id] = landmarks.names
                 notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
-        for line in wrong:
+        for line in dict.fromkeys(wrong):
             found.setdefault(line, []).append(str(row))
     problems = [f"{path}: row{'s' * (len(at) > 1)} {listed(at)}: {line}" for line, at in found.items()]
     named = [c for c in cases if c.id in names]
@@ -137,9 +142,7 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
     if not need_landmarks:
         return problems, None, notes
     if case.source is None:
-        hint = ", or give fit a `teacher`" if case.split == "train" else ""
-        blank = f"the landmarks cell is blank; blank the split too to leave the case out{hint}"
-        return [*problems, blank], None, notes
+        return [*problems, BLANK], None, notes
     try:
         landmarks = case.load_landmarks()
         if all(s is Status.UNANNOTATED for s in landmarks.status):
@@ -150,7 +153,7 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
             problems.append(f"{case.source}: the landmarks are 3D, but the image is 2D")
     except InputError as error:
         text = str(error)
-        problems.append(text if str(split_observer(case.source)[0]) in text else f"{case.source}: {text}")
+        problems.append(text if case.source.partition("#")[0] in text else f"{case.source}: {text}")
         return problems, None, notes
     return problems, landmarks, notes
 

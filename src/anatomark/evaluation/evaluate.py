@@ -90,7 +90,7 @@ def evaluate(
         _check(out, claim, overwrite)
         used = load(model, **loading) if folder is None and isinstance(model, str | os.PathLike) else model
         check = partial(check_files, work="evaluate", claim=claim, overwrite=overwrite)
-        manifest = read_manifests(cases, check_images=False)
+        manifest = read_manifests(cases, check_images=False, unlabelled=True)
         return _evaluated(folder or used, manifest, out, check, split, truth, thresholds, planes, report)
 
 
@@ -107,7 +107,7 @@ def _evaluated(
 ) -> EvaluationResult:
     """What :func:`evaluate` does once ``model`` is loaded; a Path is a folder of predictions."""
     split = split or ("test" if manifest.has_split("test") else "val")
-    cases = manifest.split(split)
+    cases = manifest.annotated() if split == "train" else manifest.split(split)
     true = {case.id: read_truth(case, truth) for case in cases}
     planes, variant = _planes(definition, true), truth or _variant(cases) + " and later manifests" * bool(manifest.more)
     from_files = isinstance(model, Path)
@@ -126,7 +126,7 @@ def _evaluated(
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
-    if doubt := remark(cases, [case for case in manifest.cases if case.split == "train"]):
+    if doubt := remark(cases, _annotated(manifest)):
         notes.append(f"{doubt} They count all the same.")
     rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
     result = EvaluationResult(
@@ -216,13 +216,18 @@ def _beside(
     others = {o: {c: by[o] for c, by in observers.items() if o in by} for o in people if o != truth}
     if observers and truth != MEAN:
         others[MEAN] = {case: mean_of(by_observer) for case, by_observer in observers.items()}
-    train = [case.landmarks for case in manifest.cases if case.split == "train"]
+    train = [case.landmarks for case in _annotated(manifest)]
     baselines = mean_shape_baselines(train, true)
     return {
         "baselines": {label: compare(true, landmarks, names) for label, landmarks in baselines.items()},
         "observers": between_observers(observers, names),
         "against": {o: compare(landmarks, predictions.landmarks, names) for o, landmarks in others.items()},
     }
+
+
+def _annotated(manifest: Manifest) -> list[Case]:
+    """The training cases with landmarks, if there are any."""
+    return [case for case in manifest.cases if case.split == "train" and case.has_landmarks]
 
 
 def _variant(cases: Sequence[Case]) -> str:

@@ -147,18 +147,20 @@ def learn_confidence(
 
 def _division(run: Run, manifest_path: str | os.PathLike[str]) -> Division:
     """The cases, with the model's landmarks in its order."""
-    manifest = read_manifest(manifest_path)
+    manifest = read_manifest(manifest_path, unlabelled=True)
     if not manifest.has_split("train"):
         raise InputError(
             f"{manifest_path}: has no case of split train; call some so, they show what images usually look like"
         )
-    first = manifest.split("train")[0].landmarks
+    first = manifest.annotated()[0].landmarks
     if not set(run.plan.names) <= set(first.names):
         of_model, of_cases = (", ".join(map(repr, n[:3])) for n in (run.plan.names, first.names))
         raise InputError(
             f"{manifest_path}: its landmarks ({of_cases} ...) are not those of the model {run.folder} ({of_model} ...)"
         )
     c = run.config
-    division = read_division(manifest_path, names=run.plan.names, val_fraction=c.val_fraction, seed=c.seed)
+    division = read_division(
+        manifest_path, names=run.plan.names, val_fraction=c.val_fraction, seed=c.seed, unlabelled=True
+    )
     division = without_certain_errors(division) if c.distrust else division
     return replace(division, how="none") if division.how == "augmented copies" else division

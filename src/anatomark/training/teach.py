@@ -55,10 +55,13 @@ class Teacher:
         return cls(name, model)
 
     def check(self, division: Division, report: Reporter) -> None:
-        """Says which landmarks the teacher lacks. Raises InputError where it has nothing to say of these cases."""
+        """Says which landmarks the teacher lacks. Raises InputError where it has nothing to say of these cases, or
+        one is of another dimension."""
         ndim, names = division.train[0].landmarks.ndim, self.model.names
         if self.model.ndim != ndim:
             raise InputError(f"{self.name}: is for {self.model.ndim}D images, the cases' landmarks are {ndim}D")
+        for case in division.unlabelled:
+            case.grid(ndim)  # one of another dimension is named before any is asked of
         lacking = [n for n in division.names if n not in names]
         if len(lacking) == len(division.names):
             raise InputError(

@@ -231,11 +231,17 @@ def test_every_problem_at_once(folder):
     assert "gone.fcsv: no such file" in " ".join(found)  # both problems of one row
 
 
+def test_an_observer_of_no_table_is_told_with_its_rows(folder):
+    rows = "a,a.nii.gz,#ann,train\nb,b.nii.gz,#ann,train\nc,b.nii.gz,gone.fcsv,train"
+    found = problems(folder, f"case,image,landmarks,split\n{rows}")
+    assert "rows 2, 3: " in found[0] and "only tables have observers" in found[0] and "gone.fcsv" in found[1]
+
+
 def test_what_is_wrong_in_many_rows_is_said_once(folder):
     rows = "\n".join(f"{k},a.nii.gz,,train" for k in range(12))
     assert problems(folder, f"case,image,landmarks,split\n{rows}")[:1] == [
         f"{folder / 'cases.csv'}: rows 2, 3, 4, 5, 6, 7, 8, 9 and 4 more: the landmarks cell is blank; "
-        "blank the split too to leave the case out, or give fit a `teacher`"
+        "blank the split too to leave the case out"
     ]
 
 

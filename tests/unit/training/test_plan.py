@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from anatomark.core.grid import Grid
+from anatomark.core.image import Image
 from anatomark.errors import InputError
+from anatomark.io.images import read_image, write_image
 from anatomark.io.jsonfile import write_json_landmarks
 from anatomark.io.landmarks import read_landmarks
 from anatomark.model.config import completed, read_config
@@ -132,3 +135,15 @@ def test_images_without_landmarks_are_counted_apart_and_ask_for_a_teacher(tmp_pa
     assert planned.facts["cases"]["train"] == 4 and "4 train, 1 val, 1 test, 2 without landmarks" in text
     assert "note: 2 training images without landmarks" in text
     assert f"next: anatomark fit {path} `teacher` MODEL `minutes` 7 `out` RUN" in text
+
+
+def test_images_without_landmarks_are_looked_at_too(tmp_path: Path) -> None:
+    path = tiny.write_study(tmp_path, 5, splits=["train"] * 4 + ["test"])
+    path.write_text(path.read_text().replace("case3.nii.gz,case3.mrk.json", "case4.nii.gz,"))
+    assert "case4 (test)  image  has the same image as 'case3', which is train" in "\n".join(plan(path).lines())
+    image = read_image(tmp_path / "case3.nii.gz")
+    affine = image.grid.affine.copy()
+    affine[:3, :3] *= 20
+    write_image(Image(image.array, Grid(image.grid.shape, affine)), tmp_path / "wide.nii.gz")
+    path.write_text(path.read_text().replace("case4.nii.gz,,", "wide.nii.gz,,"))
+    assert any("case 'case3' is 960 mm" in line for line in plan(path).facts["cautions"])

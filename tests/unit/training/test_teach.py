@@ -16,13 +16,16 @@ from anatomark.cases.case import Case
 from anatomark.cases.division import read_division
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError
+from anatomark.evaluation.evaluate import evaluate
 from anatomark.io.atomic import read_json, write_json
 from anatomark.io.jsonfile import read_json_landmarks
 from anatomark.model.config import RunConfig, make_config
 from anatomark.model.predict import load
 from anatomark.model.run_folder import load_run
 from anatomark.progress import Reporter
+from anatomark.training.calibrate import calibrate
 from anatomark.training.fit import fit
+from anatomark.training.plan import plan
 from anatomark.training.teach import DrawnCases, Teacher, blended, drawn, taught
 
 tiny.register()
@@ -140,6 +143,32 @@ def test_images_without_landmarks_are_learned_from(study: Path, teacher: Path, t
     assert set(known.learned) == load(teacher).learned | load(teacher).chosen  # eight images in all
     division = read_division(study, unlabelled=True)
     assert len(division.unlabelled) == 2 and len(division.train) + len(division.val) == 6
+
+
+def test_blanks_that_a_later_manifest_fills_need_no_teacher(study: Path, tmp_path: Path) -> None:
+    division = read_division([study, study.with_name("cases.csv")], val_fraction=0)
+    assert len(division.train) == 8 and not division.unlabelled
+
+
+def test_rows_without_landmarks_are_passed_over_where_errors_are_measured(
+    study: Path, teacher: Path, tmp_path: Path
+) -> None:
+    found = evaluate(teacher, study, tmp_path / "e", split="train")
+    assert len(found.predictions.landmarks) == 6
+    calibrate(teacher, study, tmp_path / "c")
+    assert read_json(tmp_path / "c" / "calibration.json")["cases"] <= 6
+
+
+def test_an_image_of_another_dimension_is_named_before_the_teacher_is_asked(
+    study: Path, teacher: Path, tmp_path: Path
+) -> None:
+    flat = tiny.write_study(tmp_path / "flat", 1, ndim=2).with_name("case0.png")
+    manifest = study.with_name("mixed.csv")
+    manifest.write_text(study.read_text().replace("case7.nii.gz,,train,", f"{flat},,train,2"))
+    with pytest.raises(InputError, match=r"case 'case7' \(row 9\): .*case0.png is 2D, the landmarks are 3D"):
+        Teacher.of(teacher, tmp_path / "out", config()).check(read_division(manifest, unlabelled=True), QUIET)
+    with pytest.raises(InputError, match=r"case 'case7' \(row 9\): .*case0.png is 2D"):
+        plan(manifest)
 
 
 def test_a_student_of_images_alone_finds_what_its_teacher_finds(study: Path, teacher: Path, tmp_path: Path) -> None:

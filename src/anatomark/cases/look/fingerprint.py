@@ -12,6 +12,7 @@ import numpy as np
 from anatomark.cases.case import Case
 from anatomark.cases.division import spread
 from anatomark.cases.look.medians import distance
+from anatomark.cases.look.places import shared_images
 from anatomark.cases.look.sizes import odd_sizes
 from anatomark.cases.look.splits import look_at
 from anatomark.cases.look.suspects import disagreements
@@ -32,15 +33,17 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
     """The training cases of ``manifest`` in numbers, plain JSON; other splits are counted, and looked through for
     suspect annotations. Of the images three are read, of the rest the headers.
 
-    ``cases`` per split, training images ``without landmarks`` apart, ``dimension``, ``image_formats``,
-    ``landmark_formats``, ``modality``, ``images`` (``spacing_mm``, ``extent_mm``, ``size`` as min, median, max along x,
-    y[, z]; ``orientations``; ``megabytes`` as float32), ``poses`` (degrees of each case to the mean shape, scale),
-    ``landmarks`` (a row each), ``extra_names`` that the first case lacks, ``observers``, ``names`` of the first case,
-    ``suspects`` of all splits, ``suspects_note`` where these could not be judged; ``images.odd_sizes``: lines on images
-    of another size than the others. Raises InputError for files that cannot be read or do not fit together.
+    ``cases`` per split, training images ``without landmarks`` apart, which count among the images, ``dimension``,
+    ``image_formats``, ``landmark_formats``, ``modality``, ``images`` (``spacing_mm``, ``extent_mm``, ``size`` as min,
+    median, max along x, y[, z]; ``orientations``; ``megabytes`` as float32), ``poses`` (degrees of each case to the
+    mean shape, scale), ``landmarks`` (a row each), ``extra_names`` that the first case lacks, ``observers``, ``names``
+    of the first case, ``suspects`` of all splits, ``suspects_note`` where these could not be judged;
+    ``images.odd_sizes``: lines on images of another size than the others. Raises InputError for files that cannot be
+    read or do not fit together.
     """
-    cases = manifest.annotated()
-    everyone = [*cases, *(c for c in manifest.cases if c.split in ("val", "test"))]
+    cases, blank = manifest.annotated(), manifest.blank
+    held = [c for c in manifest.cases if c.split in ("val", "test")]
+    everyone = [*cases, *held]
     ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
     for case in everyone:
         if case.landmarks.ndim != ndim:
@@ -49,8 +52,9 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
             )
     if not any(case.landmarks.defined.any() for case in cases):
         raise InputError(f"{manifest.name}: no training case has a defined landmark; there is nothing to learn from")
-    with (report or Reporter(quiet=True)).bar("reading headers", len(everyone)) as bar:
-        for number, case in enumerate(everyone):
+    looked = [*cases, *blank, *held]
+    with (report or Reporter(quiet=True)).bar("reading headers", len(looked)) as bar:
+        for number, case in enumerate(looked):
             case.grid(ndim)
             bar.update(number + 1)
     verdict = look_at(everyone, [case.landmarks.select(names) for case in everyone], len(cases), report)
@@ -64,15 +68,18 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
     mean, poses = mean_shape(shapes)
     observed = [list(case.observers(names).values()) for case in cases]
     apart, disagreed = disagreements(observed)
-    splits = {case.id: case.split for case in everyone}
+    splits = {case.id: case.split for case in looked}
+    found = [*verdict.suspects, *shared_images(looked), *disagreed]
+    training = [*cases, *blank]
+    sizes = [case.grid(ndim) for case in training]
     counts = {split or "unused": sum(c.split == split for c in manifest.cases) for split in SPLITS}
     return {
-        "cases": {**counts, "train": len(cases), "without landmarks": counts["train"] - len(cases)},
+        "cases": {**counts, "train": len(cases), "without landmarks": len(blank)},
         "dimension": ndim,
-        "image_formats": dict(Counter(_suffix(case.path) for case in cases)),
+        "image_formats": dict(Counter(_suffix(case.path) for case in training)),
         "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),
         "modality": guess_modality([cases[i].image() for i in spread(len(cases), MODALITY_CASES)]),
-        "images": {**_image_facts(grids), "odd_sizes": odd_sizes(ids, grids)},
+        "images": {**_image_facts(sizes), "odd_sizes": odd_sizes([case.id for case in training], sizes)},
         "poses": _pose_facts(ids, mean, poses),
         "landmarks": _landmark_rows(
             landmarks, grids, {**_spreads(shapes, mean, poses), "predicted_mm": verdict.residual_mm}
@@ -84,7 +91,7 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
             "mean_distance_mm": apart,
         },
         "names": list(names),
-        "suspects": [{**one.to_json(), "split": splits.get(one.case)} for one in (*verdict.suspects, *disagreed)],
+        "suspects": [{**one.to_json(), "split": splits.get(one.case)} for one in found],
         "suspects_note": verdict.note,
     }
 

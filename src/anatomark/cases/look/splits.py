@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anatomark.cases.case import Case
-from anatomark.cases.look.places import out_of_place, placeholders, shared_images
+from anatomark.cases.look.places import out_of_place, placeholders
 from anatomark.cases.look.suspects import Verdict, suspects
 from anatomark.core.landmarks import Landmarks
 from anatomark.progress import Reporter
@@ -34,4 +34,4 @@ def look_at(
     framed = {s.case for s in findings if s.kind == "frame"}  # which says that they lie outside
     places = [s for each in zip(cases, landmarks, grids, empty, strict=True) for s in out_of_place(*each)]
     places = [s for s in places if s.kind != "outside" or s.case not in framed]
-    return Verdict([*findings, *places, *asked, *shared_images(cases)], verdict.residual_mm, note)
+    return Verdict([*findings, *places, *asked], verdict.residual_mm, note)

@@ -110,10 +110,11 @@ def described_radii(calibration: dict[str, Any]) -> str:
     cases = int(calibration.get("cases") or 0)
     if not cases:
         return "radii: none, because no case was held out; give more training cases, a val split or `folds`"
+    held = counted(cases, "held-out case")
     if (calibration.get("pooled") or {}).get("radius90_mm") is None:
-        return f"radii: none, too few landmarks in {counted(cases, 'held-out case')}; use `folds`"
+        return f"radii: none, too few landmarks in {held}; hold more out, or use `folds`"
     if cases < FEWEST_CASES:
-        return f"radii: rough, learned from {counted(cases, 'held-out case')} and widened for that; use `folds`"
+        return f"radii: rough, learned from {held} and widened for that; hold more out, or use `folds`"
     return f"radii: learned from {cases} held-out cases"
 
 
