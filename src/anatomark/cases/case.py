@@ -84,7 +84,8 @@ class Case:
     def grid(self, ndim: int) -> Grid:
         """The grid of the image from its header alone, of dimension ``ndim``. Raises InputError."""
         grid = self.header
-        grid = squeeze_grid(grid) if grid.ndim == 3 and ndim == 2 else grid
+        if grid.ndim == 3 and ndim == 2 and grid.shape[0] == 1:
+            grid = squeeze_grid(grid)
         if grid.ndim != ndim:
             raise InputError(f"{self._where}: {self.path} is {grid.ndim}D, the landmarks are {ndim}D")
         return grid

@@ -88,12 +88,12 @@ def read_division(
     Raises InputError.
     """
     manifest = read_manifests(manifests, unlabelled=True)
-    labelled = manifest.annotated()
+    labelled = manifest.labelled()
     chosen = _names(labelled[0], names)
     blank = manifest.blank
     if blank and not unlabelled:
-        rows = listed([f"{c.id} (row {c.row})" for c in blank])
-        raise InputError(f"{manifest.name}: {rows}: {BLANK}, or give fit a `teacher`")
+        where = [c.id if manifest.more else f"{c.id} (row {c.row})" for c in blank]
+        raise InputError(f"{manifest.name}: {listed(where)}: {BLANK}, or give fit a `teacher`")
     train, val = (
         [_selected(c, chosen, names is not None) for c in cases]
         for cases in (labelled, [c for c in manifest.cases if c.split == "val"])

@@ -49,12 +49,17 @@ class Manifest:
             raise InputError(f"{self.name}: no case has split {name!r} (it holds {there})")
         return found
 
-    def annotated(self) -> tuple[Case, ...]:
+    def labelled(self) -> tuple[Case, ...]:
         """The training cases that have landmarks. Raises InputError where there is none."""
-        found = tuple(case for case in self.split("train") if case.has_landmarks)
-        if not found:
-            raise InputError(f"{self.name}: no training case has landmarks; a few must show which are to be learned")
-        return found
+        self.split("train")
+        if not self.annotated:
+            raise InputError(f"{self.name}: no training case has landmarks; some must show which there are")
+        return self.annotated
+
+    @property
+    def annotated(self) -> tuple[Case, ...]:
+        """The training cases that have landmarks."""
+        return tuple(case for case in self.cases if case.split == "train" and case.has_landmarks)
 
     @property
     def blank(self) -> tuple[Case, ...]:
@@ -80,9 +85,9 @@ def read_manifest(
     ``frame``, ``unit``, ``label_from``: for the landmark files, as in ``read_landmarks``. ``check_images`` False: an
     image that is there but cannot be read is no problem here, but is said when it is read. ``unlabelled``: training
     cases may have a blank landmarks cell. Files of rows with a blank split are not looked at. Raises ManyInputErrors
-    with every problem found, each with its rows: missing columns and files, duplicate cases, bad splits, spacings and
-    forms, images without a spacing, landmark files that cannot be read, name another set of landmarks than the first
-    training case (:mod:`anatomark.cases.names`), or do not fit the image's dimension.
+    with every problem found, each with its (first) rows: missing columns and files, duplicate cases, bad splits,
+    spacings and forms, images without a spacing, landmark files that cannot be read, name another set of landmarks than
+    the first training case (:mod:`anatomark.cases.names`), or do not fit the image's dimension.
     """
     path = Path(path)
     sheet = read_sheet(path)

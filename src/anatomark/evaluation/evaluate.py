@@ -107,7 +107,7 @@ def _evaluated(
 ) -> EvaluationResult:
     """What :func:`evaluate` does once ``model`` is loaded; a Path is a folder of predictions."""
     split = split or ("test" if manifest.has_split("test") else "val")
-    cases = manifest.annotated() if split == "train" else manifest.split(split)
+    cases = manifest.labelled() if split == "train" else manifest.split(split)
     true = {case.id: read_truth(case, truth) for case in cases}
     planes, variant = _planes(definition, true), truth or _variant(cases) + " and later manifests" * bool(manifest.more)
     from_files = isinstance(model, Path)
@@ -121,12 +121,14 @@ def _evaluated(
     names, unscored = _scored(expected, true, manifest)
     seen = seen_notes(model, [case for case in cases if case.id not in predictions.reasons])
     notes = [*seen, *unscored, *manifest.notes]
+    if split == "train" and manifest.blank:
+        notes.append(f"Not scored, because they have no landmarks: {listed([c.id for c in manifest.blank])}.")
     if missing := predictions.missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         notes.append(
             f"No prediction for {len(missing)} of {len(true)} cases, all their landmarks are failures: {some}."
         )
-    if doubt := remark(cases, _annotated(manifest)):
+    if doubt := remark(cases, manifest.annotated):
         notes.append(f"{doubt} They count all the same.")
     rows = [] if planes is None else plane_rows(planes, true, predictions.landmarks)
     result = EvaluationResult(
@@ -216,18 +218,13 @@ def _beside(
     others = {o: {c: by[o] for c, by in observers.items() if o in by} for o in people if o != truth}
     if observers and truth != MEAN:
         others[MEAN] = {case: mean_of(by_observer) for case, by_observer in observers.items()}
-    train = [case.landmarks for case in _annotated(manifest)]
+    train = [case.landmarks for case in manifest.annotated]
     baselines = mean_shape_baselines(train, true)
     return {
         "baselines": {label: compare(true, landmarks, names) for label, landmarks in baselines.items()},
         "observers": between_observers(observers, names),
         "against": {o: compare(landmarks, predictions.landmarks, names) for o, landmarks in others.items()},
     }
-
-
-def _annotated(manifest: Manifest) -> list[Case]:
-    """The training cases with landmarks, if there are any."""
-    return [case for case in manifest.cases if case.split == "train" and case.has_landmarks]
 
 
 def _variant(cases: Sequence[Case]) -> str:

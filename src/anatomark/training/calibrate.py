@@ -152,7 +152,7 @@ def _division(run: Run, manifest_path: str | os.PathLike[str]) -> Division:
         raise InputError(
             f"{manifest_path}: has no case of split train; call some so, they show what images usually look like"
         )
-    first = manifest.annotated()[0].landmarks
+    first = manifest.labelled()[0].landmarks
     if not set(run.plan.names) <= set(first.names):
         of_model, of_cases = (", ".join(map(repr, n[:3])) for n in (run.plan.names, first.names))
         raise InputError(

@@ -139,7 +139,7 @@ def _planned(
     else:
         config = completed(checked(RunConfig, merged(given, choice.settings), where))
     facts |= {
-        "cautions": [*manifest.notes, *filter(None, [simulated_note(manifest.annotated())]), *_cautions(facts)],
+        "cautions": [*manifest.notes, *filter(None, [simulated_note(manifest.annotated)]), *_cautions(facts)],
         "suggestions": [{"key": k, "value": v, "reason": r} for k, v, r in (*choice.rows, *others)],
         "config": config.model_dump(mode="json"),
         "files": [],
@@ -203,8 +203,8 @@ def _cautions(facts: Mapping[str, Any]) -> Iterator[str]:
     images, rows = facts["images"], facts["landmarks"]
     if blank := facts["cases"]["without landmarks"]:
         yield (
-            f"{counted(blank, 'training image')} without landmarks: to be learned from with a `teacher`, a model made "
-            "from the others; without one, blank the split there"
+            f"{counted(blank, 'training image')} without landmarks: to be learned from with a `teacher`, such as a "
+            "model made from the others; without one, blank the split there"
         )
     yield from images["odd_sizes"]
     span = 2 * facts["poses"]["radius_mm"]

@@ -133,7 +133,7 @@ def test_images_without_landmarks_are_counted_apart_and_ask_for_a_teacher(tmp_pa
     planned = plan(path, minutes=7)
     text = "\n".join(planned.lines())
     assert planned.facts["cases"]["train"] == 4 and "4 train, 1 val, 1 test, 2 without landmarks" in text
-    assert "note: 2 training images without landmarks" in text
+    assert "note: 2 training images without landmarks" in text and "would use all of them" not in text
     assert f"next: anatomark fit {path} `teacher` MODEL `minutes` 7 `out` RUN" in text
 
 

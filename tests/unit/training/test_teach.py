@@ -145,9 +145,12 @@ def test_images_without_landmarks_are_learned_from(study: Path, teacher: Path, t
     assert len(division.unlabelled) == 2 and len(division.train) + len(division.val) == 6
 
 
-def test_blanks_that_a_later_manifest_fills_need_no_teacher(study: Path, tmp_path: Path) -> None:
+def test_blanks_that_a_later_manifest_fills_need_no_teacher(study: Path) -> None:
     division = read_division([study, study.with_name("cases.csv")], val_fraction=0)
     assert len(division.train) == 8 and not division.unlabelled
+    seven = without(study.with_name("cases.csv"), "seven.csv", [7])
+    with pytest.raises(InputError, match=r"seven.csv: case7: the landmarks cell is blank"):
+        read_division([study, seven], val_fraction=0)
 
 
 def test_rows_without_landmarks_are_passed_over_where_errors_are_measured(
@@ -155,8 +158,9 @@ def test_rows_without_landmarks_are_passed_over_where_errors_are_measured(
 ) -> None:
     found = evaluate(teacher, study, tmp_path / "e", split="train")
     assert len(found.predictions.landmarks) == 6
+    assert "Not scored, because they have no landmarks: case6, case7." in found.notes
     calibrate(teacher, study, tmp_path / "c")
-    assert read_json(tmp_path / "c" / "calibration.json")["cases"] <= 6
+    assert read_json(tmp_path / "c" / "calibration.json")["cases"] == 1  # a fifth of six
 
 
 def test_an_image_of_another_dimension_is_named_before_the_teacher_is_asked(
@@ -169,6 +173,10 @@ def test_an_image_of_another_dimension_is_named_before_the_teacher_is_asked(
         Teacher.of(teacher, tmp_path / "out", config()).check(read_division(manifest, unlabelled=True), QUIET)
     with pytest.raises(InputError, match=r"case 'case7' \(row 9\): .*case0.png is 2D"):
         plan(manifest)
+    volume, pixels = study.with_name("case0.nii.gz"), tiny.write_study(tmp_path / "pixels", 3, ndim=2)
+    pixels.write_text(pixels.read_text().replace("case2.png,case2.csv,train,2", f"{volume},,train,"))
+    with pytest.raises(InputError, match=r"case 'case2' \(row 4\): .*case0.nii.gz is 3D, the landmarks are 2D"):
+        plan(pixels)
 
 
 def test_a_student_of_images_alone_finds_what_its_teacher_finds(study: Path, teacher: Path, tmp_path: Path) -> None:

@@ -33,15 +33,15 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
     """The training cases of ``manifest`` in numbers, plain JSON; other splits are counted, and looked through for
     suspect annotations. Of the images three are read, of the rest the headers.
 
-    ``cases`` per split, training images ``without landmarks`` apart, which count among the images, ``dimension``,
-    ``image_formats``, ``landmark_formats``, ``modality``, ``images`` (``spacing_mm``, ``extent_mm``, ``size`` as min,
-    median, max along x, y[, z]; ``orientations``; ``megabytes`` as float32), ``poses`` (degrees of each case to the
-    mean shape, scale), ``landmarks`` (a row each), ``extra_names`` that the first case lacks, ``observers``, ``names``
-    of the first case, ``suspects`` of all splits, ``suspects_note`` where these could not be judged;
-    ``images.odd_sizes``: lines on images of another size than the others. Raises InputError for files that cannot be
-    read or do not fit together.
+    ``cases`` per split, training images ``without landmarks`` apart (in ``image_formats`` and ``megabytes`` they
+    count), ``dimension``, ``image_formats``, ``landmark_formats``, ``modality``, ``images`` (``spacing_mm``,
+    ``extent_mm``, ``size`` as min, median, max along x, y[, z]; ``orientations``; ``megabytes`` as float32), ``poses``
+    (degrees of each case to the mean shape, scale), ``landmarks`` (a row each), ``extra_names`` that the first case
+    lacks, ``observers``, ``names`` of the first case, ``suspects`` of all splits, ``suspects_note`` where these could
+    not be judged; ``images.odd_sizes``: lines on images of another size than the others. Raises InputError for files
+    that cannot be read or do not fit together.
     """
-    cases, blank = manifest.annotated(), manifest.blank
+    cases, blank = manifest.labelled(), manifest.blank
     held = [c for c in manifest.cases if c.split in ("val", "test")]
     everyone = [*cases, *held]
     ndim, names = cases[0].landmarks.ndim, cases[0].landmarks.names
@@ -79,7 +79,11 @@ def fingerprint(manifest: Manifest, report: Reporter | None = None) -> dict[str,
         "image_formats": dict(Counter(_suffix(case.path) for case in training)),
         "landmark_formats": dict(Counter(landmark_format(split_observer(c.source or "")[0]) for c in cases)),
         "modality": guess_modality([cases[i].image() for i in spread(len(cases), MODALITY_CASES)]),
-        "images": {**_image_facts(sizes), "odd_sizes": odd_sizes([case.id for case in training], sizes)},
+        "images": {
+            **_image_facts(grids),
+            "megabytes": round(sum(float(np.prod(g.shape)) for g in sizes) * 4 / 2**20, 1),
+            "odd_sizes": odd_sizes([case.id for case in training], sizes),
+        },
         "poses": _pose_facts(ids, mean, poses),
         "landmarks": _landmark_rows(
             landmarks, grids, {**_spreads(shapes, mean, poses), "predicted_mm": verdict.residual_mm}
@@ -138,7 +142,6 @@ def _image_facts(grids: Sequence[Grid]) -> dict[str, Any]:
         "size": _range(g.shape[::-1] for g in upright),
         "orientations": dict(Counter(orientation(g) for g in grids)),
         "anisotropy": round(float(max(g.spacing.max() / g.spacing.min() for g in grids)), 3),
-        "megabytes": round(sum(float(np.prod(g.shape)) for g in grids) * 4 / 2**20, 1),
     }
 
 
