@@ -50,7 +50,7 @@ class Manifest:
         return found
 
     def labelled(self) -> tuple[Case, ...]:
-        """The training cases that have landmarks. Raises InputError where there is none."""
+        """:attr:`annotated`, of which there is one at least. Raises InputError where there is none."""
         self.split("train")
         if not self.annotated:
             raise InputError(f"{self.name}: no training case has landmarks; some must show which there are")
