@@ -19,6 +19,7 @@ from anatomark.io.sheets import misspelt, read_sheet
 COLUMNS = ("case", "image", "landmarks", "split", "spacing")  # and form, too near to common words to be guessed
 SPLITS = ("train", "val", "test", "")
 NOTES_SHOWN = 8
+FILE = "\0"  # stands for a file's name
 BLANK = "the landmarks cell is blank; blank the split too to leave the case out"
 
 
@@ -102,7 +103,7 @@ def read_manifest(
     cases: list[Case] = []
     names: dict[str, tuple[str, ...]] = {}
     notes: dict[str, None] = {}
-    found: dict[str, list[str]] = {}  # rows by what is wrong with them
+    found: dict[str, list[tuple[int, str]]] = {}  # rows, and the file of each, by what is wrong with them
     remarked: dict[str, list[str]] = {}  # cases by what is to be known of their image's geometry
     for row, cells in sheet.rows:
         case, wrong = _case(path, row, cells, reading, sheet.delimiter != ",")
@@ -120,8 +121,9 @@ def read_manifest(
                 names[case.id] = landmarks.names
                 notes |= dict.fromkeys(landmarks.meta.get("notes", ()))
         for line in dict.fromkeys(wrong):
-            found.setdefault(line, []).append(str(row))
-    problems = [f"{path}: row{'s' * (len(at) > 1)} {listed(at)}: {line}" for line, at in found.items()]
+            kind, file = _without_file(line, case)
+            found.setdefault(kind, []).append((row, file))
+    problems = [f"{path}: {_at_rows(kind, at)}" for kind, at in found.items()]
     named = [c for c in cases if c.id in names]
     problems += [f"{path}: {line}" for line in other_names(named, names)]
     if problems:
@@ -130,6 +132,21 @@ def read_manifest(
     notes |= dict.fromkeys(f"{listed(ids, 3)}: {remark}" for remark, ids in remarked.items())
     more = [f"{path}: {len(notes) - NOTES_SHOWN} more remarks on its files"] if len(notes) > NOTES_SHOWN else []
     return Manifest(path, tuple(cases), (*list(notes)[:NOTES_SHOWN], *more))
+
+
+def _without_file(line: str, case: Case) -> tuple[str, str]:
+    """A problem with a mark in place of the case's file that it names, by which rows with the same problem are known;
+    and that file."""
+    files = (str(case.path), (case.source or "").partition("#")[0])
+    file = next((f for f in files if f and f in line), "")
+    return (line.replace(file, FILE) if file else line), file
+
+
+def _at_rows(kind: str, at: list[tuple[int, str]]) -> str:
+    """One line for all rows that have the problem ``kind``, with the first of their files."""
+    others = len({file for _, file in at}) - 1
+    file = at[0][1] + (f" (and {others} more)" if others else "")
+    return f"row{'s' * (len(at) > 1)} {listed([str(row) for row, _ in at])}: {kind.replace(FILE, file)}"
 
 
 def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[list[str], Landmarks | None, list[str]]:

@@ -245,6 +245,15 @@ def test_what_is_wrong_in_many_rows_is_said_once(folder):
     ]
 
 
+def test_images_with_the_same_fault_are_named_in_one_line(folder):
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
+    rows = "a,a.png,px.csv#s,train\nb,b.png,px.csv#s,train\nc,gone.png,px.csv#s,train\nd,a.nii.gz,a.fcsv,train"
+    found = problems(folder, f"case,image,landmarks,split\n{rows}")
+    assert f"rows 2, 3: {folder / 'a.png'} (and 1 more): has no spacing that can be believed" in " ".join(found)
+    assert f"row 4: image {folder / 'gone.png'}: no such file" in " ".join(found)
+    assert len([line for line in found if "no spacing" in line or "no such file" in line]) == 2
+
+
 @pytest.mark.parametrize(
     ("header", "words"),
     [
