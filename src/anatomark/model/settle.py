@@ -36,11 +36,11 @@ class SettleFacts(Stored):
 
 
 def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
-    """Landmarks of an image on ``grid``, drawn towards the mean shape in their pose, or put at the mean position; what
-    is not located stays so."""
+    """Landmarks of an image on ``grid``, drawn towards the mean shape in their pose; what is not located stays so. Or
+    all of them at the mean position, without scores and covariances: of what the method saw nothing is believed."""
     mean = np.asarray(facts.mean_shape)
     if facts.centred:
-        return landmarks.with_points(mean + grid.centre + 0 * landmarks.points)
+        return Landmarks(landmarks.names, mean + grid.centre, descriptions=landmarks.descriptions, meta=landmarks.meta)
     points = landmarks.points if facts.weight == 1 else drawn(landmarks.points, mean, facts.weight)
     if facts.offset_mm is not None:
         enough = np.isfinite(points).all(1).sum() >= FEWEST

@@ -53,6 +53,9 @@ AXIAL = _Section("axial", 0, 1, 2, False, "RLAP")
 CORONAL = _Section("coronal", 1, 0, 2, True, "RLSI")
 SAGITTAL = _Section("sagittal", 2, 0, 1, True, "APSI")
 FLAT = _Section("", None, 0, 1, False, "")
+Words = tuple[str, str, str]  # what a ring is, what a cross is, and what is said where there is no cross
+JUDGED: Words = ("truth", "prediction", "not found")
+ANNOTATED: Words = ("annotated", "expected", "")
 
 
 class _View:
@@ -119,9 +122,16 @@ class _View:
 
 @plain_text
 def case_picture(
-    image: Image, predicted: Landmarks | None, truth: Landmarks, names: Sequence[str], case: str = ""
+    image: Image,
+    predicted: Landmarks | None,
+    truth: Landmarks,
+    names: Sequence[str],
+    case: str = "",
+    words: Words = JUDGED,
+    dpi: int = 150,
 ) -> bytes:
-    """PNG of one ``case`` for the report: the landmarks ``names`` (worst first) with truth and prediction marked.
+    """PNG of one ``case`` for a report: the landmarks ``names`` (worst first) with truth and prediction marked, which
+    the ``words`` name.
 
     3D: a row per landmark, an overview and the three orthogonal slices through its true position. 2D: the whole image
     with every landmark, and a zoom on each of ``names``.
@@ -132,7 +142,7 @@ def case_picture(
     predicted = nothing if predicted is None else predicted.select(truth.names)
     names = [n for n in names if n in truth.names]
     draw = _rows_3d if image.ndim == 3 else _zooms_2d
-    return png(draw(view, predicted, truth, names, cut(case)))
+    return png(draw(view, predicted, truth, names, cut(case), words), dpi)
 
 
 @plain_text
@@ -185,15 +195,15 @@ def _pair(
             _mark(ax, position, colour, size)
 
 
-def _key(figure: Figure, x: float, y: float) -> None:
+def _key(figure: Figure, x: float, y: float, words: Words) -> None:
     box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 3}
-    for text, colour, align in (("○ truth ", TRUTH, "right"), (" × prediction", PREDICTION, "left")):
+    for text, colour, align in ((f"○ {words[0]} ", TRUTH, "right"), (f" × {words[1]}", PREDICTION, "left")):
         figure.text(x, y, text, color=colour, fontsize=10, ha=align, va="center", weight="bold", bbox=box)
 
 
-def _error_text(predicted: Landmarks, truth: Landmarks, name: str) -> str:
+def _error_text(predicted: Landmarks, truth: Landmarks, name: str, words: Words) -> str:
     step = predicted.points[predicted.names.index(name)] - truth[name]
-    return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else "not found"
+    return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else words[2]
 
 
 def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> float:
@@ -202,7 +212,9 @@ def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> flo
     return min(wanted, 0.5 * view.extent)
 
 
-def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "") -> Figure:
+def _rows_3d(
+    view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "", words: Words = JUDGED
+) -> Figure:
     rows, side, head, gap = len(names), 2.6, 0.42, 0.07
     width, row = 4 * side + 3 * gap, side + head
     height = head + rows * row + 0.1
@@ -210,7 +222,8 @@ def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequenc
     figure.text(0.1 / width, 1 - 0.5 * head / height, case, color=INK, fontsize=11, weight="bold", va="center")
     for r, name in enumerate(names):
         half, bottom = _half(view, predicted, truth, name), height - head - (r + 1) * row
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
+        said = _error_text(predicted, truth, name, words)
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {said}"
         figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
         for c, section in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(
@@ -227,11 +240,13 @@ def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequenc
                 ax.add_patch(Rectangle(box, 2 * half, 2 * half, fill=False, ec=TRUTH, lw=1))
             ax.text(0.97, 0.97, section.title, transform=ax.transAxes, ha="right", va="top", color=INK, fontsize=8)
             edge_letters(ax, section.edges)
-    _key(figure, 0.86, 1 - 0.5 * head / height)
+    _key(figure, 0.86, 1 - 0.5 * head / height, words)
     return figure
 
 
-def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "") -> Figure:
+def _zooms_2d(
+    view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "", words: Words = JUDGED
+) -> Figure:
     size = view.grid.extent_mm
     tall = 6.3
     wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
@@ -252,9 +267,10 @@ def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequen
         view.draw(zoom, FLAT, truth[name], half)
         _pair(zoom, view, FLAT, predicted, truth, name, size=11)
         scale_bar(zoom, 2 * half)
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {_error_text(predicted, truth, name)}"
+        said = _error_text(predicted, truth, name, words)
+        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {said}"
         figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
-    _key(figure, 0.9 / width, 0.25 / tall)
+    _key(figure, (0.3 + 0.12 * len(words[0])) / width, 0.25 / tall, words)
     return figure
 
 

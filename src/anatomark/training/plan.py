@@ -17,7 +17,7 @@ from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.look.simulated import simulated_note
 from anatomark.cases.manifests import Manifests, paths_of, read_manifests
 from anatomark.errors import InputError, check_range, counted, listed
-from anatomark.io.atomic import read_json, write_json
+from anatomark.io.atomic import read_json, write_json, write_text
 from anatomark.io.claim import Claim, claimed
 from anatomark.model.config import (
     AUTO,
@@ -33,7 +33,7 @@ from anatomark.progress import Reporter
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
 from anatomark.training.plan_page import numbers, page, what_next
 
-SCHEMA, REPORT = 1, "plan_report.json"
+SCHEMA, REPORT, SUSPECTS = 1, "plan_report.json", "plan_suspects.html"
 WIDTH = 110
 MODALITIES = {
     "ct": "air lies near -1000, as in Hounsfield units, so one window serves all images; set it where this is wrong",
@@ -73,7 +73,8 @@ def plan(
     """Fingerprint of the training cases of a manifest, or of several (:func:`read_manifests`), suspect annotations, and
     a config for ``fit``, each choice with its reason.
 
-    ``out``: a folder for ``config.yaml`` and ``plan_report.json``, or the config's own name (``*.yaml``); None writes
+    ``out``: a folder for ``config.yaml``, ``plan_report.json`` and, where annotations are suspect, pictures of them in
+    ``plan_suspects.html``; or the config's own name (``*.yaml``); None writes
     nothing. A config that is there is replaced where it is as an earlier plan wrote it. ``method``: by default the one
     that suits (``auto.py``), given ``minutes`` of training or a usual time. ``frame`` and ``unit`` as in
     ``read_landmarks``; ``report`` shows how far it is. Raises InputError for anything wrong with the manifest, and
@@ -145,8 +146,15 @@ def _planned(
         "files": [],
     }
     if target is not None:
-        page = target.with_name(REPORT)
+        page, drawn = target.with_name(REPORT), target.with_name(SUSPECTS)
         facts["files"] = [str(target), str(page)]
+        if facts["suspects"]:
+            from anatomark.training.suspects_page import suspects_page  # matplotlib, which few plans need
+
+            write_text(drawn, suspects_page(facts, manifest.cases, report))
+            facts["files"].append(str(drawn))
+        else:
+            drawn.unlink(missing_ok=True)  # of an earlier plan
         write_config(target, config)
         write_json(page, facts)
     return Planned(facts, config)

@@ -34,7 +34,8 @@ def page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield ""
     yield from (f"note: {line}" for line in facts["cautions"])
     if suspects := facts["suspects"]:
-        yield f"{len(suspects)} suspect annotation{'s' * (len(suspects) != 1)}: look at these before training"
+        drawn = "" if facts["files"] else " (with `out` DIR, as pictures)"
+        yield f"{counted(len(suspects), 'suspect annotation')}: look at these before training{drawn}"
         shown = list(by_case(suspects))
         rows = [(_case(one), one["kind"], one["message"]) for one in shown[:SUSPECTS_SHOWN]]
         if len(shown) > SUSPECTS_SHOWN:

@@ -44,6 +44,13 @@ def test_habits_are_added_to_what_was_drawn_to_the_mean_shape() -> None:
     assert np.allclose(moved - plain, offset, atol=0.5) and not np.allclose(plain, marks.points)
 
 
+def test_the_mean_position_believes_nothing_of_what_the_method_saw() -> None:
+    seen = Landmarks(("a", "b"), np.array([[1.0, 2], [np.nan, np.nan]]), score=np.array([0.9, 0.01]))
+    grid = Grid.centred((8, 8), np.eye(2)[:, ::-1], np.array([3.0, 4]))
+    found = settled(seen, SettleFacts(mean_shape=[[0.0, 1], [2, 0]], weight=0, centred=True), grid)
+    assert np.array_equal(found.points, [[3, 5], [5, 4]]) and found.defined.all() and found.score is None
+
+
 def test_habits_of_a_mean_position_are_refused() -> None:
     with pytest.raises(ValueError, match="offset_mm"):
         SettleFacts(mean_shape=[[0.0, 0]], weight=0, centred=True, offset_mm=[[0.0, 1]])

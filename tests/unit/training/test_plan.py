@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 import tiny
 from anatomark.core.grid import Grid
 from anatomark.core.image import Image
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.images import read_image, write_image
 from anatomark.io.jsonfile import write_json_landmarks
 from anatomark.io.landmarks import read_landmarks
 from anatomark.model.config import completed, read_config
+from anatomark.progress import Reporter
+from anatomark.training import suspects_page
 from anatomark.training.plan import plan
 
 _spec = importlib.util.spec_from_file_location(
@@ -25,6 +33,7 @@ assert _spec and _spec.loader
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 volumes = _module._volumes
+FILES = ("config.yaml", "plan_report.json", "plan_suspects.html")
 
 
 def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
@@ -37,7 +46,44 @@ def test_the_config_is_complete_and_reads_back(tmp_path: Path) -> None:
     assert report == planned.summary() and report["config"] == config.model_dump(mode="json")
     assert len(report["landmarks"]) == 10 and report["suspects"][0]["case"] == "c2"
     assert all(row["reason"] for row in report["suggestions"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.yaml", "plan_report.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == list(FILES)
+
+
+def test_suspects_are_drawn_where_they_are_and_where_they_were_expected(tmp_path: Path) -> None:
+    path, seen = volumes(tmp_path), {}
+
+    def draw(
+        image: Image, expected: Landmarks, marked: Landmarks, names: Sequence[str], case: str, *_: object, **__: int
+    ):
+        seen[case] = {n: (marked[n], expected[n]) for n in names}
+        return b"a picture"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suspects_page, "case_picture", draw)
+        planned = plan(path, tmp_path / "out")
+    page = (tmp_path / "out" / FILES[2]).read_text()
+    of = {one["labels"][0]: one for one in planned.facts["suspects"] if one["case"] == "c2" and one["kind"] == "point"}
+    assert of and page.count("<img") == len(seen) and base64.b64encode(b"a picture").decode() in page
+    for name, one in of.items():
+        where, expected = seen["c2"][name]
+        assert np.allclose(expected, one["expected"]) and one["message"] in page
+        assert np.linalg.norm(where - expected) == pytest.approx(one["found_mm"], rel=0.01)
+
+
+def test_pictures_of_suspects_that_are_none_any_more_go_and_what_cannot_be_drawn_is_still_named(tmp_path: Path) -> None:
+    path = volumes(tmp_path)
+    case = SimpleNamespace(id="<c2>", landmarks=Landmarks(("a",), np.ones((1, 3))), image=Mock(side_effect=InputError))
+    facts = {
+        "manifest": "m",
+        "suspects": [{"case": "<c2>", "labels": ["a"], "kind": "outside", "message": "a is & out"}],
+    }
+    page = suspects_page.suspects_page(facts, [case], Reporter(quiet=True))
+    assert "<li>a is &amp; out</li>" in page and "&lt;c2&gt;" in page and "<img" not in page
+    plan(path, tmp_path / "out")
+    assert (tmp_path / "out" / FILES[2]).exists()
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("c2")) + "\n")
+    planned = plan(path, tmp_path / "out")
+    assert not planned.facts["suspects"] and not (tmp_path / "out" / FILES[2]).exists()
 
 
 def test_the_page_says_what_matters(tmp_path: Path) -> None:
@@ -83,7 +129,7 @@ def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert plan(path).summary()["files"] == [] and sorted(tmp_path.iterdir()) == before
     plan(path, tmp_path / "mine.yaml")
-    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in before} == {"mine.yaml", "plan_report.json"}
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in before} == {"mine.yaml", *FILES[1:]}
 
 
 def test_landmarks_that_nobody_marked_are_left_out(tmp_path: Path) -> None:

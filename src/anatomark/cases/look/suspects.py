@@ -75,7 +75,8 @@ def suspects(
     shapes = np.stack([one.select(names).points for one in landmarks])
     findings = list(_coincident(ids, names, shapes))
     judged = np.isfinite(shapes).all(2).sum(0) >= 3
-    frames = list(_outside_frames(ids, shapes, list(grids) or [None] * len(ids)))
+    images = list(grids) or [None] * len(ids)
+    frames = list(_outside_frames(ids, shapes, images))
     residual = np.full(shapes.shape[:2], np.nan)
     if len(ids) < FEWEST or judged.sum() < FEWEST_POINTS:
         note = (
@@ -85,7 +86,7 @@ def suspects(
         return Verdict(findings + frames, residual, note)
     kept = tuple(name for name, judge in zip(names, judged, strict=True) if judge)
     study = ShapeStudy(shapes[:, judged], report)
-    frames = frames or list(_turned_frames(ids, study))
+    frames = frames or list(_turned_frames(ids, study, images))
     with (report or Reporter(quiet=True)).bar("looking for swaps", len(ids)) as bar:
         for m, case in enumerate(ids):
             explained, residual[m, judged] = _explain(case, m, kept, study)
@@ -154,17 +155,23 @@ def _mirrored(case: str, m: int, names: tuple[str, ...], study: ShapeStudy) -> S
 def _outside_frames(ids: Sequence[str], shapes: Array, grids: Sequence[Grid | None]) -> Iterator[Suspect]:
     """3D cases with points outside their image that lie inside once x and y change sign (RAS read as LPS)."""
     for case, shape, grid in zip(ids, shapes, grids, strict=True):
-        points = shape[np.isfinite(shape).all(1)]
-        if grid is None or shape.shape[1] != 3 or not len(points):
-            continue
-        inside, flipped = grid.contains(points).mean(), grid.contains(points * [-1, -1, 1]).mean()
+        inside, flipped = _inside_both_ways(shape, grid)
         if inside < 0.5 and flipped > 0.9:
             text = f"{1 - inside:.0%} of the points lie outside the image, and inside with x and y negated: LPS or RAS?"
             yield Suspect(case, (), "frame", text)
 
 
-def _turned_frames(ids: Sequence[str], study: ShapeStudy) -> Iterator[Suspect]:
-    """3D cases that stand turned by half a turn about z where all others stand alike (RAS read as LPS)."""
+def _inside_both_ways(shape: Array, grid: Grid | None) -> tuple[float, float]:
+    """The shares of the points (N, 3) that lie in an image as they are, and with x and y negated; NaN: not known."""
+    points = shape[np.isfinite(shape).all(1)]
+    if grid is None or shape.shape[1] != 3 or not len(points):
+        return np.nan, np.nan
+    return float(grid.contains(points).mean()), float(grid.contains(points * [-1, -1, 1]).mean())
+
+
+def _turned_frames(ids: Sequence[str], study: ShapeStudy, grids: Sequence[Grid | None]) -> Iterator[Suspect]:
+    """3D cases that stand turned by half a turn about z where all others stand alike (RAS read as LPS). Not where the
+    points lie in their image and would not with x and y negated: that head did lie so."""
     if study.shapes.shape[2] != 3:
         return
     flip = np.diag([-1.0, -1.0, 1.0])
@@ -174,7 +181,8 @@ def _turned_frames(ids: Sequence[str], study: ShapeStudy) -> Iterator[Suspect]:
         usual = float(np.median([rotation_angle(r @ for_all.T) for r in others]))
         given = rotation_angle(study.poses[m].rotation @ for_all.T)
         turned = rotation_angle(flip @ study.poses[m].rotation @ for_all.T)
-        if usual < 30 and given > 120 and turned < 45:
+        inside, flipped = _inside_both_ways(study.shapes[m], grids[m])
+        if usual < 30 and given > 120 and turned < 45 and not (inside > 0.9 and flipped < 0.5):
             text = f"stands {given:.0f} degrees from the other cases, {turned:.0f} with x and y negated: LPS or RAS?"
             yield Suspect(case, (), "frame", text)
 

@@ -116,6 +116,16 @@ def test_a_case_in_ras_is_found_where_all_others_stand_alike() -> None:
     assert not [s for s in _look(anyhow).suspects if s.kind == "frame"]  # nobody can tell
 
 
+def test_a_case_that_lies_the_other_way_in_its_image_is_no_wrong_frame() -> None:
+    shapes = _cohort(3, 10, 16, 3, turned=15.0)
+    shapes[7] *= [-1, -1, 1]
+    away = np.array([400.0, 400, 0])
+    grids = [Grid.centred((80, 80, 80), np.eye(3) * 5, tuple(at)) for at in np.zeros((10, 3)) + away]
+    assert not [s for s in _look(shapes + away, grids=grids).suspects if s.kind == "frame"]
+    grids = [Grid.centred((80, 80, 80), np.eye(3) * 5, (0.0, 0, 0))] * 10  # either way inside: it may be the frame
+    assert [s.case for s in _look(shapes, grids=grids).suspects if s.kind == "frame"] == ["c7"]
+
+
 def test_points_outside_the_image_that_ras_puts_inside() -> None:
     shapes = _cohort(0, 2, 10, 3, turned=0.1)
     grids = [Grid.centred((60, 60, 60), np.eye(3) * 5, (400.0, 400, 0))] * 2
