@@ -90,5 +90,5 @@ def _show_summary(out: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    for line in lines(facts):
+    for line in lines(facts, "begun"):
         typer.echo(line)

@@ -25,12 +25,14 @@ READ_ONLY = ENDINGS
 
 
 def landmark_format(path: Where) -> str:
-    """The ending of ``path`` that names its format. Raises InputError for an unknown one."""
+    """The ending of ``path`` that names its format. Raises InputError for an unknown one, and for a folder."""
     name = Path(path).name.lower()
     for ending in (*FORMATS, *READ_ONLY):
         if name.endswith(ending):
             return ending
-    raise InputError(f"{path}: is no landmark file; known endings: {', '.join((*FORMATS, *READ_ONLY))}")
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; give one landmark file, or predict with `format` csv")
+    raise InputError(f"{path}: is no name of a landmark file; known endings: {', '.join((*FORMATS, *READ_ONLY))}")
 
 
 def split_observer(path: Where) -> tuple[Path, str | None]:

@@ -90,9 +90,10 @@ def summary(reviews: Iterable[CaseReview]) -> dict[str, Any]:
     }
 
 
-def lines(facts: Mapping[str, Any]) -> list[str]:
-    """The summary as text: cases, each model on all and on the same points, the landmarks that people move farthest."""
-    out = [f"{counted(facts['done'], 'case')} done, {facts['open']} open, {facts['skipped']} skipped"]
+def lines(facts: Mapping[str, Any], begun: str = "open") -> list[str]:
+    """The summary as text: cases, each model on all and on the same points, the landmarks that people move farthest.
+    ``begun``: what a case is called that is neither done nor skipped."""
+    out = [f"{counted(facts['done'], 'case')} done, {facts['open']} {begun}, {facts['skipped']} skipped"]
     if facts["called_absent"] or facts["found"]:
         absent, found = (counted(facts[key], "point") for key in ("called_absent", "found"))
         out.append(f"{absent} of the model called absent, {found} placed where it had none")
@@ -101,7 +102,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     out.append("mm from a model's point to the person's:  points   moved    mean     max   outside r90")
     out += [_line(row, row["model_name"] or row["model"] or "predictions") for row in facts["models"]]
     if len(facts["models"]) > 1 and facts["same_points"][0]["decided"]:
-        out.append("on the points that all of them placed:")
+        out.append("on the points that all of them placed (confirmed ones count 0 for the model that put them there):")
         out += [_line(row, row["model_name"] or row["model"] or "predictions") for row in facts["same_points"]]
     last = facts["models"][-1]["model"]
     rows = sorted((r for r in facts["landmarks"] if r["model"] == last), key=lambda r: -(r["mean_mm"] or 0.0))

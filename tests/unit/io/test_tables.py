@@ -283,6 +283,8 @@ def test_bad_json(tmp_path, text, words):
 def test_front_door_refuses(tmp_path):
     with pytest.raises(InputError, match="known endings"):
         read_landmarks(tmp_path / "a.doc")
+    with pytest.raises(InputError, match="is a folder; give one landmark file"):
+        read_landmarks(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         read_landmarks(tmp_path / "a.mrk.json")
     with pytest.raises(InputError, match="only CSV and TSV hold positions in px"):
