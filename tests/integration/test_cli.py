@@ -68,6 +68,9 @@ def test_the_whole_loop(run: Commands, tmp_path: Path) -> None:
     assert "no landmark was found within" not in run.out
     assert run("evaluate", found, study, "--out", tmp_path / "fine", "--thresholds", "1e-9,1e-8") == 0
     assert "no landmark was found within 1e-08 mm; --thresholds sets other distances" in run.out
+    assert run("evaluate", found, study, "--out", tmp_path / "wide", "--thresholds", "1e6,2e6") == 0
+    near = re.search(r"distances are wide for these errors; --thresholds (\S+),\S+,\S+ would tell more", run.out)
+    assert near and float(near[1]) == pytest.approx(by_model["median_mm"], rel=0.5)
     assert "next: see the worst case in the report, case6, first at " in run.out
     assert json.loads((measured / "summary.json").read_text()) == by_model
     assert run("convert", found / "case6.mrk.json", tmp_path / "x.fcsv") == 0

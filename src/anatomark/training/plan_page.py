@@ -129,7 +129,7 @@ def _landmark_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         spread = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("world_mm", "aligned_mm", "predicted_mm")]
         yield [row["name"], *counts, *spread]
     if len(rows) > ROWS_SHOWN:
-        yield [f"and {len(rows) - ROWS_SHOWN} more"]
+        yield [f"and {len(rows) - ROWS_SHOWN} more in the report"]
 
 
 def _value(value: Any) -> str:
