@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,12 +232,17 @@ def _judge_initial(state: State) -> None:
 
 
 def _keep_the_better(state: State, init: Run) -> None:
-    """Go back to the weights that training began with, where all were given and err less on the held-out cases."""
+    """Go back to the weights that training began with, where all were given and err less on the held-out cases; and to
+    the mean shapes beside them, where the landmarks are the same."""
     before, after = state.initial_mm, state.reached_mm
     if before is None or before <= 0 or not after > before:
         return
     if set(state.method.start_from(init.weights, init.plan)) != set(state.method.state_dict()):
         return  # part of it was new, a refiner or a landmark: there is nothing whole to go back to
+    old, new = init.plan, state.method.plan
+    if old.names == new.names and old.align == new.align:  # alignments that are kept hold for both
+        as_it_was = replace(old, settle=None, images=new.images)
+        state.method = state.method.parts.build(as_it_was).to(state.device)
     initialise(state.method, init)
     state.evidence = Evidence()  # that of the weights given up
     state.report.say(

@@ -228,16 +228,21 @@ def test_a_model_may_start_from_another(study: Path, tmp_path: Path) -> None:
     assert (a - b).abs().max() < 0.01 < (a - load_run_untrained(tmp_path / "a")).abs().max()
 
 
-def test_a_training_that_made_the_other_model_worse_is_given_up(study: Path, tmp_path: Path) -> None:
+def test_a_training_that_made_the_other_model_worse_is_given_up(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By what both err on the held-out cases; the first row of the log says what the other model erred."""
     fit(study, tmp_path / "a", config(steps=60), report=QUIET)
     text = io.StringIO()
     report = Reporter(Console(file=text, width=300))
     worse = config("learning_rate_factor=300", steps=4)
+    prepare = tiny.Tiny.prepare
+    monkeypatch.setattr(tiny.Tiny, "prepare", lambda *a: prepare(*a).model_copy(update={"size_mm": 48.5}))  # other cases
     fit(study, tmp_path / "b", worse, init=tmp_path / "a", report=report)
     assert "TRAINING DID NOT HELP" in text.getvalue()
     a, b = (load_run(tmp_path / x).weights for x in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a if name.startswith("method."))
+    assert load_run(tmp_path / "b").plan.method == load_run(tmp_path / "a").plan.method
     with open(tmp_path / "b" / "log.csv", newline="") as file:
         first, *_, last = csv.DictReader(file)
     assert first["step"] == "0" and float(first["val_mm"]) < float(last["val_mm"])
