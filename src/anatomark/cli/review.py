@@ -28,7 +28,10 @@ def review(
     out: Out,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOUND] CASES.csv|IMAGE...", help="What predict wrote, and its images or manifest."),
+        typer.Argument(
+            metavar="[FOUND] CASES.csv|IMAGE...",
+            help="What predict wrote, and its images; or a manifest alone.",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Predicts first where FOUND is missing, and is trained further.")

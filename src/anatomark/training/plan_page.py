@@ -52,6 +52,8 @@ def what_next(facts: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and the command that goes on from there."""
     given = " ".join(map(quote, facts["manifests"]))
     taught = " `teacher` MODEL" * bool(facts["cases"]["without landmarks"])
+    if facts["suspects"]:
+        yield f"to see and correct what is suspect: anatomark review {given} `out` CORRECTED"
     if facts["files"]:
         yield "written: " + ", ".join(facts["files"])
         yield f"next: anatomark fit {given}{taught} `config` {quote(facts['files'][0])} `out` RUN"

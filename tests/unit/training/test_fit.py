@@ -237,7 +237,9 @@ def test_a_training_that_made_the_other_model_worse_is_given_up(
     report = Reporter(Console(file=text, width=300))
     worse = config("learning_rate_factor=300", steps=4)
     prepare = tiny.Tiny.prepare
-    monkeypatch.setattr(tiny.Tiny, "prepare", lambda *a: prepare(*a).model_copy(update={"size_mm": 48.5}))  # other cases
+    monkeypatch.setattr(
+        tiny.Tiny, "prepare", lambda *a: prepare(*a).model_copy(update={"size_mm": 48.5})
+    )  # other cases
     fit(study, tmp_path / "b", worse, init=tmp_path / "a", report=report)
     assert "TRAINING DID NOT HELP" in text.getvalue()
     a, b = (load_run(tmp_path / x).weights for x in "ab")

@@ -101,6 +101,7 @@ def test_the_table_explains_itself_and_the_next_command_is_said(tmp_path: Path) 
     text = "\n".join(lines)
     assert "from mean" in text and "size, voxels (x, y, z)" in text and "10, from .mrk.json files" in text
     assert f"next: anatomark fit {path} `minutes` 7 `out` RUN" in lines
+    assert f"to see and correct what is suspect: anatomark review {path} `out` CORRECTED" in lines
     planned = plan(path, tmp_path / "a b")
     assert planned.lines()[-1] == f"next: anatomark fit {path} `config` '{tmp_path}/a b/config.yaml' `out` RUN"
 
