@@ -273,7 +273,8 @@ def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmar
 
     ``mean position``: the mean of the training points in world mm, the same in every case. ``mean shape, perfect rigid
     pose`` and ``mean shape, perfect similarity``: the Procrustes mean laid onto the case's own truth (least squares):
-    what a flawless pose without any further look at the image leaves. Empty without training landmarks.
+    what a flawless pose without any further look at the image leaves; not of one or two landmarks, which are all pose.
+    Empty without training landmarks.
     """
     names = tuple(dict.fromkeys(n for one in train for n, d in zip(one.names, one.defined, strict=True) if d))
     if not names:
@@ -282,7 +283,8 @@ def mean_shape_baselines(train: Sequence[Landmarks], truth: Mapping[str, Landmar
     shapes = np.stack([s for s in (one.select(names).points for one in train) if np.isfinite(s).any()])
     mean = Landmarks(names, nanmean(shapes))
     baselines = {"mean position": dict.fromkeys(truth, mean)}
-    for label, scale in (("mean shape, perfect rigid pose", False), ("mean shape, perfect similarity", True)):
+    posed = (("mean shape, perfect rigid pose", False), ("mean shape, perfect similarity", True))
+    for label, scale in posed if len(names) > 2 else ():
         shape, _ = mean_shape(shapes, scale=scale)
         baselines[label] = {
             case: Landmarks(names, procrustes(shape, points.select(names).points, scale=scale).apply(shape))

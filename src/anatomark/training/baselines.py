@@ -15,13 +15,15 @@ from anatomark.model.residuals import Residuals
 from anatomark.model.settle import SettleFacts, drawn, settled
 
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the method's own points
+POSED = {2: 4, 3: 5}  # landmarks from which on their similarity pose takes at most half of what the points say
 GAIN = 0.97  # the error must fall to so much of the method's own: with few cases a little less is chance
 
 
 @dataclass(frozen=True)
 class Judged:
     """Mean errors in mm in cases that no weight was fitted to: the ``method`` 's own, the ``position`` 's, the
-    ``placed`` mean shape's; and by the weight of the method's points what settling gives."""
+    ``placed`` mean shape's (infinite where so few points that place it leave nothing for it to say); and by the weight
+    of the method's points what settling gives."""
 
     method: float
     position: float
@@ -55,10 +57,8 @@ class Judged:
 
     def lines(self, what: str = "validation") -> list[str]:
         """What a log and a card say of it; ``what``: which errors they are."""
-        out = [
-            f"{what} error {self.method:.3f} mm; mean position {self.position:.3f} mm; mean shape placed by the "
-            f"method's points {self.placed:.3f} mm"
-        ]
+        placed = f"; mean shape placed by the method's points {self.placed:.3f} mm" if np.isfinite(self.placed) else ""
+        out = [f"{what} error {self.method:.3f} mm; mean position {self.position:.3f} mm{placed}"]
         weight = self.best_weight
         if self.lost:
             out.append("the model answers the mean position in the image")
@@ -88,8 +88,9 @@ def judged(train: Sequence[Case], held: Sequence[Case], residuals: Residuals) ->
         for name, points in answers.items():
             errors.setdefault(name, []).append(np.linalg.norm(points - true, axis=1))
     pooled = {name: float(np.nanmean(np.stack(e))) if np.isfinite(e).any() else np.inf for name, e in errors.items()}
-    by_weight = {w: pooled[str(w)] for w in WEIGHTS}
-    return Judged(by_weight[1.0], pooled["position"], by_weight[0.0], by_weight)
+    by_weight = {w: pooled[str(w)] for w in WEIGHTS if w == 1 or len(names) > 2}  # any two points fit their mean shape
+    placed = by_weight[0.0] if len(names) >= POSED[ndim] else np.inf
+    return Judged(by_weight[1.0], pooled["position"], placed, by_weight)
 
 
 def mean_position(cases: Sequence[Case]) -> Array:

@@ -181,9 +181,10 @@ def _tried(
     error = residuals.selection_mm()
     beside = judged(division.train, [*division.train, *division.val], residuals)
     steps = sum(state.config.stage_steps.values())
-    free = "" if beside is None else f"; mean position {beside.position:.3f}, placed mean shape {beside.placed:.3f}"
-    report.say(f"{candidate.label}: {counted(steps, 'step')}, held-out error {error:.3f} mm{free}")
     placed = np.inf if beside is None else beside.placed
+    free = "" if beside is None else f"; mean position {beside.position:.3f}"
+    free += f", placed mean shape {placed:.3f}" if np.isfinite(placed) else ""
+    report.say(f"{candidate.label}: {counted(steps, 'step')}, held-out error {error:.3f} mm{free}")
     return Tried(candidate, minutes, steps, error if np.isfinite(error) else np.inf, placed, state.step_s)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,23 @@ def test_a_good_method_stays_as_it_is() -> None:
     assert verdict.method == pytest.approx(np.nanmean(residuals.errors))
     assert verdict.method < verdict.placed < verdict.position
     assert len(verdict.lines()) == 1 and verdict.facts(cases[:-6]) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_good_method_for_few_landmarks_is_proven(count: int) -> None:
+    """Their mean shape, placed by the points, is as good as these, or nearly: it is all pose."""
+    cases, residuals = study(20, noise=0.5, bend=0.5)
+    kept = NAMES[:count]
+    cases = [replace(c, given=c.landmarks.select(kept)) for c in cases]
+    residuals = replace(
+        residuals,
+        predictions=tuple(p.select(kept) for p in residuals.predictions),
+        truths=tuple(t.select(kept) for t in residuals.truths),
+    )
+    verdict = judged(cases[:-6], cases, residuals)
+    assert verdict is not None and verdict.proven and np.isfinite(verdict.placed) == (count == 4)
+    assert ("placed" in verdict.lines()[0]) == (count == 4)
+    assert verdict.facts(cases[:-6]) is None or count > 2
 
 
 def test_between_the_two_both_help() -> None:
