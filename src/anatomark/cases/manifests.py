@@ -19,6 +19,7 @@ from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, ManyInputErrors, listed
 from anatomark.io.atomic import Where
 from anatomark.io.names import folded
+from anatomark.io.tables import CLEARED
 
 Manifests = Where | Sequence[Where]
 HELD_OUT = ("test", "val", "train", "")  # which of two splits counts: what one manifest holds out is not trained on
@@ -39,8 +40,8 @@ def read_manifests(manifests: Manifests, **reading: Any) -> Manifest:
     """One manifest, or several as one; ``reading`` as of :func:`read_manifest`.
 
     A case that several name must have one image. For each of its landmarks the later manifest counts where it says
-    anything, a position or that it is absent, the earlier elsewhere. Its split is the first of test, val, train that
-    one of them has, so that nothing held out is trained on; of a row with a blank split nothing is used. Raises
+    anything, a position, that it is absent or cleared, the earlier elsewhere. Its split is the first of test, val,
+    train that one of them has, so that nothing held out is trained on; of a row with a blank split nothing is used. Raises
     ManyInputErrors as :func:`read_manifest`, and where one case has two images or spacings, one image two cases, or one
     landmark two names.
     """
@@ -113,7 +114,7 @@ def _with(first: Manifest, later: Manifest, problems: list[str]) -> Manifest:
 
 
 def merged_landmarks(first: Landmarks, later: Landmarks) -> Landmarks:
-    """Landmark by landmark ``later`` where it is defined or absent, ``first`` elsewhere; the names of both."""
+    """Landmark by landmark ``later`` where it is defined, absent or cleared, ``first`` elsewhere; the names of both."""
     names = common_names((first, later))
     a, b = first.select(names), later.select(names)
     says = _says(b)
@@ -127,8 +128,10 @@ def merged_landmarks(first: Landmarks, later: Landmarks) -> Landmarks:
 
 
 def _says(landmarks: Landmarks) -> Any:
-    """(N,) True where a position or an absence is known."""
-    return np.array([s is not Status.UNANNOTATED for s in landmarks.status], dtype=bool)
+    """(N,) True where a position or an absence is known, or somebody cleared what others say."""
+    cleared = landmarks.meta.get(CLEARED, ())
+    pairs = zip(landmarks.names, landmarks.status, strict=True)
+    return np.array([s is not Status.UNANNOTATED or n in cleared for n, s in pairs], dtype=bool)
 
 
 def _differences(old: Case, new: Case, first: str) -> Iterator[str]:

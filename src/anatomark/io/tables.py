@@ -33,6 +33,7 @@ from anatomark.io.other_tables import deeplabcut, is_deeplabcut, slicers_frame, 
 from anatomark.io.sheets import COLUMNS, Sheet, misspelt, read_sheet, write_csv
 
 MEAN = "mean"
+CLEARED = "cleared"  # unannotated, whatever another file says of it; the names stand in ``meta``
 TIDY = ("case", "label", "observer", "status", "description", "score", "radius90")
 BLANK = ("", "nan", "na", "none")
 
@@ -278,7 +279,7 @@ def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
 
 def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[str, Any]) -> Landmarks:
     seen: dict[str, int] = {}
-    status, head = [], f"{path}: row "
+    status, cleared, head = [], [], f"{path}: row "
     for record in group:
         if record.label in seen:
             of = f" of case {record.case!r}" if record.case else ""
@@ -286,7 +287,11 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
                 f"{path}: row {record.row}: label {record.label!r}{of} is already in row {seen[record.label]}"
             )
         seen[record.label] = record.row
-        status.append(check_status(record.status, math.isfinite(record.point[0]), head + str(record.row)))
+        said = record.status
+        if said.lower() == CLEARED:
+            cleared.append(record.label)
+            said = Status.UNANNOTATED
+        status.append(check_status(said, math.isfinite(record.point[0]), head + str(record.row)))
     check_both_units([(record.row, record.extra) for record in group], path)
     points = np.array([record.point for record in group])
     texts = tuple(record.extra.get("description", "") for record in group)
@@ -305,7 +310,7 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
         score=optional("score"),
         radius90=optional("radius90"),
         descriptions=texts,
-        meta={**meta, "name_notes": tuple(remarks(tuple(seen), texts, path))},
+        meta={**meta, "name_notes": tuple(remarks(tuple(seen), texts, path)), CLEARED: tuple(cleared)},
     )
 
 
@@ -338,7 +343,10 @@ def write_table(
     if observer:
         cells["observer"] = [observer] * len(landmarks)
     if not landmarks.defined.all():
-        cells["status"] = landmarks.status
+        cleared = landmarks.meta.get(CLEARED, ())
+        cells["status"] = [
+            CLEARED if n in cleared else s for n, s in zip(landmarks.names, landmarks.status, strict=True)
+        ]
     if any(landmarks.descriptions):
         cells["description"] = landmarks.descriptions
     cells |= {k: _numbers(v) for k in ("score", "radius90") if (v := getattr(landmarks, k)) is not None}

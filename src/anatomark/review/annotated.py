@@ -2,56 +2,101 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from anatomark.cases.case import Case
+from anatomark.cases.find import sources_of
 from anatomark.cases.look.splits import look_at
 from anatomark.cases.look.suspects import Suspect
-from anatomark.cases.manifests import read_manifests
-from anatomark.errors import InputError, counted
-from anatomark.io.claim import claimed
+from anatomark.core.landmarks import Landmarks, common_names
+from anatomark.errors import InputError, ManyInputErrors, counted
+from anatomark.io.atomic import read_json
+from anatomark.io.claim import check_sources, claimed
 from anatomark.model.prediction import Prediction, write_prediction
 from anatomark.progress import Reporter
+from anatomark.review.files import CASES, check_name, manifest_rows
+from anatomark.review.record import ANNOTATIONS
 
-NAME = "annotations"  # where a model would be named
+BARE = "no landmark is annotated"
 
 
-def write_annotations(manifests: Sequence[Path], folder: Path, report: Reporter) -> None:
-    """Write the points of the manifests' cases into ``folder`` as predictions are written, ``CASE.json``, each with
-    what is suspect about it (:mod:`anatomark.cases.look`). Raises InputError as :func:`read_manifests`, and where no
-    case has landmarks."""
-    manifest = read_manifests(manifests, unlabelled=True)
-    cases = [c for split in ("train", "val", "test") for c in manifest.cases if c.split == split and c.has_landmarks]
-    if not cases:
-        raise InputError(
-            f"{manifest.name}: none of its cases has landmarks to look at; before it give the folder that predict "
-            "wrote, or give a `model`"
-        )
-    names, training = cases[0].landmarks.names, sum(c.split == "train" for c in cases)
-    verdict = look_at(cases, [c.landmarks.select(names) for c in cases], training or len(cases), report)
-    found: dict[str, list[Suspect]] = {}
-    for one in verdict.suspects:
-        found.setdefault(one.case, []).append(one)
-    for note in filter(None, [verdict.note, *(one.message for one in found.pop("", []))]):
-        report.say(f"note: {note}")
-    state = hashlib.sha256()
-    for case in cases:
-        state.update(repr((case.id, case.landmarks.names, case.landmarks.status)).encode())
-        state.update(case.landmarks.points.tobytes())
-    source = {"model": state.hexdigest()[:16], "model_name": NAME}  # of others what was corrected is kept
-    with claimed(folder):
+def write_annotations(cases: Sequence[Case], folder: Path, out: Path, report: Reporter) -> None:
+    """Write the points of a manifest's cases into ``folder`` as predictions are written, ``CASE.json``, each with what
+    is suspect about it (:mod:`anatomark.cases.look`) and every landmark that one of them has, for a review in ``out``.
+
+    Raises InputError, before anything is written, where no case has landmarks, where landmarks or images' headers
+    cannot be read or do not fit together, where a file would replace one that is not of a review, and where another
+    process reviews in ``out``.
+    """
+    marked = [c for split in ("train", "val", "test", "") for c in cases if c.split == split and c.has_landmarks]
+    found = _readable(cases, marked)
+    files = {case.id: folder / f"{case.id}.json" for case in cases}
+    with claimed(out):
+        manifest_rows(out)  # a table there that is no review's would be replaced
+        check_sources([out / CASES, *files.values()], sources_of(cases, []), "review")
+        if strange := next((f for f in files.values() if os.path.lexists(f) and not _is_ours(f)), None):
+            raise InputError(f"{strange}: exists already and is of no review; choose another `out`")
+        names = common_names([case.landmarks for case in marked])
+        training = sum(case.split == "train" for case in marked)
+        verdict = look_at(marked, [found[c.id].select(names) for c in marked], training or len(marked), report)
+        doubts: dict[str, list[Suspect]] = {}
+        for one in verdict.suspects:
+            doubts.setdefault(one.case, []).append(one)
+        for note in filter(None, [verdict.note, *(one.message for one in doubts.pop("", []))]):
+            report.say(f"note: {note}")
+        folder.mkdir(parents=True, exist_ok=True)
+        nothing = Landmarks(names, np.full((len(names), next(iter(found.values())).ndim), np.nan))
         for case in cases:
-            doubts = found.get(case.id, [])
+            suspect = doubts.get(case.id, [])
             made = Prediction(
-                case.landmarks,
-                flags=tuple(one.message for one in doubts),
-                suspicion=max(map(_oddness, doubts), default=None),
-                source={"case": case.id, **source},
+                replace(found[case.id].select(names), meta={}) if case.id in found else nothing,
+                flags=tuple(one.message for one in suspect) if case.id in found else (BARE,),
+                suspicion=max(map(_oddness, suspect), default=None) if case.id in found else math.inf,
+                source={"case": case.id, "model_name": ANNOTATIONS},
             )
             write_prediction(made, folder, case.id, ["json"])
-    report.say(f"{counted(len(cases), 'annotated case')}, {counted(len(found), 'case')} with suspect annotations")
+    report.say(f"{counted(len(marked), 'annotated case')}, {counted(len(doubts), 'case')} with suspect annotations")
+
+
+def _readable(cases: Sequence[Case], marked: Sequence[Case]) -> dict[str, Landmarks]:
+    """The landmarks of the annotated cases. Raises InputError with all that is wrong."""
+    if not marked:
+        raise InputError(
+            "none of the cases has landmarks to look at; before the manifest give the folder that predict wrote, or "
+            "give a `model`"
+        )
+    for case in cases:
+        check_name(case)
+    found: dict[str, Landmarks] = {}
+    problems = []
+    for case in marked:
+        try:
+            landmarks = case.landmarks
+            ndim = next(iter(found.values()), landmarks).ndim
+            if landmarks.ndim != ndim:
+                first = next(iter(found))
+                raise InputError(f"{case.source}: {landmarks.ndim}D landmarks; those of case {first!r} are {ndim}D")
+            case.grid(ndim)
+            found[case.id] = landmarks
+        except InputError as error:
+            problems.append(f"case {case.id!r}, row {case.row}: {error}")
+    if problems:
+        raise ManyInputErrors(problems)
+    return found
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        document = read_json(file)
+    except InputError:
+        return False
+    return isinstance(document, dict) and document.get("model_name") == ANNOTATIONS
 
 
 def _oddness(suspect: Suspect) -> float:

@@ -59,6 +59,8 @@ def glance(case: Case, folder: Path) -> Glance:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return read_predicted(case, landmark_file(folder, stems_of(case)))
     model, name = _model(made)
+    if not model:  # what was written by hand is known by where the points are
+        return read_predicted(case, file)
     return Glance(file, facts["dimension"], count, model, name, made.flags, made.suspicion)
 
 
@@ -126,7 +128,8 @@ def merged(review: CaseReview, predicted: Predicted) -> CaseReview:
     points = []
     for old in review.points:
         fresh = new.pop(old.name, None)
-        if old.state in PLACED or old.decided:
+        cleared = old.time is not None and not predicted.model  # of a model's points another may find it
+        if old.state in PLACED or old.decided or cleared:
             there = fresh or Point(old.name, State.MISSING)
             points.append(replace(old, predicted=there.predicted, score=there.score, radius90=there.radius90))
         elif fresh is not None:

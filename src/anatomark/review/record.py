@@ -30,6 +30,7 @@ class State(StrEnum):
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 MOST_MM = 1e9  # of a coordinate
 PLACED = (State.MOVED, State.CONFIRMED)
+ANNOTATIONS = "annotations"  # where a model would be named: the points are a manifest's own
 
 
 class Conflict(Exception):

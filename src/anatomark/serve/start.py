@@ -20,9 +20,9 @@ from anatomark.io.claim import LOCK
 from anatomark.io.images import find_images
 from anatomark.model.predict import load, predict
 from anatomark.progress import Reporter
-from anatomark.review.annotated import NAME as ANNOTATIONS
 from anatomark.review.annotated import write_annotations
 from anatomark.review.files import check_name
+from anatomark.review.record import ANNOTATIONS
 from anatomark.serve.app import create_app
 from anatomark.serve.desk import PREDICTIONS, Desk, Setting
 from anatomark.serve.guard import is_loopback, own_names
@@ -123,10 +123,10 @@ def url_of(service: Service, port: int) -> str:
 def divided(paths: Sequence[Path], out: Path, model: str | None) -> tuple[Path, list[Path]]:
     """The folder of predictions and the images among ``FOUND IMAGE...``: the first is FOUND where there is more than
     one, and it is not there yet or holds landmarks and no images; else the predictions belong into ``out``, and where
-    there is no model the annotations of manifests do. Raises InputError."""
+    there is no model the annotations of a manifest do. Raises InputError."""
     if len(paths) > 1 and _may_hold_predictions(paths[0]):
         return paths[0], list(paths[1:])
-    if model is None and all(path.suffix.lower() == ".csv" for path in paths):
+    if model is None and len(paths) == 1 and paths[0].suffix.lower() == ".csv":
         return out / PREDICTIONS / ANNOTATIONS, list(paths)
     if model is None:
         raise InputError(
@@ -164,9 +164,10 @@ def _is_ours(folder: Path, file: Path) -> bool:
 def predicted_first(setting: Setting, given: bool, report: Reporter) -> Setting:
     """Predict what is not predicted yet: all where the predictions are not there, or a run that made them did not come
     to its end; where none are ``given``, into a folder of the model's own, or without a model the annotations of the
-    manifests. The setting with that folder. Raises InputError where there is no model for it."""
+    manifest. The setting with that folder. Raises InputError where there is no model for it."""
     if not given and setting.model is None:
-        write_annotations(setting.images, setting.predictions, report)
+        cases = find_images_as_cases(setting.images, spacing=setting.spacing, form=setting.form)
+        write_annotations(cases, setting.predictions, setting.out, report)
         return setting
     if given and setting.predictions.is_dir() and not (setting.predictions / LOCK).exists():
         return setting

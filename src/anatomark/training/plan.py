@@ -17,7 +17,7 @@ from anatomark.cases.look.fingerprint import fingerprint
 from anatomark.cases.look.simulated import simulated_note
 from anatomark.cases.manifests import Manifests, paths_of, read_manifests
 from anatomark.errors import InputError, check_range, counted, listed
-from anatomark.io.atomic import read_json, write_json, write_text
+from anatomark.io.atomic import read_json, read_text, write_json, write_text
 from anatomark.io.claim import Claim, claimed
 from anatomark.model.config import (
     AUTO,
@@ -31,7 +31,7 @@ from anatomark.model.config import (
 )
 from anatomark.progress import Reporter
 from anatomark.training.auto import ANY_POSE_DEG, Choice, Row, applied, choose, task_of_fingerprint, usual_minutes
-from anatomark.training.plan_page import numbers, page, what_next
+from anatomark.training.plan_page import TITLE, numbers, page, what_next
 
 SCHEMA, REPORT, SUSPECTS = 1, "plan_report.json", "plan_suspects.html"
 WIDTH = 110
@@ -92,15 +92,19 @@ def plan(
 
 
 def _check_target(target: Path, claim: Claim) -> None:
-    """Raises InputError where ``target`` is there, but not as an earlier plan wrote it."""
+    """Raises InputError where ``target``, or the page of suspects, is there, but not as an earlier plan wrote it."""
     page = target.with_name(REPORT)
     try:
         made = read_json(page)["config"] if page.exists() else None
         ours = made is not None and checked(RunConfig, made, str(page)) == read_config(target)
     except (InputError, KeyError, TypeError):
         ours = False
-    if os.path.lexists(target) and not ours and not claim.unfinished(target):
-        raise InputError(f"{target}: exists already and is not as plan wrote it; remove it or choose another `out`")
+    drawn = target.with_name(SUSPECTS)
+    strange = [target] if os.path.lexists(target) and not ours and not claim.unfinished(target) else []
+    if os.path.lexists(drawn) and not (drawn.is_file() and read_text(drawn).startswith(TITLE)):
+        strange.append(drawn)
+    if strange:
+        raise InputError(f"{strange[0]}: exists already and is not as plan wrote it; remove it or choose another `out`")
 
 
 def _planned(

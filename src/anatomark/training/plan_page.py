@@ -18,6 +18,9 @@ COLUMNS = (  # of the landmarks
     "marked", "absent", "not\nannotated", "outside\nimage", "from mean\nposition", "from mean\nshape",
     "from where the\nother points\nput it",
 )  # fmt: skip
+TITLE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Suspect annotations</title>'  # of plan_suspects.html
+)
 
 
 def page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -52,7 +55,7 @@ def what_next(facts: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and the command that goes on from there."""
     given = " ".join(map(quote, facts["manifests"]))
     taught = " `teacher` MODEL" * bool(facts["cases"]["without landmarks"])
-    if facts["suspects"]:
+    if facts["suspects"] and len(facts["manifests"]) == 1:
         yield f"to see and correct what is suspect: anatomark review {given} `out` CORRECTED"
     if facts["files"]:
         yield "written: " + ", ".join(facts["files"])

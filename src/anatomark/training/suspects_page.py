@@ -14,12 +14,11 @@ from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError, counted
 from anatomark.pictures.overlay import ANNOTATED, case_picture
 from anatomark.progress import Reporter
-from anatomark.training.plan_page import by_case
+from anatomark.training.plan_page import TITLE, by_case
 
 DRAWN = 20  # cases with a picture
 ZOOMS = 6  # landmarks shown from near in each
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Suspect annotations</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1e293b}
+STYLE = """<style>body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1e293b}
 img{max-width:100%;height:auto}h2{margin:2.5rem 0 .3rem}li{margin:.2rem 0}</style>
 """
 
@@ -33,7 +32,7 @@ def suspects_page(facts: Mapping[str, Any], cases: Sequence[Case], report: Repor
         lines.setdefault(one["case"], []).append(one["message"])
     names = [case for case in lines if case]
     what = f"{counted(len(suspects), 'suspect annotation')} in {counted(len(names), 'case')}"
-    parts = [HEAD, f"<h1>{escape(facts['manifest'])}</h1>"]
+    parts = [TITLE, STYLE, f"<h1>{escape(facts['manifest'])}</h1>"]
     parts.append(
         f"<p>{what}. They may be right: look, and correct those that are not before training. A ring is a point as it "
         "was annotated, a cross where the other points and cases put it.</p>"

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 import tiny
-from anatomark.cases.case import Case
 from anatomark.cases.find import find_images_as_cases
 from anatomark.cases.manifests import read_manifests
+from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.landmarks import read_landmarks, write_landmarks
 from anatomark.progress import Reporter
 from anatomark.review import Review
-from anatomark.review.annotated import write_annotations
 from anatomark.serve.desk import Setting
 from anatomark.serve.start import divided, predicted_first
 
@@ -45,15 +44,18 @@ def test_annotations_are_reviewed_the_suspect_first_and_corrections_count(study:
     before = {file: file.read_bytes() for file in study.parent.iterdir()}
     with opened(study, tmp_path / "out") as review:
         first, *others = review.queue()
-        assert first["id"] in ("case3", "case4") and {first["id"], others[0]["id"]} == {"case3", "case4"}
+        assert {first["id"], others[0]["id"]} == {"case3", "case4"}
         flags = {row["id"]: row["flags"] for row in review.queue()}
-        assert "outside the image" in flags["case3"][0] and flags["case4"] == ["no prediction"] and not flags["case0"]
+        assert "outside the image" in flags["case3"][0] and not flags["case0"]
+        assert flags["case4"] == ["no landmark is annotated"]
         review.change("case3", [{"name": "b", "state": "confirmed", "position": [30.0, 16.0, 24.0]}], "Ann")
+        review.change("case3", [{"name": "c", "state": "missing"}], "Ann")
         review.done("case3", "Ann")
     cases = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
     old = {c.id: c for c in read_manifests([study], unlabelled=True).cases}
     assert cases["case3"].split == "test" and cases["case3"].landmarks["b"].tolist() == [30, 16, 24]
     np.testing.assert_allclose(cases["case3"].landmarks["a"], old["case3"].landmarks["a"], atol=1e-6)
+    assert old["case3"].landmarks.defined.all() and cases["case3"].landmarks.defined.tolist() == [True, True, False]
     np.testing.assert_array_equal(cases["case0"].landmarks.points, old["case0"].landmarks.points)
     assert {file: file.read_bytes() for file in study.parent.iterdir()} == before
 
@@ -67,13 +69,57 @@ def test_what_is_annotated_anew_is_taken_up_and_what_was_decided_stays(study: Pa
         points = {p.name: p.position for p in review.case("case0").points}
         assert points["a"] == (12, 14, 20)
         np.testing.assert_allclose(points["b"], marks["b"] + 1, atol=1e-4)
-        assert [m["model_name"] for m in review.summary()["models"]] == ["annotations"] * 2
+        assert [m["model_name"] for m in review.summary()["models"]] == ["annotations"]
 
 
 def test_a_manifest_without_landmarks_has_nothing_to_look_at(study: Path, tmp_path: Path) -> None:
     text = study.read_text().splitlines()
     study.write_text("\n".join([text[0], *(",".join([*row.split(",")[:2], "", "train", ""]) for row in text[1:])]))
-    with pytest.raises(InputError, match=r"none of its cases has landmarks.*folder that predict wrote"):
-        write_annotations([study], tmp_path / "found", QUIET)
-    assert not (tmp_path / "found").exists()
-    assert isinstance(find_images_as_cases([study])[0], Case)
+    with pytest.raises(InputError, match=r"none of the cases has landmarks.*folder that predict wrote"):
+        opened(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_annotations_that_cannot_be_read_are_all_named_and_nothing_is_written(study: Path, tmp_path: Path) -> None:
+    write_landmarks(Landmarks(("a",), np.ones((1, 2))), study.parent / "flat.csv")
+    (study.parent / "case0.mrk.json").write_text("{}")
+    study.write_text(study.read_text().replace("case2.mrk.json", "flat.csv"))
+    with pytest.raises(InputError) as caught:
+        opened(study, tmp_path / "out")
+    assert "case 'case0', row 2: " in str(caught.value) and "case 'case2', row 4: " in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_others_and_a_review_that_is_open_stay_as_they_are(study: Path, tmp_path: Path) -> None:
+    own = tmp_path / "out" / "predictions" / "annotations" / "case1.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=r"case1\.json: exists already and is of no review"):
+        opened(study, tmp_path / "out")
+    assert own.read_text() == '{"mine": 1}'
+    with opened(study, tmp_path / "two"):
+        written = tmp_path / "two" / "predictions" / "annotations" / "case0.json"
+        before = written.read_bytes()
+        marks = read_landmarks(study.parent / "case0.mrk.json")
+        write_landmarks(marks.with_points(marks.points + 1), study.parent / "case0.mrk.json")
+        with pytest.raises(InputError, match="another run"):
+            opened(study, tmp_path / "two")
+        assert written.read_bytes() == before
+
+
+def test_each_case_shows_its_own_points_and_what_was_cleared_stays_so(study: Path, tmp_path: Path) -> None:
+    head, *rows = study.read_text().splitlines()
+    swapped = [
+        row.replace("case4.nii", "x").replace("case0.nii", "case4.nii").replace("x", "case0.nii") for row in rows
+    ]
+    study.write_text("\n".join([head, *swapped]) + "\n")  # case4, which nobody annotated, has the image case0
+    with opened(study, tmp_path / "out") as review:
+        assert all(p.position is None for p in review.case("case4").points) and len(review.case("case4").points) == 3
+        review.change("case1", [{"name": "a", "state": "missing"}], "Ann")
+    study.write_text("\n".join([head, *swapped[::-1]]) + "\n")
+    marks = read_landmarks(study.parent / "case1.mrk.json")
+    write_landmarks(marks.with_points(marks.points + 1), study.parent / "case1.mrk.json")
+    with opened(study, tmp_path / "out") as review:
+        assert (
+            review.case("case1").point("a").state == "missing" and review.case("case1").point("b").state == "predicted"
+        )

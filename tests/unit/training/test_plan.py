@@ -80,7 +80,11 @@ def test_pictures_of_suspects_that_are_none_any_more_go_and_what_cannot_be_drawn
     page = suspects_page.suspects_page(facts, [case], Reporter(quiet=True))
     assert "<li>a is &amp; out</li>" in page and "&lt;c2&gt;" in page and "<img" not in page
     plan(path, tmp_path / "out")
-    assert (tmp_path / "out" / FILES[2]).exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FILES[2]).write_text("MINE")
+    with pytest.raises(InputError, match=r"plan_suspects\.html: exists already and is not as plan wrote it"):
+        plan(path, tmp_path / "other")
+    assert (tmp_path / "other" / FILES[2]).read_text() == "MINE"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("c2")) + "\n")
     planned = plan(path, tmp_path / "out")
     assert not planned.facts["suspects"] and not (tmp_path / "out" / FILES[2]).exists()
