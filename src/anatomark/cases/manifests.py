@@ -41,9 +41,9 @@ def read_manifests(manifests: Manifests, **reading: Any) -> Manifest:
 
     A case that several name must have one image. For each of its landmarks the later manifest counts where it says
     anything, a position, that it is absent or cleared, the earlier elsewhere. Its split is the first of test, val,
-    train that one of them has, so that nothing held out is trained on; of a row with a blank split nothing is used. Raises
-    ManyInputErrors as :func:`read_manifest`, and where one case has two images or spacings, one image two cases, or one
-    landmark two names.
+    train that one of them has, so that nothing held out is trained on; of a row with a blank split nothing is used.
+    Raises ManyInputErrors as :func:`read_manifest`, and where one case has two images or spacings, one image two cases,
+    or one landmark two names.
     """
     paths = paths_of(manifests)
     if len(paths) == 1:

@@ -344,9 +344,8 @@ def write_table(
         cells["observer"] = [observer] * len(landmarks)
     if not landmarks.defined.all():
         cleared = landmarks.meta.get(CLEARED, ())
-        cells["status"] = [
-            CLEARED if n in cleared else s for n, s in zip(landmarks.names, landmarks.status, strict=True)
-        ]
+        pairs = zip(landmarks.names, landmarks.status, strict=True)
+        cells["status"] = [CLEARED if name in cleared else status for name, status in pairs]
     if any(landmarks.descriptions):
         cells["description"] = landmarks.descriptions
     cells |= {k: _numbers(v) for k in ("score", "radius90") if (v := getattr(landmarks, k)) is not None}

@@ -18,9 +18,8 @@ COLUMNS = (  # of the landmarks
     "marked", "absent", "not\nannotated", "outside\nimage", "from mean\nposition", "from mean\nshape",
     "from where the\nother points\nput it",
 )  # fmt: skip
-TITLE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Suspect annotations</title>'  # of plan_suspects.html
-)
+# how plan_suspects.html begins, by which plan knows its own
+TITLE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Suspect annotations</title>'
 
 
 def page(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
