@@ -15,6 +15,7 @@ from anatomark.io.frames import parse_spacing
 from anatomark.io.images import squeeze_grid
 from anatomark.io.nifti import FORMS
 from anatomark.io.sheets import misspelt, read_sheet
+from anatomark.io.tables import CLEARED
 
 COLUMNS = ("case", "image", "landmarks", "split", "spacing")  # and form, too near to common words to be guessed
 SPLITS = ("train", "val", "test", "")
@@ -138,7 +139,7 @@ def _without_file(line: str, case: Case) -> tuple[str, str]:
     """A problem with a mark in place of the case's file that it names, by which rows with the same problem are known;
     and that file."""
     files = (str(case.path), (case.source or "").partition("#")[0])
-    file = next((f for f in files if f and f in line), "")
+    file = max((f for f in files if f and f in line), key=len, default="")  # one may begin with the other
     return (line.replace(file, FILE) if file else line), file
 
 
@@ -167,7 +168,7 @@ def _problems(case: Case, need_landmarks: bool, check_images: bool) -> tuple[lis
         return [*problems, BLANK], None, notes
     try:
         landmarks = case.load_landmarks()
-        if all(s is Status.UNANNOTATED for s in landmarks.status):
+        if all(s is Status.UNANNOTATED for s in landmarks.status) and not landmarks.meta.get(CLEARED):
             problems.append(f"{case.source}: no landmark is defined, or known to be absent")
         if grid is not None and landmarks.ndim == 2:
             squeeze_grid(grid)

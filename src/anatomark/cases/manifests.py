@@ -118,12 +118,15 @@ def merged_landmarks(first: Landmarks, later: Landmarks) -> Landmarks:
     names = common_names((first, later))
     a, b = first.select(names), later.select(names)
     says = _says(b)
+    status = tuple(t if s else u for s, t, u in zip(says, b.status, a.status, strict=True))
+    gone = {*a.meta.get(CLEARED, ()), *b.meta.get(CLEARED, ())}
+    cleared = tuple(n for n, s in zip(names, status, strict=True) if n in gone and s is Status.UNANNOTATED)
     return Landmarks(
         names,
         np.where(says[:, None], b.points, a.points),
-        tuple(t if s else u for s, t, u in zip(says, b.status, a.status, strict=True)),
+        status,
         descriptions=tuple(x or y for x, y in zip(a.descriptions, b.descriptions, strict=True)),
-        meta=first.meta,
+        meta={**first.meta, CLEARED: cleared},
     )
 
 

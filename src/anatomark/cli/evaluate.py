@@ -92,7 +92,8 @@ def summary_lines(s: dict[str, Any]) -> list[str]:
         lines.append(f"{flagged} of {s['cases']} cases are flagged for review; why: per_case.csv and the report")
     if (mm := s["p95_mm"]) is not None and mm < NEAR * min(map(float, s["sdr"])):
         near = ",".join(f"{float(f'{share:.1g}'):g}" for share in (s["median_mm"] * k for k in (1, 2, 4)))
-        lines.append(f"the SDR's distances are wide for these errors; `thresholds` {near} would tell more")
+        others = f"`thresholds` {near} would tell more" if s["median_mm"] else "`thresholds` sets others"
+        lines.append(f"the SDR's distances are wide for these errors; {others}")
     elif s["sdr"] and all(share == 0 for share in s["sdr"].values()):  # empty where nothing is annotated
         lines.append(f"no landmark was found within {max(s['sdr'], key=float)} mm; `thresholds` sets other distances")
     return lines + list(s["notes"])

@@ -94,7 +94,7 @@ def mean_of(observers: Mapping[str, Landmarks]) -> Landmarks:
     status = [Status.DEFINED if n else other for n, other in zip(count, missing, strict=True)]
     return replace(
         sets[0], points=points, status=tuple(status), score=None, covariance=None, radius90=None,
-        meta={**sets[0].meta, "observer": MEAN},
+        meta={**sets[0].meta, "observer": MEAN, CLEARED: ()},
     )  # fmt: skip
 
 
@@ -104,7 +104,8 @@ def read_table(path: Where, frame: str | None = None, unit: str | None = None, l
     read the tables and lists of :mod:`anatomark.io.other_tables` and :mod:`anatomark.io.other_points`.
 
     Frame (LPS, RAS, image) and unit (mm, px; in 3D also um, cm, m) come from the first line ``# frame=LPS unit=mm`` or
-    from the arguments. A blank position means unannotated, unless its status (wide: the x cell) says ``absent``.
+    from the arguments. A blank position means unannotated, unless its status (wide: the x cell) says ``absent``;
+    the status ``cleared`` of tidy tables is that too, and stands in ``meta`` (:data:`CLEARED`).
     ``label_from``: ``description`` exchanges the columns label and description. Raises InputError, naming file and row.
     """
     path = Path(path)
@@ -345,7 +346,7 @@ def write_table(
     if not landmarks.defined.all():
         cleared = landmarks.meta.get(CLEARED, ())
         pairs = zip(landmarks.names, landmarks.status, strict=True)
-        cells["status"] = [CLEARED if name in cleared else status for name, status in pairs]
+        cells["status"] = [CLEARED if s is Status.UNANNOTATED and n in cleared else s for n, s in pairs]
     if any(landmarks.descriptions):
         cells["description"] = landmarks.descriptions
     cells |= {k: _numbers(v) for k in ("score", "radius90") if (v := getattr(landmarks, k)) is not None}

@@ -40,7 +40,7 @@ def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
     all of them at the mean position, without scores and covariances: of what the method saw nothing is believed."""
     mean = np.asarray(facts.mean_shape)
     if facts.centred:
-        return Landmarks(landmarks.names, mean + grid.centre, descriptions=landmarks.descriptions, meta=landmarks.meta)
+        return Landmarks(landmarks.names, mean + grid.centre, descriptions=landmarks.descriptions)
     points = landmarks.points if facts.weight == 1 else drawn(landmarks.points, mean, facts.weight)
     if facts.offset_mm is not None:
         enough = np.isfinite(points).all(1).sum() >= FEWEST

@@ -14,13 +14,22 @@ from anatomark.cases.case import Case
 from anatomark.cases.find import sources_of
 from anatomark.cases.look.splits import look_at
 from anatomark.cases.look.suspects import Suspect
+from anatomark.cases.names import other_names
 from anatomark.core.landmarks import Landmarks, common_names
 from anatomark.errors import InputError, ManyInputErrors, counted
 from anatomark.io.atomic import read_json
-from anatomark.io.claim import check_sources, claimed
+from anatomark.io.claim import check_sources, claimed, is_passing
 from anatomark.model.prediction import Prediction, write_prediction
 from anatomark.progress import Reporter
-from anatomark.review.files import CASES, check_name, manifest_rows
+from anatomark.review.files import (
+    CASES,
+    check_name,
+    manifest_rows,
+    markups_file,
+    read_review,
+    review_file,
+    truth_file,
+)
 from anatomark.review.record import ANNOTATIONS
 
 BARE = "no landmark is annotated"
@@ -32,14 +41,21 @@ def write_annotations(cases: Sequence[Case], folder: Path, out: Path, report: Re
 
     Raises InputError, before anything is written, where no case has landmarks, where landmarks or images' headers
     cannot be read or do not fit together, where a file would replace one that is not of a review, and where another
-    process reviews in ``out``.
+    process reviews in ``out``, or somebody a model's predictions there. ``cases``: of rows that have a split.
     """
-    marked = [c for split in ("train", "val", "test", "") for c in cases if c.split == split and c.has_landmarks]
+    marked = [c for split in ("train", "val", "test") for c in cases if c.split == split and c.has_landmarks]
     found = _readable(cases, marked)
     files = {case.id: folder / f"{case.id}.json" for case in cases}
+    made_of = [file(out, case.id) for case in cases for file in (markups_file, truth_file, review_file)]
     with claimed(out):
         manifest_rows(out)  # a table there that is no review's would be replaced
-        check_sources([out / CASES, *files.values()], sources_of(cases, []), "review")
+        check_sources([out / CASES, *files.values(), *made_of], sources_of(cases, []), "review")
+        begun = (read_review(file) for file in sorted(out.glob("*.review.json")) if not is_passing(file.name))
+        if other := next((one for one in begun if one.model), None):
+            raise InputError(
+                f"{out}: holds a review of what {other.model_name or 'a model'} predicted; give that folder of "
+                "predictions, or the `model`, or choose another `out` for annotations"
+            )
         if strange := next((f for f in files.values() if os.path.lexists(f) and not _is_ours(f)), None):
             raise InputError(f"{strange}: exists already and is of no review; choose another `out`")
         names = common_names([case.landmarks for case in marked])
@@ -57,7 +73,7 @@ def write_annotations(cases: Sequence[Case], folder: Path, out: Path, report: Re
             made = Prediction(
                 replace(found[case.id].select(names), meta={}) if case.id in found else nothing,
                 flags=tuple(one.message for one in suspect) if case.id in found else (BARE,),
-                suspicion=max(map(_oddness, suspect), default=None) if case.id in found else math.inf,
+                suspicion=max(map(_oddness, suspect), default=None if case.id in found else 0.0),
                 source={"case": case.id, "model_name": ANNOTATIONS},
             )
             write_prediction(made, folder, case.id, ["json"])
@@ -86,6 +102,7 @@ def _readable(cases: Sequence[Case], marked: Sequence[Case]) -> dict[str, Landma
             found[case.id] = landmarks
         except InputError as error:
             problems.append(f"case {case.id!r}, row {case.row}: {error}")
+    problems += other_names([c for c in marked if c.id in found], {id: one.names for id, one in found.items()})
     if problems:
         raise ManyInputErrors(problems)
     return found

@@ -59,7 +59,8 @@ def changed(review: CaseReview, points: Sequence[Mapping[str, Any]], person: str
         if name in seen:
             raise InputError(f"{where}: is named twice")
         seen.add(name)
-        known[name] = _changed(known[name], given, where, time, person, box)
+        point = _changed(known[name], given, where, time, person, box)
+        known[name] = replace(point, cleared=review.annotated and point.state is State.MISSING)
     return replace(review, points=tuple(known.values()), person=person or review.person, changed=time)
 
 

@@ -27,7 +27,7 @@ from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
 from anatomark.io.tables import CLEARED, write_table
-from anatomark.review.record import ANNOTATIONS, PLACED, CaseReview, Point, State, parse
+from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
 CASES, TRUTH = "cases.csv", "truth"
 LONGEST_NAME = 255  # bytes of a file's name, on most systems
@@ -108,11 +108,10 @@ def landmarks_of(review: CaseReview, ndim: int, definitions: Mapping[str, str]) 
 
 
 def truth_of(review: CaseReview, ndim: int, definitions: Mapping[str, str]) -> Landmarks:
-    """What training learns of a finished case: points that a person decided on; the others are not annotated. A
-    manifest's own points that were cleared are not annotated there either (``meta``)."""
+    """What training learns of a finished case: points that a person decided on; the others are not annotated.
+    ``meta``: those that were cleared."""
     undecided = np.array([not p.decided for p in review.points], dtype=bool)
-    own = review.model_name == ANNOTATIONS
-    cleared = tuple(p.name for p in review.points if own and p.state is State.MISSING and p.time is not None)
+    cleared = tuple(p.name for p in review.points if p.cleared)
     return replace(landmarks_of(review, ndim, definitions).unannotated(undecided), meta={CLEARED: cleared})
 
 
@@ -200,6 +199,8 @@ def changed_elsewhere(file: Path, case: str, landmarks: Landmarks) -> bool:
     except InputError:
         return True
     points = there.points[:, : landmarks.ndim]
+    if set(there.meta.get(CLEARED, ())) != set(landmarks.meta.get(CLEARED, ())):
+        return True
     return there.status != landmarks.status or not np.allclose(points, landmarks.points, 0, SAME_MM, equal_nan=True)
 
 

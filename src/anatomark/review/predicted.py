@@ -116,8 +116,11 @@ def is_of(review: CaseReview, glanced: Glance) -> bool:
         return True
     if review.model or glanced.model or not isinstance(glanced, Predicted):
         return review.model == glanced.model
-    before = {p.name: p.predicted for p in review.points if p.predicted is not None}
-    return before == {p.name: p.predicted for p in glanced.points if p.predicted is not None}
+    now = {p.name: p for p in glanced.points}
+    before = {p.name: p for p in review.points if p.predicted is not None or p.name in now}
+    if {n: p.predicted for n, p in before.items()} != {n: p.predicted for n, p in now.items()}:
+        return False
+    return all(p.state == now[n].state for n, p in before.items() if p.time is None and n in now)
 
 
 def merged(review: CaseReview, predicted: Predicted) -> CaseReview:
@@ -128,8 +131,7 @@ def merged(review: CaseReview, predicted: Predicted) -> CaseReview:
     points = []
     for old in review.points:
         fresh = new.pop(old.name, None)
-        cleared = old.time is not None and not predicted.model  # of a model's points another may find it
-        if old.state in PLACED or old.decided or cleared:
+        if old.state in PLACED or old.decided:
             there = fresh or Point(old.name, State.MISSING)
             points.append(replace(old, predicted=there.predicted, score=there.score, radius90=there.radius90))
         elif fresh is not None:

@@ -45,7 +45,7 @@ class Conflict(Exception):
 class Point:
     """One landmark of a case. ``position`` and ``predicted`` (the model's): (D,) world mm, None where there is none.
     ``time`` (ISO) and ``person`` of the decision; without a time the state is the model's word. ``score`` 0..1 and
-    ``radius90`` mm are the model's."""
+    ``radius90`` mm are the model's. ``cleared``: a person took away what a manifest's own annotation said."""
 
     name: str
     state: State
@@ -55,6 +55,7 @@ class Point:
     person: str = ""
     score: float | None = None
     radius90: float | None = None
+    cleared: bool = False
 
     @property
     def moved_mm(self) -> float | None:
@@ -65,8 +66,9 @@ class Point:
 
     @property
     def decided(self) -> bool:
-        """Whether a person said where it is, or that it is absent: of a finished case, truth."""
-        return self.state in PLACED or (self.state is State.ABSENT and self.time is not None)
+        """Whether a person said where it is, that it is absent, or that its annotation counts no more: of a finished
+        case, truth."""
+        return self.state in PLACED or (self.state is State.ABSENT and self.time is not None) or self.cleared
 
     @cached_property
     def line(self) -> str:
@@ -80,6 +82,7 @@ class Point:
             "person": self.person,
         }
         facts |= {k: v for k in ("score", "radius90") if (v := getattr(self, k)) is not None}
+        facts |= {"cleared": True} if self.cleared else {}
         return f"    {_line(self.name)}: {_line(facts)}"
 
 
@@ -124,6 +127,11 @@ class CaseReview:
     def etag(self) -> str:
         """A hash of the content, by which two who edit one case notice each other; looking at it changes nothing."""
         return hashlib.sha256(dumps(replace(self, opened=None)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether its points are a manifest's own annotations, not a model's."""
+        return self.model_name == ANNOTATIONS and not self.model
 
     def point(self, name: str) -> Point:
         """Raises KeyError for an unknown name."""
@@ -220,7 +228,8 @@ def _point(name: str, facts: Any, where: str) -> Point:
     if not all(v is None or is_number(v) for v in (score, radius)):
         raise InputError(f"{where}: score and radius90 must be numbers")
     time, person = _text(facts.get("time")), str(facts.get("person") or "")
-    return Point(name, state, position, predicted, time, person, score, radius)
+    cleared = state is State.MISSING and facts.get("cleared") is True
+    return Point(name, state, position, predicted, time, person, score, radius, cleared)
 
 
 def state_of(word: Any, where: str) -> State:

@@ -314,7 +314,7 @@ class Review:
 
     def _write_derived(self, review: CaseReview) -> None:
         truth = files.truth_of(review, self.ndim, self.definitions)
-        if review.finished and (truth.defined | truth.absent).any():
+        if review.finished and any(p.decided for p in review.points):
             files.write_truth(review, truth, self.out)
         files.write_markups(self._opened(review.case)[1].text(review), review.case, self.out)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 
+from anatomark.cases.case import Case
 from anatomark.cases.find import find_images_as_cases
 from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, write_json
@@ -23,7 +24,8 @@ Spacing = tuple[float, ...] | None
 @dataclass(frozen=True)
 class Setting:
     """What a review is opened with: the ``images`` (or manifests), what is to be known of them, the folder ``out``, the
-    ``model`` (path or zoo name) and its ``predictions``. ``train_with``: manifests that training reads besides."""
+    ``model`` (path or zoo name) and its ``predictions``. ``train_with``: manifests that training reads besides.
+    ``annotated``: the predictions are the manifest's own annotations."""
 
     out: Path
     images: Sequence[Path]
@@ -34,6 +36,12 @@ class Setting:
     train_with: Sequence[Path] = ()
     device: str | None = None
     person: str = ""
+    annotated: bool = False
+
+    def cases(self) -> list[Case]:
+        """Raises InputError. A row with a blank split is in no review of annotations: nothing of it is used."""
+        cases = find_images_as_cases(self.images, spacing=self.spacing, form=self.form)
+        return [case for case in cases if case.split or not self.annotated]
 
 
 @dataclass
@@ -50,8 +58,7 @@ class Desk:
         self.setting = gone_on(given)
         if self.setting is not given:
             self.report.say(f"going on with the model {self.setting.model}, which was trained in this review")
-        cases = find_images_as_cases(given.images, spacing=given.spacing, form=given.form)
-        self.cases = [replace(case, apart=True) for case in cases]
+        self.cases = [replace(case, apart=True) for case in given.cases()]
         self.bare = {case.id: replace(case, source=None, given=None) for case in self.cases}  # images alone
         self._given = given
         self.review = self._opened()

@@ -166,8 +166,8 @@ def predicted_first(setting: Setting, given: bool, report: Reporter) -> Setting:
     to its end; where none are ``given``, into a folder of the model's own, or without a model the annotations of the
     manifest. The setting with that folder. Raises InputError where there is no model for it."""
     if not given and setting.model is None:
-        cases = find_images_as_cases(setting.images, spacing=setting.spacing, form=setting.form)
-        write_annotations(cases, setting.predictions, setting.out, report)
+        setting = replace(setting, annotated=True)
+        write_annotations(setting.cases(), setting.predictions, setting.out, report)
         return setting
     if given and setting.predictions.is_dir() and not (setting.predictions / LOCK).exists():
         return setting

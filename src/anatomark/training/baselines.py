@@ -88,8 +88,9 @@ def judged(train: Sequence[Case], held: Sequence[Case], residuals: Residuals) ->
         for name, points in answers.items():
             errors.setdefault(name, []).append(np.linalg.norm(points - true, axis=1))
     pooled = {name: float(np.nanmean(np.stack(e))) if np.isfinite(e).any() else np.inf for name, e in errors.items()}
-    by_weight = {w: pooled[str(w)] for w in WEIGHTS if w == 1 or len(names) > 2}  # any two points fit their mean shape
-    placed = by_weight[0.0] if len(names) >= POSED[ndim] else np.inf
+    posed = len(names) >= POSED[ndim]
+    by_weight = {w: pooled[str(w)] for w in WEIGHTS if w == 1 or posed or (w > 0 and len(names) > 2)}
+    placed = by_weight[0.0] if posed else np.inf
     return Judged(by_weight[1.0], pooled["position"], placed, by_weight)
 
 
@@ -103,4 +104,5 @@ def settled_residuals(residuals: Residuals, facts: SettleFacts, cases: Sequence[
     """The same with predictions that are settled; ``cases``: those that it is of, and others."""
     grids = {c.id: c.grid(c.landmarks.ndim) for c in cases}
     pairs = zip(residuals.cases, residuals.predictions, strict=True)
-    return replace(residuals, predictions=tuple(settled(p, facts, grids[id]) for id, p in pairs))
+    trials = None if facts.centred else residuals.trials  # of a mean position nobody asks whether it is there
+    return replace(residuals, predictions=tuple(settled(p, facts, grids[id]) for id, p in pairs), trials=trials)

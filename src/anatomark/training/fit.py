@@ -37,6 +37,7 @@ from anatomark.training.start import initialise, settled_by_init, start
 from anatomark.training.state import State, log, restore, save
 from anatomark.training.teach import Teacher, taught
 
+ALIKE = 1.02  # of another error: no worse than it
 LEFT_OUT_SHOWN = 20  # cases with points that are left out, in the log; the card names all
 
 
@@ -239,11 +240,15 @@ def _keep_the_better(state: State, init: Run) -> None:
         return
     if set(state.method.start_from(init.weights, init.plan)) != set(state.method.state_dict()):
         return  # part of it was new, a refiner or a landmark: there is nothing whole to go back to
-    old, new = init.plan, state.method.plan
-    if old.names == new.names and old.align == new.align:  # alignments that are kept hold for both
-        as_it_was = replace(old, settle=None, images=new.images)
-        state.method = state.method.parts.build(as_it_was).to(state.device)
     initialise(state.method, init)
+    old, new = init.plan, state.method.plan
+    same = old.names == new.names and old.align == new.align  # alignments that are kept hold for both
+    if same and (old.refine is None) == (new.refine is None):
+        whole = state.method.parts.build(replace(old, settle=None, images=new.images)).to(state.device)
+        initialise(whole, init)
+        again = state.validation.run(whole, state.config.validation_cases).selection_mm()
+        if again <= ALIKE * before:  # with the mean shapes of the new cases it may be clearly better
+            state.method, before = whole, again
     state.evidence = Evidence()  # that of the weights given up
     state.report.say(
         f"TRAINING DID NOT HELP: validation {after:.3f} mm after it, {before:.3f} mm before; the weights are as they "

@@ -152,15 +152,18 @@ def _planned(
     if target is not None:
         page, drawn = target.with_name(REPORT), target.with_name(SUSPECTS)
         facts["files"] = [str(target), str(page)]
+        pictures = ""
         if facts["suspects"]:
             from anatomark.training.suspects_page import suspects_page  # matplotlib, which few plans need
 
-            write_text(drawn, suspects_page(facts, manifest.cases, report))
+            pictures = suspects_page(facts, manifest.cases, report)
             facts["files"].append(str(drawn))
-        else:
-            drawn.unlink(missing_ok=True)  # of an earlier plan
         write_config(target, config)
         write_json(page, facts)
+        if pictures:
+            write_text(drawn, pictures)
+        else:
+            drawn.unlink(missing_ok=True)  # of an earlier plan
     return Planned(facts, config)
 
 

@@ -312,3 +312,12 @@ def test_images_are_called_by_their_stem_or_where_two_are_alike_by_their_path() 
     assert case_names(["a/x.png", "b/y.png"]) == ["x", "y"]
     assert case_names(["a/x.png", "b\\x.png"]) == ["a/x", "b/x"]
     assert case_names([".", ".", "z.png"]) == [".", ".", "z"]  # no names at all
+
+
+def test_a_mean_of_observers_is_cleared_where_none_placed_it(tmp_path):
+    rows = "a,S,,,,x,cleared\na,S,4,5,6,y,\na,N,1,2,3,x,\na,N,1,2,3,y,"
+    (tmp_path / "t.csv").write_text(f"# frame=LPS unit=mm\ncase,label,x,y,z,observer,status\n{rows}\n")
+    assert read_landmarks(f"{tmp_path / 't.csv'}#x").meta["cleared"] == ("S",)
+    mean = read_landmarks(f"{tmp_path / 't.csv'}#mean")
+    write_table(mean, tmp_path / "o.csv")
+    assert read_landmarks(tmp_path / "o.csv")["S"].tolist() == [4, 5, 6]

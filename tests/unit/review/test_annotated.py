@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ from anatomark.cases.manifests import read_manifests
 from anatomark.core.landmarks import Landmarks
 from anatomark.errors import InputError
 from anatomark.io.landmarks import read_landmarks, write_landmarks
+from anatomark.model.prediction import Prediction, write_prediction
 from anatomark.progress import Reporter
 from anatomark.review import Review
 from anatomark.serve.desk import Setting
 from anatomark.serve.start import divided, predicted_first
+from anatomark.training.plan import plan
 
 QUIET = Reporter(quiet=True)
 
@@ -37,7 +41,7 @@ def opened(path: Path, out: Path) -> Review:
     """As the command opens a manifest alone."""
     folder, images = divided([path], out, None)
     setting = predicted_first(Setting(out, images, folder), False, QUIET)
-    return Review(out, find_images_as_cases(images), setting.predictions)
+    return Review(out, setting.cases(), setting.predictions)
 
 
 def test_annotations_are_reviewed_the_suspect_first_and_corrections_count(study: Path, tmp_path: Path) -> None:
@@ -123,3 +127,63 @@ def test_each_case_shows_its_own_points_and_what_was_cleared_stays_so(study: Pat
         assert (
             review.case("case1").point("a").state == "missing" and review.case("case1").point("b").state == "predicted"
         )
+
+
+def test_a_case_of_which_all_is_cleared_teaches_nothing(study: Path, tmp_path: Path) -> None:
+    with opened(study, tmp_path / "out") as review:
+        review.change("case0", [{"name": n, "state": "missing"} for n in "abc"], "Ann")
+        review.done("case0", "Ann")
+    cases = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
+    assert not cases["case0"].landmarks.defined.any() and cases["case1"].landmarks.defined.all()
+    file = tmp_path / "out" / "truth" / "case0.csv"
+    file.write_text(file.read_text().replace("cleared", "unannotated"))
+    os.utime(file, (time.time() + 10,) * 2)
+    with opened(study, tmp_path / "out"):  # somebody else's file is kept, and made anew
+        assert file.with_name("case0.earlier.csv").exists() and "cleared" in file.read_text()
+
+
+def test_annotations_and_then_a_model_in_one_review_and_not_the_other_way(study: Path, tmp_path: Path) -> None:
+    with opened(study, tmp_path / "out") as review:
+        review.change("case0", [{"name": "a", "state": "missing"}], "Ann")
+        review.done("case0", "Ann")
+    cases, found = find_images_as_cases([study]), tmp_path / "found"
+    found.mkdir()
+    for k, case in enumerate(cases):
+        made = Prediction(tiny.blobs(k)[1], source={"case": case.id, "model": "abc", "model_name": "net"})
+        write_prediction(made, found, case.id, ["json"])
+    with Review(tmp_path / "out", cases, found) as review:
+        assert review.case("case0").point("a").state == "missing" and review.case("case0").model == "abc"
+    truth = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
+    assert truth["case0"].landmarks.defined.tolist() == [False, True, True]
+    with pytest.raises(InputError, match="holds a review of what net predicted"):
+        opened(study, tmp_path / "out")
+
+
+def test_what_a_model_found_and_somebody_cleared_takes_no_annotation_away(study: Path, tmp_path: Path) -> None:
+    cases, found = find_images_as_cases([study]), tmp_path / "found"
+    found.mkdir()
+    for k, case in enumerate(cases):
+        made = Prediction(tiny.blobs(k)[1], source={"case": case.id, "model": "abc", "model_name": "annotations"})
+        write_prediction(made, found, case.id, ["json"])
+    with Review(tmp_path / "out", cases, found) as review:
+        review.change("case0", [{"name": "a", "state": "missing"}], "Ann")
+        review.done("case0", "Ann")
+    truth = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
+    assert truth["case0"].landmarks.defined.all()
+
+
+def test_a_row_with_a_blank_split_is_no_part_of_it(study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text().replace("case2.mrk.json,val", "gone.mrk.json,"))
+    with opened(study, tmp_path / "out") as review:
+        assert {row["id"] for row in review.queue()} == {"case0", "case1", "case3", "case4"}
+
+
+def test_corrected_points_are_judged_where_they_are(study: Path, tmp_path: Path) -> None:
+    marks = read_landmarks(study.parent / "case0.mrk.json")
+    write_landmarks(marks.with_points(marks.points * [[0.0], [1], [1]]), study.parent / "case0.mrk.json")
+    assert plan(study).facts["suspects"][0]["kind"] in ("placeholder", "outside")
+    with opened(study, tmp_path / "out") as review:
+        review.change("case0", [{"name": "a", "state": "moved", "position": [12.0, 14.0, 20.0]}], "Ann")
+        review.done("case0", "Ann")
+    found = plan([study, tmp_path / "out" / "cases.csv"]).facts["suspects"]
+    assert not [one for one in found if one["case"] == "case0"]
