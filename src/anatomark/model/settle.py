@@ -5,6 +5,8 @@ learn."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from pydantic import Field, model_validator
 
@@ -37,10 +39,11 @@ class SettleFacts(Stored):
 
 def settled(landmarks: Landmarks, facts: SettleFacts, grid: Grid) -> Landmarks:
     """Landmarks of an image on ``grid``, drawn towards the mean shape in their pose; what is not located stays so. Or
-    all of them at the mean position, without scores and covariances: of what the method saw nothing is believed."""
+    all of them at the mean position, without covariances: where the method saw something, or nothing, is not believed;
+    scores stay, though no threshold is learned for them."""
     mean = np.asarray(facts.mean_shape)
     if facts.centred:
-        return Landmarks(landmarks.names, mean + grid.centre, descriptions=landmarks.descriptions)
+        return replace(landmarks, points=mean + grid.centre, status=(), covariance=None, radius90=None, meta={})
     points = landmarks.points if facts.weight == 1 else drawn(landmarks.points, mean, facts.weight)
     if facts.offset_mm is not None:
         enough = np.isfinite(points).all(1).sum() >= FEWEST

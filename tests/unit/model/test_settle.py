@@ -48,7 +48,7 @@ def test_the_mean_position_believes_nothing_of_what_the_method_saw() -> None:
     seen = Landmarks(("a", "b"), np.array([[1.0, 2], [np.nan, np.nan]]), score=np.array([0.9, 0.01]))
     grid = Grid.centred((8, 8), np.eye(2)[:, ::-1], np.array([3.0, 4]))
     found = settled(seen, SettleFacts(mean_shape=[[0.0, 1], [2, 0]], weight=0, centred=True), grid)
-    assert np.array_equal(found.points, [[3, 5], [5, 4]]) and found.defined.all() and found.score is None
+    assert np.array_equal(found.points, [[3, 5], [5, 4]]) and found.defined.all() and found.covariance is None
 
 
 def test_habits_of_a_mean_position_are_refused() -> None:
