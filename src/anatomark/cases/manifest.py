@@ -11,11 +11,10 @@ from anatomark.cases.case import Case, Reading, in_plane
 from anatomark.cases.names import other_names, unknown_names
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, ManyInputErrors, listed, nearest
-from anatomark.io.frames import parse_spacing
+from anatomark.io.frames import CLEARED, parse_spacing
 from anatomark.io.images import squeeze_grid
 from anatomark.io.nifti import FORMS
 from anatomark.io.sheets import misspelt, read_sheet
-from anatomark.io.tables import CLEARED
 
 COLUMNS = ("case", "image", "landmarks", "split", "spacing")  # and form, too near to common words to be guessed
 SPLITS = ("train", "val", "test", "")

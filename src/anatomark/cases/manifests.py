@@ -18,8 +18,8 @@ from anatomark.cases.names import other_names
 from anatomark.core.landmarks import Landmarks, Status, common_names
 from anatomark.errors import InputError, ManyInputErrors, listed
 from anatomark.io.atomic import Where
+from anatomark.io.frames import CLEARED
 from anatomark.io.names import folded
-from anatomark.io.tables import CLEARED
 
 Manifests = Where | Sequence[Where]
 HELD_OUT = ("test", "val", "train", "")  # which of two splits counts: what one manifest holds out is not trained on

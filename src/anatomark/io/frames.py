@@ -12,6 +12,7 @@ from anatomark.core.grid import Array, Grid
 from anatomark.core.landmarks import Landmarks, Status
 from anatomark.errors import InputError, nearest
 
+CLEARED = "cleared"  # unannotated, whatever another file says of it; the names stand in ``meta``
 FRAMES = {"LPS": "LPS", "RAS": "RAS", "IMAGE": "image"}
 MM_PER = {"mm": 1.0, "um": 1e-3, "cm": 10.0, "m": 1000.0}
 UNITS = {"pixel": "px", "pixels": "px", "µm": "um", "μm": "um", "micron": "um", "microns": "um"}
@@ -112,11 +113,20 @@ def check_kind(frame: str, unit: str, ndim: int, where: str) -> None:
         raise InputError(f"{where}: unit {unit!r} is not known here; it is mm" + (" or px" if ndim == 2 else ""))
 
 
+def stated(landmarks: Landmarks) -> list[str]:
+    """The statuses as a table states them: ``cleared`` where ``meta`` names an unannotated landmark so."""
+    cleared = landmarks.meta.get(CLEARED, ())
+    pairs = zip(landmarks.names, landmarks.status, strict=True)
+    return [CLEARED if s is Status.UNANNOTATED and n in cleared else s for n, s in pairs]
+
+
 def check_status(text: str, positioned: bool, where: str) -> Status:
     """The status that a file states, or that a position implies where it states none. Raises InputError on a
     contradiction or an unknown word."""
     if not text:
         return Status.DEFINED if positioned else Status.UNANNOTATED
+    if text.lower() == CLEARED:
+        return Status.UNANNOTATED
     try:
         status = Status(text.lower())
     except ValueError:

@@ -17,6 +17,7 @@ from anatomark.errors import InputError, nearest
 from anatomark.io.atomic import Where
 from anatomark.io.both_units import check_both_units
 from anatomark.io.frames import (
+    CLEARED,
     MM_PER,
     agree,
     agreed_frame,
@@ -24,6 +25,7 @@ from anatomark.io.frames import (
     check_status,
     mm_to_pixels,
     parse_unit,
+    stated,
     swap_lps_ras,
 )
 from anatomark.io.names import clean_name, remarks
@@ -33,7 +35,6 @@ from anatomark.io.other_tables import deeplabcut, is_deeplabcut, slicers_frame, 
 from anatomark.io.sheets import COLUMNS, Sheet, misspelt, read_sheet, write_csv
 
 MEAN = "mean"
-CLEARED = "cleared"  # unannotated, whatever another file says of it; the names stand in ``meta``
 TIDY = ("case", "label", "observer", "status", "description", "score", "radius90")
 BLANK = ("", "nan", "na", "none")
 
@@ -104,8 +105,7 @@ def read_table(path: Where, frame: str | None = None, unit: str | None = None, l
     read the tables and lists of :mod:`anatomark.io.other_tables` and :mod:`anatomark.io.other_points`.
 
     Frame (LPS, RAS, image) and unit (mm, px; in 3D also um, cm, m) come from the first line ``# frame=LPS unit=mm`` or
-    from the arguments. A blank position means unannotated, unless its status (wide: the x cell) says ``absent``;
-    the status ``cleared`` of tidy tables is that too, and stands in ``meta`` (:data:`CLEARED`).
+    from the arguments. A blank position means unannotated, unless its status (wide: the x cell) says ``absent``.
     ``label_from``: ``description`` exchanges the columns label and description. Raises InputError, naming file and row.
     """
     path = Path(path)
@@ -280,22 +280,16 @@ def _point(cells: Sequence[str], where: str) -> tuple[float, ...]:
 
 def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[str, Any]) -> Landmarks:
     seen: dict[str, int] = {}
-    status, cleared, head = [], [], f"{path}: row "
     for record in group:
         if record.label in seen:
             of = f" of case {record.case!r}" if record.case else ""
-            raise InputError(
-                f"{path}: row {record.row}: label {record.label!r}{of} is already in row {seen[record.label]}"
-            )
+            there = f"label {record.label!r}{of} is already in row {seen[record.label]}"
+            raise InputError(f"{path}: row {record.row}: {there}")
         seen[record.label] = record.row
-        said = record.status
-        if said.lower() == CLEARED:
-            cleared.append(record.label)
-            said = Status.UNANNOTATED
-        status.append(check_status(said, math.isfinite(record.point[0]), head + str(record.row)))
+    status = tuple(check_status(r.status, math.isfinite(r.point[0]), f"{path}: row {r.row}") for r in group)
     check_both_units([(record.row, record.extra) for record in group], path)
-    points = np.array([record.point for record in group])
     texts = tuple(record.extra.get("description", "") for record in group)
+    cleared = tuple(record.label for record in group if record.status.lower() == CLEARED)
 
     def optional(key: str) -> Array | None:
         texts = [record.extra.get(key, "") for record in group]
@@ -306,12 +300,12 @@ def _landmarks(group: Sequence[_Record], signs: Array, path: Path, meta: dict[st
 
     return Landmarks(
         tuple(seen),
-        points * signs,
-        tuple(status),
+        np.array([record.point for record in group]) * signs,
+        status,
         score=optional("score"),
         radius90=optional("radius90"),
         descriptions=texts,
-        meta={**meta, "name_notes": tuple(remarks(tuple(seen), texts, path)), CLEARED: tuple(cleared)},
+        meta={**meta, "name_notes": tuple(remarks(tuple(seen), texts, path)), CLEARED: cleared},
     )
 
 
@@ -344,9 +338,7 @@ def write_table(
     if observer:
         cells["observer"] = [observer] * len(landmarks)
     if not landmarks.defined.all():
-        cleared = landmarks.meta.get(CLEARED, ())
-        pairs = zip(landmarks.names, landmarks.status, strict=True)
-        cells["status"] = [CLEARED if s is Status.UNANNOTATED and n in cleared else s for n, s in pairs]
+        cells["status"] = stated(landmarks)
     if any(landmarks.descriptions):
         cells["description"] = landmarks.descriptions
     cells |= {k: _numbers(v) for k in ("score", "radius90") if (v := getattr(landmarks, k)) is not None}

@@ -122,14 +122,9 @@ class _View:
 
 @plain_text
 def case_picture(
-    image: Image,
-    predicted: Landmarks | None,
-    truth: Landmarks,
-    names: Sequence[str],
-    case: str = "",
-    words: Words = JUDGED,
-    dpi: int = 150,
-) -> bytes:
+    image: Image, predicted: Landmarks | None, truth: Landmarks, names: Sequence[str], case: str = "",
+    words: Words = JUDGED, dpi: int = 150,
+) -> bytes:  # fmt: skip
     """PNG of one ``case`` for a report: the landmarks ``names`` (worst first) with truth and prediction marked, which
     the ``words`` name.
 
@@ -201,9 +196,10 @@ def _key(figure: Figure, x: float, y: float, words: Words) -> None:
         figure.text(x, y, text, color=colour, fontsize=10, ha=align, va="center", weight="bold", bbox=box)
 
 
-def _error_text(predicted: Landmarks, truth: Landmarks, name: str, words: Words) -> str:
+def _with_error(predicted: Landmarks, truth: Landmarks, name: str, words: Words) -> str:
     step = predicted.points[predicted.names.index(name)] - truth[name]
-    return f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else words[2]
+    said = f"{np.linalg.norm(step):.2f} mm" if np.isfinite(step).all() else words[2]
+    return f"{caption(name, truth.descriptions[truth.names.index(name)])}   {said}"
 
 
 def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> float:
@@ -212,9 +208,8 @@ def _half(view: _View, predicted: Landmarks, truth: Landmarks, name: str) -> flo
     return min(wanted, 0.5 * view.extent)
 
 
-def _rows_3d(
-    view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "", words: Words = JUDGED
-) -> Figure:
+def _rows_3d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "",
+             words: Words = JUDGED) -> Figure:  # fmt: skip
     rows, side, head, gap = len(names), 2.6, 0.42, 0.07
     width, row = 4 * side + 3 * gap, side + head
     height = head + rows * row + 0.1
@@ -222,8 +217,7 @@ def _rows_3d(
     figure.text(0.1 / width, 1 - 0.5 * head / height, case, color=INK, fontsize=11, weight="bold", va="center")
     for r, name in enumerate(names):
         half, bottom = _half(view, predicted, truth, name), height - head - (r + 1) * row
-        said = _error_text(predicted, truth, name, words)
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {said}"
+        text = _with_error(predicted, truth, name, words)
         figure.text(0.1 / width, (bottom + side + 0.13) / height, text, color=INK, fontsize=11, weight="bold")
         for c, section in enumerate((SAGITTAL, AXIAL, CORONAL, SAGITTAL)):
             ax = figure.add_axes(
@@ -244,9 +238,8 @@ def _rows_3d(
     return figure
 
 
-def _zooms_2d(
-    view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "", words: Words = JUDGED
-) -> Figure:
+def _zooms_2d(view: _View, predicted: Landmarks, truth: Landmarks, names: Sequence[str], case: str = "",
+              words: Words = JUDGED) -> Figure:  # fmt: skip
     size = view.grid.extent_mm
     tall = 6.3
     wide = float(np.clip(tall * size[1] / size[0], 3.0, 8.0))
@@ -267,8 +260,7 @@ def _zooms_2d(
         view.draw(zoom, FLAT, truth[name], half)
         _pair(zoom, view, FLAT, predicted, truth, name, size=11)
         scale_bar(zoom, 2 * half)
-        said = _error_text(predicted, truth, name, words)
-        text = f"{caption(name, truth.descriptions[truth.names.index(name)])}   {said}"
+        text = _with_error(predicted, truth, name, words)
         figure.text(left / width, (bottom + side + 0.1) / tall, text, color=INK, fontsize=9.5, weight="bold")
     _key(figure, (0.3 + 0.12 * len(words[0])) / width, 0.25 / tall, words)
     return figure

@@ -22,11 +22,12 @@ from anatomark.errors import InputError
 from anatomark.io.atomic import read_json, read_text, write_text
 from anatomark.io.claim import Claim
 from anatomark.io.confidence import plain
+from anatomark.io.frames import CLEARED
 from anatomark.io.landmarks import load_landmarks
 from anatomark.io.names import clean_name
 from anatomark.io.sheets import read_sheet, write_csv
 from anatomark.io.slicer import NEW_CONTROL, NEW_DOCUMENT, mrk_document, read_mrk
-from anatomark.io.tables import CLEARED, write_table
+from anatomark.io.tables import write_table
 from anatomark.review.record import PLACED, CaseReview, Point, State, parse
 
 CASES, TRUTH = "cases.csv", "truth"

@@ -78,7 +78,7 @@ def test_a_model(manifest: Path, tmp_path: Path) -> None:
     assert beside["observers: senior - junior"]["mre_mm"] == pytest.approx(2)
     # along both axes the training cases lie at 0 and 1 mm, the test cases at 2 and 3
     assert beside["mean position"]["mre_mm"] == pytest.approx(2 * np.sqrt(2))
-    assert beside["mean shape, perfect rigid pose"]["mre_mm"] == pytest.approx(0, abs=1e-9)
+    assert not [name for name in beside if "perfect" in name]  # two points are all pose
     junior = np.linalg.norm(SHIFT - [0, 2], axis=1).mean()
     assert beside["Shifted (truth: junior)"]["mre_mm"] == pytest.approx(junior)
     assert "Shifted (truth: mean)" in beside
