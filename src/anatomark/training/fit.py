@@ -247,7 +247,7 @@ def _keep_the_better(state: State, init: Run) -> None:
         whole = state.method.parts.build(replace(old, settle=None, images=new.images)).to(state.device)
         initialise(whole, init)
         again = state.validation.run(whole, state.config.validation_cases).selection_mm()
-        if again <= ALIKE * before:  # with the mean shapes of the new cases it may be clearly better
+        if again <= min(ALIKE * before, after):  # with the mean shapes of the new cases it may be clearly better
             state.method, before = whole, again
     state.evidence = Evidence()  # that of the weights given up
     state.report.say(

@@ -74,11 +74,10 @@ def plan(
     a config for ``fit``, each choice with its reason.
 
     ``out``: a folder for ``config.yaml``, ``plan_report.json`` and, where annotations are suspect, pictures of them in
-    ``plan_suspects.html``; or the config's own name (``*.yaml``); None writes
-    nothing. A config that is there is replaced where it is as an earlier plan wrote it. ``method``: by default the one
-    that suits (``auto.py``), given ``minutes`` of training or a usual time. ``frame`` and ``unit`` as in
-    ``read_landmarks``; ``report`` shows how far it is. Raises InputError for anything wrong with the manifest, and
-    where the config is there with other settings.
+    ``plan_suspects.html``; or the config's own name (``*.yaml``); None writes nothing. What is there is replaced where
+    it is as an earlier plan wrote it. ``method``: by default the one that suits (``auto.py``), given ``minutes`` of
+    training or a usual time. ``frame`` and ``unit`` as in ``read_landmarks``; ``report`` shows how far it is. Raises
+    InputError for anything wrong with the manifest, and where the config or the page is there as somebody else's.
     """
     if minutes is not None:
         check_range("minutes", minutes, 0, MOST_MINUTES, above=True)

@@ -44,6 +44,16 @@ def opened(path: Path, out: Path) -> Review:
     return Review(out, setting.cases(), setting.predictions)
 
 
+def of_model(path: Path, out: Path, name: str) -> Review:
+    """A review in ``out`` of what a model of this name predicted."""
+    cases, found = find_images_as_cases([path]), out.with_name("found")
+    found.mkdir()
+    for k, case in enumerate(cases):
+        made = Prediction(tiny.blobs(k)[1], source={"case": case.id, "model": "abc", "model_name": name})
+        write_prediction(made, found, case.id, ["json"])
+    return Review(out, cases, found)
+
+
 def test_annotations_are_reviewed_the_suspect_first_and_corrections_count(study: Path, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in study.parent.iterdir()}
     with opened(study, tmp_path / "out") as review:
@@ -146,12 +156,7 @@ def test_annotations_and_then_a_model_in_one_review_and_not_the_other_way(study:
     with opened(study, tmp_path / "out") as review:
         review.change("case0", [{"name": "a", "state": "missing"}], "Ann")
         review.done("case0", "Ann")
-    cases, found = find_images_as_cases([study]), tmp_path / "found"
-    found.mkdir()
-    for k, case in enumerate(cases):
-        made = Prediction(tiny.blobs(k)[1], source={"case": case.id, "model": "abc", "model_name": "net"})
-        write_prediction(made, found, case.id, ["json"])
-    with Review(tmp_path / "out", cases, found) as review:
+    with of_model(study, tmp_path / "out", "net") as review:
         assert review.case("case0").point("a").state == "missing" and review.case("case0").model == "abc"
     truth = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
     assert truth["case0"].landmarks.defined.tolist() == [False, True, True]
@@ -160,12 +165,7 @@ def test_annotations_and_then_a_model_in_one_review_and_not_the_other_way(study:
 
 
 def test_what_a_model_found_and_somebody_cleared_takes_no_annotation_away(study: Path, tmp_path: Path) -> None:
-    cases, found = find_images_as_cases([study]), tmp_path / "found"
-    found.mkdir()
-    for k, case in enumerate(cases):
-        made = Prediction(tiny.blobs(k)[1], source={"case": case.id, "model": "abc", "model_name": "annotations"})
-        write_prediction(made, found, case.id, ["json"])
-    with Review(tmp_path / "out", cases, found) as review:
+    with of_model(study, tmp_path / "out", "annotations") as review:
         review.change("case0", [{"name": "a", "state": "missing"}], "Ann")
         review.done("case0", "Ann")
     truth = {c.id: c for c in read_manifests([study, tmp_path / "out" / "cases.csv"], unlabelled=True).cases}
